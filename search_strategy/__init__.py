@@ -1,0 +1,1 @@
+"""Coarse and fine search for the layers to drop."""

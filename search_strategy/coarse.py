@@ -1,0 +1,205 @@
+"""Coarse search: the best proposals by a layer-to-layer correlation matrix alone.
+
+CoMFLP (Liu, Peng, Lee, "CoMFLP: Correlation Measure based Fast Search on ASR Layer Pruning", Interspeech 2023,
+arXiv 2309.11768), section 2. `matrix` is (L+1, L+1); row i is hidden state h_i: h_0 the embeddings, h_i the output of
+layer i. Layers are counted from 1; a proposal is a sorted tuple of dropped layers (see `proposals`).
+
+Order, in every mode: score descending, then dropped layers lexicographically. Scores that agree to 12 decimals count
+as equal, so that mathematically equal ones tie whatever their rounding. Matrix entries are taken to be of order one.
+"""
+
+from collections import Counter
+from collections.abc import Callable, Iterable
+from itertools import chain, combinations, islice
+from math import comb, fsum
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from search_strategy.proposals import (
+    Proposal,
+    check_dropped_layers,
+    check_num_clip_layers,
+    random_proposals,
+    segments,
+)
+
+DECIMALS = 12
+MAX_EXHAUSTIVE = 5_000_000  # subsets; 24 layers to 12 has 2.7 million
+_CHUNK = 1 << 16
+
+Scored = tuple[Proposal, float]
+
+
+class Score(NamedTuple):
+    """A coarse score, from the sum and the number of the entries M[a-1, b] over the segments [a, b] of a proposal.
+
+    value: (total, count) -> score.
+    excess: (matrix, x) -> (weights, constant), such that score >= x exactly when constant plus the sum of the weights
+    over the segments is >= 0. This is what the exact search needs.
+    """
+
+    value: Callable[[Any, Any], Any]
+    excess: Callable[[np.ndarray, float], tuple[np.ndarray, float]]
+
+
+SCORES = {
+    "mean": Score(lambda total, count: total / count, lambda matrix, x: (matrix - x, 0.0)),
+    "sum": Score(lambda total, count: total - count, lambda matrix, x: (matrix - 1.0, -x)),
+}
+
+
+def coarse_score(matrix: np.ndarray, dropped_layers: Iterable[int], score: str = "mean") -> float:
+    """Score of one proposal.
+
+    mean: the mean of M[a-1, b] over its segments [a, b], as published. sum: minus the sum of 1 - M[a-1, b].
+    The sum is exactly rounded (fsum), so it does not depend on an order.
+
+    Raises ValueError for a matrix that is not square or not finite, no dropped layer, one out of range or repeated,
+    and an unknown score.
+    """
+    matrix, rule = _checked_matrix(matrix), _choice(SCORES, score, "score")
+    proposal = check_dropped_layers(dropped_layers, len(matrix) - 1)
+    if not proposal:
+        raise ValueError("no layer is dropped; the coarse score needs at least one segment")
+    return _score(matrix, proposal, rule)
+
+
+def coarse_search(
+    matrix: np.ndarray,
+    num_clip_layers: int,
+    *,
+    mode: str,
+    num_proposals: int,
+    beam_size: int = 10,
+    score: str = "mean",
+    generator: np.random.Generator | None = None,
+) -> list[Scored]:
+    """The best `num_proposals` proposals that drop `num_clip_layers` layers: [(dropped layers, score)], best first.
+
+    mode (SEARCH_MODES):
+    exhaustive: scores every subset. exact: the same result for any L, see `_exact`.
+    beam: starts from no dropped layer; each step extends every proposal of the beam by every layer that it keeps, and
+    the best `beam_size` go on; the last step returns its best `num_proposals`, fewer if it has fewer candidates.
+    greedy: a beam of 1. random: drawn with `generator`, then scored and ordered.
+
+    Exhaustive, exact and random return every proposal if no more than `num_proposals` exist.
+
+    Raises ValueError for a matrix that is not square or not finite, `num_clip_layers` outside 1..L-1, a count below 1,
+    an unknown mode or score, an exhaustive search of more than MAX_EXHAUSTIVE subsets, and random without generator.
+    """
+    matrix, rule = _checked_matrix(matrix), _choice(SCORES, score, "score")
+    search = _choice(SEARCH_MODES, mode, "mode")
+    check_num_clip_layers(num_clip_layers, len(matrix) - 1)
+    for name, number in (("num_proposals", num_proposals), ("beam_size", beam_size)):
+        if number < 1:
+            raise ValueError(f"{name} is {number}; it must be at least 1")
+    found = search(matrix, num_clip_layers, num_proposals, rule, beam_size=beam_size, generator=generator)
+    return sorted(((proposal, _score(matrix, proposal, rule)) for proposal in found), key=_order)
+
+
+def missed_by(found: list[Scored], exact: list[Scored]) -> tuple[int, list[Scored]]:
+    """How many of the true best `found` lacks, and which.
+
+    One that is not in `found` is not missed where `found` has another of equal score in its place.
+    """
+    true_best, present = {proposal for proposal, _ in exact}, {proposal for proposal, _ in found}
+    replacements = Counter(round(score, DECIMALS) for proposal, score in found if proposal not in true_best)
+    missed = []
+    for proposal, score in exact:
+        if proposal not in present:
+            replacements[round(score, DECIMALS)] -= 1
+            if replacements[round(score, DECIMALS)] < 0:
+                missed.append((proposal, score))
+    return len(missed), missed
+
+
+def _checked_matrix(matrix: np.ndarray) -> np.ndarray:
+    matrix = np.asarray(matrix, dtype=np.float64)
+    if matrix.ndim != 2 or matrix.shape[0] != matrix.shape[1] or len(matrix) < 2:
+        raise ValueError(f"the matrix must be square, (L+1, L+1) with L >= 1; found shape {matrix.shape}")
+    if not np.isfinite(matrix).all():
+        row, column = np.argwhere(~np.isfinite(matrix))[0]
+        raise ValueError(f"the matrix must be finite; found {matrix[row, column]} at [{row}, {column}]")
+    return matrix
+
+
+def _choice(table: dict[str, Any], name: str, what: str) -> Any:
+    if name not in table:
+        raise ValueError(f"unknown {what} {name!r}; choose from {', '.join(table)}")
+    return table[name]
+
+
+def _score(matrix: np.ndarray, proposal: Proposal, rule: Score) -> float:
+    entries = [matrix[first - 1, last] for first, last in segments(proposal)]
+    return float(rule.value(fsum(entries), len(entries)))
+
+
+def _order(scored: Scored) -> tuple[float, Proposal]:
+    proposal, score = scored
+    return -round(score, DECIMALS), proposal
+
+
+def _best_rows(matrix: np.ndarray, proposals: np.ndarray, num_best: int, rule: Score) -> np.ndarray:
+    """Indices of the best rows of `proposals` (n, k), in order; rows of equal score must come lexicographically."""
+    opens = np.ones(proposals.shape, dtype=bool)
+    opens[:, 1:] = np.diff(proposals, axis=1) != 1
+    closes = np.ones(proposals.shape, dtype=bool)
+    closes[:, :-1] = opens[:, 1:]
+    counts = opens.sum(axis=1)
+    entries = matrix[proposals[opens] - 1, proposals[closes]]  # row by row: the segments of the first, the second, ...
+    scores = rule.value(np.add.reduceat(entries, np.cumsum(counts) - counts), counts)
+
+    rows = np.arange(len(scores))
+    if num_best < len(scores):
+        rows = np.flatnonzero(scores >= np.partition(scores, -num_best)[-num_best] - 1e-9)
+    rounded = np.round(scores[rows], DECIMALS)
+    # A sum in another order may fall on the other side of a rounding boundary: score those near one again.
+    doubtful = np.abs(scores[rows] * 10**DECIMALS % 1 - 0.5) < 0.05
+    for i in np.flatnonzero(doubtful):
+        rounded[i] = round(_score(matrix, proposals[rows[i]], rule), DECIMALS)
+    return rows[np.argsort(-rounded, kind="stable")[:num_best]]
+
+
+def _exhaustive(matrix, num_clip_layers, num_proposals, rule, **_) -> Iterable[Proposal]:
+    num_layers = len(matrix) - 1
+    existing = comb(num_layers, num_clip_layers)
+    if existing > MAX_EXHAUSTIVE:
+        raise ValueError(
+            f"exhaustive search of {existing} subsets ({num_clip_layers} of {num_layers} layers) is refused above "
+            f"{MAX_EXHAUSTIVE}; use mode exact, which finds the same proposals"
+        )
+    subsets = combinations(range(1, num_layers + 1), num_clip_layers)
+    best = np.empty((0, num_clip_layers), dtype=np.intp)
+    for _chunk in range(0, existing, _CHUNK):
+        flat = np.fromiter(chain.from_iterable(islice(subsets, _CHUNK)), dtype=np.intp)
+        candidates = np.concatenate([best, flat.reshape(-1, num_clip_layers)])
+        best = candidates[_best_rows(matrix, candidates, num_proposals, rule)]
+    return map(tuple, best.tolist())
+
+
+def _beam(matrix, num_clip_layers, num_proposals, rule, *, beam_size, **_) -> Iterable[Proposal]:
+    kept = np.ones((1, len(matrix) - 1), dtype=bool)  # one row a proposal of the beam
+    for num_dropped in range(1, num_clip_layers + 1):
+        rows, layers = np.nonzero(kept)
+        candidates = kept[rows]
+        candidates[np.arange(len(rows)), layers] = False
+        candidates = np.unique(candidates, axis=0)  # sorted: earlier dropped layers first
+        proposals = np.nonzero(~candidates)[1].reshape(-1, num_dropped) + 1
+        num_best = num_proposals if num_dropped == num_clip_layers else beam_size
+        best = _best_rows(matrix, proposals, num_best, rule)
+        kept = candidates[best]
+    return map(tuple, proposals[best].tolist())
+
+
+def _greedy(matrix, num_clip_layers, num_proposals, rule, **_) -> Iterable[Proposal]:
+    return _beam(matrix, num_clip_layers, num_proposals, rule, beam_size=1)
+
+
+def _random(matrix, num_clip_layers, num_proposals, rule, *, generator, **_) -> Iterable[Proposal]:
+    if generator is None:
+        raise ValueError("mode random needs a generator, a numpy.random.Generator")
+    return random_proposals(len(matrix) - 1, num_clip_layers, num_proposals, generator)
+
+
+SEARCH_MODES = {"exhaustive": _exhaustive, "greedy": _greedy, "beam": _beam, "random": _random}
