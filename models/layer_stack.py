@@ -19,6 +19,7 @@ from operator import index
 from typing import NamedTuple
 
 import torch
+from huggingface_hub.errors import StrictDataclassError
 from torch import Tensor, nn
 from transformers import PreTrainedConfig, PreTrainedModel
 
@@ -87,9 +88,7 @@ class LayerStack:
         """
         if "use_cache" in inspect.signature(self.tower.forward).parameters:
             inputs["use_cache"] = False
-        owner = self.model.get_submodule(self.path.rpartition(".")[0])
-        calls: list[tuple[int, Tensor, BlockArguments]] = []
-        with _loop_in_eval_mode(owner), self._recording(calls):
+        with self._recording() as calls:
             self.tower(**inputs)
         order = [i + 1 for i, _, _ in calls]
         if order != list(range(1, self.num_layers + 1)):
@@ -173,8 +172,9 @@ class LayerStack:
         return sorted(dropped)
 
     @contextmanager
-    def _recording(self, calls: list[tuple[int, Tensor, BlockArguments]]) -> Iterator[None]:
-        """Let blocks append their calls to `calls` and return their input, as a tuple where their output is one."""
+    def _recording(self) -> Iterator[list[tuple[int, Tensor, BlockArguments]]]:
+        """Let blocks add their calls to the list given and return their input, as a tuple where their output is one."""
+        calls: list[tuple[int, Tensor, BlockArguments]] = []
         tail: tuple = ()
 
         def record(i: int, forward: Callable, *args, **kwargs):
@@ -187,14 +187,18 @@ class LayerStack:
             calls.append((i, hidden, (tuple(args), kwargs)))
             return hidden if self._returns_tensor else (hidden, *tail)
 
-        # A forward in the instance hides that of its class, and keeps hooks and attributes of the block in place. Libraries that
-        # wrap models may have put one there already.
+        # The module that loops over the blocks drops whole layers in training mode (LayerDrop); its children keep their mode.
+        owner = self.model.get_submodule(self.path.rpartition(".")[0])
+        training = owner.training
+        # A forward in the instance hides that of the class; a library that wraps models may have put one there before.
         own_forwards = [vars(block).get("forward") for block in self.layers]
         try:
+            owner.training = False
             for i, block in enumerate(self.layers):
                 block.forward = functools.partial(record, i, block.forward)
-            yield
+            yield calls
         finally:
+            owner.training = training
             for block, own_forward in zip(self.layers, own_forwards, strict=True):
                 vars(block).pop("forward", None)
                 if own_forward is not None:
@@ -213,33 +217,22 @@ class _Found(NamedTuple):
         return kind in wanted or f"{kind}_model" in wanted or any(f".{part}." in f".{self.path}." for part in wanted)
 
 
-@contextmanager
-def _loop_in_eval_mode(owner: nn.Module) -> Iterator[None]:
-    """Set eval mode for the module that loops over the blocks, which drops whole layers in training; not for its children."""
-    training = owner.training
-    owner.training = False
-    try:
-        yield
-    finally:
-        owner.training = training
-
-
 def _find_stack(model: PreTrainedModel, tower: str | None) -> _Found:
     stacks: list[_Found] = []
     refused: dict[str, str] = {}
     for path, blocks in model.named_modules():
-        if not isinstance(blocks, nn.ModuleList) or any(path.startswith(f"{stack.path}.") for stack in stacks):
-            continue  # lists inside a block, such as the experts of a mixture, are no stacks of their own
-        found = _Found(path, _tower_around(model, path), blocks)
-        reason = _refusal(found)
-        if reason is None:
-            stacks.append(found)
-        else:
-            refused[path] = reason
+        # lists inside a block, such as the experts of a mixture, are no stacks of their own
+        if isinstance(blocks, nn.ModuleList) and not _is_inside(path, [stack.path for stack in stacks]):
+            found = _Found(path, _tower_around(model, path), blocks)
+            reason = _refusal(found)
+            if reason is None:
+                stacks.append(found)
+            elif not _is_inside(path, refused):
+                refused[path] = reason
     if not stacks:
         raise ValueError(
-            f"expected an nn.ModuleList of identical blocks, as many as the config's number of layers, in {type(model).__name__}, "
-            f"found: {'; '.join(f'{path}: {reason}' for path, reason in refused.items()) or 'no nn.ModuleList'}"
+            "expected an nn.ModuleList of identical blocks, as many as the config's number of layers, in "
+            f"{type(model).__name__}, found: {'; '.join(f'{p}: {r}' for p, r in refused.items()) or 'no nn.ModuleList'}"
         )
     fitting = [stack for stack in stacks if tower is None or stack.answers_to(tower)]
     if tower is None and len(fitting) > 1:
@@ -249,6 +242,10 @@ def _find_stack(model: PreTrainedModel, tower: str | None) -> _Found:
         paths = ", ".join(stack.path for stack in fitting or stacks)
         raise ValueError(f"expected {expected}, found {paths}: name a part of one path with tower=")
     return fitting[0]
+
+
+def _is_inside(path: str, outer_paths: Iterable[str]) -> bool:
+    return any(path.startswith(f"{outer}.") for outer in outer_paths)
 
 
 def _tower_around(model: PreTrainedModel, path: str) -> PreTrainedModel:
@@ -268,19 +265,19 @@ def _models_around(model: PreTrainedModel, path: str) -> list[PreTrainedModel]:
 
 def _refusal(found: _Found) -> str | None:
     """Why these blocks are no stack of layers; None where they are one."""
-    shapes = [{name: tuple(p.shape) for name, p in block.named_parameters()} for block in found.blocks]
-    if not shapes or not shapes[0] or not any(True for _ in found.blocks[0].children()):
-        return "no blocks of several modules with parameters"
-    for layer, (block, shape) in enumerate(zip(found.blocks, shapes, strict=True), start=1):
-        kinds = type(found.blocks[0]).__name__, type(block).__name__
-        if type(block) is not type(found.blocks[0]):
-            return f"{len(shapes)} blocks differ: block 1 is a {kinds[0]}, block {layer} a {kinds[1]}"
+    blocks, config = found.blocks, found.tower.config
+    shapes = [{name: tuple(p.shape) for name, p in block.named_parameters()} for block in blocks]
+    if not any(shapes) or not any(True for _ in blocks[0].children()):
+        return "no blocks made of modules with parameters"
+    for layer, (block, shape) in enumerate(zip(blocks, shapes, strict=True), start=1):
+        if type(block) is not type(blocks[0]):
+            return f"block 1 is a {type(blocks[0]).__name__}, block {layer} a {type(block).__name__}"
         if shape != shapes[0]:
             name = next(n for n in {**shapes[0], **shape} if shape.get(n) != shapes[0].get(n))
-            return f"{len(shapes)} blocks differ: {name} is {shapes[0].get(name)} in block 1, {shape.get(name)} in block {layer}"
-    key = _depth_key(found.tower.config, found.path)
-    if key is not None and getattr(found.tower.config, key) != len(shapes):
-        return f"{len(shapes)} blocks, but config.{key} is {getattr(found.tower.config, key)}"
+            return f"{name} is {shapes[0].get(name)} in block 1, {shape.get(name)} in block {layer}"
+    key = _depth_key(config, found.path)
+    if key is not None and getattr(config, key) != len(blocks):
+        return f"{len(blocks)} blocks, config.{key} is {getattr(config, key)}"
     return None
 
 
@@ -298,16 +295,16 @@ def _renumber(block: nn.Module, old: int, new: int) -> None:
 
 
 def _tower_configs(model: PreTrainedModel, path: str, depth: int) -> list[PreTrainedConfig]:
-    """Every config object that describes the stack: those in the tower, and their likes in the configs of the models around it."""
+    """Every config object that describes the stack: those in the tower, and copies of them in the models around it."""
     tower = _tower_around(model, path)
-    kind, key = type(tower.config), _depth_key(tower.config, path)
-    outside = [outer for outer in _models_around(model, path) if outer is not tower]
-    around = [config for outer in outside for config in _with_sub_configs(outer.config)]
-    inside = [config for module in tower.modules() if isinstance(config := getattr(module, "config", None), kind)]
-    if any(config is tower.config for config in around):
-        around = []  # shared, so that other sub-configs of this kind belong to other towers
-    alike = [config for config in around if isinstance(config, kind) and key and getattr(config, key) == depth]
-    return list({id(config): config for config in inside + alike}.values())
+    own, key = tower.config, _depth_key(tower.config, path)
+    found = [module.config for module in tower.modules() if isinstance(getattr(module, "config", None), type(own))]
+    for outer in _models_around(model, path):
+        configs = _with_sub_configs(outer.config)
+        # One that shares the tower's object needs no copy; what else it has of this kind belongs to other towers.
+        if key is not None and not any(config is own for config in configs):
+            found += [c for c in configs if isinstance(c, type(own)) and getattr(c, key) == depth]
+    return list({id(config): config for config in found}.values())
 
 
 def _with_sub_configs(config: PreTrainedConfig) -> list[PreTrainedConfig]:
@@ -327,19 +324,18 @@ def _cut_config(config: PreTrainedConfig, path: str, depth: int, kept: list[int]
 
 def _check_config_describes(model: PreTrainedModel) -> None:
     """Build the model from its config as it would be saved, without weights, and compare the lengths of its lists of modules."""
+    name = type(model).__name__
     try:
         with torch.device("meta"):
             rebuilt = type(model)(type(model.config).from_dict(model.config.to_dict()))
-    except ValueError as error:
-        raise ValueError(
-            f"the config of {type(model).__name__} cannot describe the model that is left: {error}"
-        ) from error
-    found, expected = _list_lengths(rebuilt), _list_lengths(model)
-    if found != expected:
-        raise ValueError(
-            f"expected a config of {type(model).__name__} that gives {expected}, found one that gives {found}"
-        )
-
-
-def _list_lengths(model: PreTrainedModel) -> dict[str, int]:
-    return {path: len(module) for path, module in model.named_modules() if isinstance(module, nn.ModuleList)}
+    except (ValueError, StrictDataclassError) as error:
+        raise ValueError(f"the config of {name} cannot describe what is left of the model: {error}") from error
+    expected, found = (
+        {path: len(module) for path, module in m.named_modules() if isinstance(module, nn.ModuleList)}
+        for m in (model, rebuilt)
+    )
+    for path in expected:
+        if found.get(path) != expected[path]:
+            raise ValueError(
+                f"expected {path} of length {expected[path]} from the config of {name}, found {found.get(path)}"
+            )
