@@ -16,6 +16,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from search_strategy.proposal_graph import ProposalGraph
 from search_strategy.proposals import (
     Proposal,
     check_dropped_layers,
@@ -202,4 +203,37 @@ def _random(matrix, num_clip_layers, num_proposals, rule, *, generator, **_) -> 
     return random_proposals(len(matrix) - 1, num_clip_layers, num_proposals, generator)
 
 
-SEARCH_MODES = {"exhaustive": _exhaustive, "greedy": _greedy, "beam": _beam, "random": _random}
+def _exact(matrix, num_clip_layers, num_proposals, rule, **_) -> Iterable[Proposal]:
+    """The true best, for any L: the K best paths of an acyclic graph, in rounds as in Dinkelbach's method (1967).
+
+    By `Score.excess` a proposal scores >= x exactly when its excess at x is >= 0, and the excess is a sum over its
+    segments, so that `ProposalGraph` finds the K greatest. A first round, at any x, yields K proposals. From then on
+    x is the K-th best score seen. While K proposals or more beat x, the K of greatest excess all beat it, and x rises.
+    Once it stays, fewer than K beat it, and all of these have been seen. The places left belong to proposals that
+    score x itself. There may be exponentially many, so they are enumerated in lexicographic order.
+
+    To beat x is meant in the order of this module: the excess is taken half a unit of the last decimal above x, or
+    below x for the ties, and what decides in the end is each proposal's own rounded score. So the result is that of
+    the exhaustive search, unless rounding errors alone part equal scores: a true score with a 5 as its 13th and last
+    decimal may round up for one proposal and down for another, and then either may be chosen.
+    """
+    num_proposals = min(num_proposals, comb(len(matrix) - 1, num_clip_layers))
+    half_unit = 0.5 * 10**-DECIMALS
+    seen: dict[Proposal, float] = {}
+    x, worst, previous = float(matrix.max()), None, -np.inf
+    while worst != previous:
+        previous = worst
+        graph = ProposalGraph(*rule.excess(matrix, x), num_clip_layers)
+        for excess, proposal in islice(graph.by_excess(), num_proposals):
+            if worst is not None and excess <= 0:
+                break
+            seen[proposal] = round(_score(matrix, proposal, rule), DECIMALS)
+        worst = sorted(seen.values())[-num_proposals]
+        x = worst + half_unit
+    better = [proposal for proposal, score in seen.items() if score > worst]
+    candidates = ProposalGraph(*rule.excess(matrix, worst - half_unit), num_clip_layers).lexicographic()
+    ties = (proposal for proposal in candidates if round(_score(matrix, proposal, rule), DECIMALS) == worst)
+    return better + list(islice(ties, num_proposals - len(better)))
+
+
+SEARCH_MODES = {"exhaustive": _exhaustive, "greedy": _greedy, "beam": _beam, "exact": _exact, "random": _random}
