@@ -45,6 +45,7 @@ def matrices(num_layers, seed=0):
         "zero": np.zeros(shape),
         "halves": generator.integers(0, 3, shape) / 2,  # exact ties, between different numbers of segments too
         "thirds": generator.integers(0, 4, shape) / 3,  # ties up to rounding only
+        "nearly tied": 0.5 + generator.choice([0.0, 0.37e-12, 1.21e-12], shape),  # equal or not to 12 decimals
         "negative": -generator.random(shape),
         "mixed": generator.normal(size=shape),
         "correlation": np.corrcoef(walk),
@@ -95,6 +96,13 @@ def test_all_924_proposals_of_twelve_to_six(kind, mode):
     found = coarse_search(matrix, 6, mode=mode, num_proposals=10**6)
     assert len(found) == 924
     assert found == enumerated(matrix, 6)
+
+
+def test_exhaustive_rounds_as_enumeration_does_where_the_thirteenth_decimal_is_a_five():
+    for value in (0.1963029026535, 0.4511806818595, 0.8165060435085):
+        matrix = np.full((9, 9), value)  # rounding errors decide for every subset whether it rounds up or down
+        for k in range(1, 8):
+            assert coarse_search(matrix, k, mode="exhaustive", num_proposals=10) == enumerated(matrix, k)[:10]
 
 
 def test_exhaustive_keeps_the_best_across_its_chunks():
