@@ -320,6 +320,11 @@ def _cut_config(config: PreTrainedConfig, path: str, depth: int, kept: list[int]
         values = vars(config).get(name)
         if isinstance(values, list | tuple) and len(values) == depth:
             setattr(config, name, type(values)(values[i] for i in kept))
+    # Image models that can be backbones name their hidden states ("stem", "stage1", ...) and give out the last by default.
+    stage_names = vars(config).get("stage_names")
+    if stage_names is not None and len(stage_names) == depth + 1 and config.out_indices == [depth]:
+        config.stage_names = stage_names[: len(kept) + 1]
+        config.set_output_features_output_indices(out_features=None, out_indices=None)
 
 
 def _check_config_describes(model: PreTrainedModel) -> None:

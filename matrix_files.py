@@ -1,0 +1,132 @@
+"""The matrices under `exp/<model>/`: their names, the commands that make them, writing, and checked reading.
+
+A name holds every setting that changes the matrix; those that stand at their default are left out, but for the ones that
+the names of the original have: `dc_mat_mean_bs4_iter10.npy`, `cca_mat_9600U_svthre0.99.npy`.
+"""
+
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass, fields, replace
+from pathlib import Path
+
+import numpy as np
+
+import experiment
+
+MEASURE_TAGS = {"svcca": "cca"}  # in file names, as in the original; every other measure has its own name
+SCRIPTS = {"svcca": "svcca_analysis.py", "dc": "dc_analysis.py"}  # every other: similarity_analysis.py --measure <name>
+THRESHOLD_MEASURES = ("svcca", "pwcca")
+MODES = {"dc": ("mean", "seq")}  # the first is the default
+OTHER_MODES = ("U", "T")
+DRAWS = {"dc": (4, 10)}  # default (batch_size, iter_num)
+OTHER_DRAWS = (32, 300)
+
+
+def modes(measure: str) -> tuple[str, ...]:
+    """Choices of `--mode`, the default first."""
+    return MODES.get(measure, OTHER_MODES)
+
+
+def default_draws(measure: str) -> tuple[int, int]:
+    """Default `--batch_size` and `--iter_num`."""
+    return DRAWS.get(measure, OTHER_DRAWS)
+
+
+@dataclass(frozen=True)
+class MatrixSettings:
+    """What a matrix depends on beside the model; the analysis flags of the same names."""
+
+    measure: str
+    batch_size: int | None = None
+    iter_num: int | None = None
+    mode: str | None = None
+    thre: float = 0.99
+    thre_on: str = "singular"
+    estimator: str = "biased"
+    debiased: bool = False
+    pool: str = "mean"
+    repeats: int = 1
+    seed: int = 0
+    dataset: str = experiment.DEFAULT_DATASET
+
+    def filled(self) -> "MatrixSettings":
+        """The same with the measure's defaults for what is None."""
+        batch_size, iter_num = default_draws(self.measure)
+        return replace(
+            self,
+            batch_size=self.batch_size or batch_size,
+            iter_num=self.iter_num or iter_num,
+            mode=self.mode or modes(self.measure)[0],
+        )
+
+    @property
+    def tag(self) -> str:
+        """The name of the file without `.npy`."""
+        s = self.filled()
+        if s.measure == "dc":
+            name = f"dc_mat_{s.mode}_bs{s.batch_size}_iter{s.iter_num}"
+        else:
+            name = f"{MEASURE_TAGS.get(s.measure, s.measure)}_mat_{s.batch_size * s.iter_num}{s.mode}"
+        if s.measure in THRESHOLD_MEASURES:
+            name += f"_svthre{s.thre:g}"
+        suffixes = (
+            ("_variance", s.thre_on == "variance"),
+            ("_unbiased", s.estimator == "unbiased"),
+            ("_debiased", s.debiased),
+            (f"_{s.pool}", s.pool != "mean"),
+            (f"_rep{s.repeats}", s.repeats > 1),
+            (f"_seed{s.seed}", s.seed != 0),
+            (f"_{safe_name(s.dataset)}", s.dataset != experiment.DEFAULT_DATASET),
+        )
+        return name + "".join(suffix for suffix, used in suffixes if used)
+
+    def path(self, folder: Path) -> Path:
+        return folder / f"{self.tag}.npy"
+
+    def command(self, model: str) -> str:
+        """The command that makes this matrix."""
+        s = self.filled()
+        words = ["python", SCRIPTS.get(s.measure, f"similarity_analysis.py --measure {s.measure}")]
+        for field in fields(s)[1:]:
+            value, default = getattr(s, field.name), field.default
+            relevant = field.name != "thre" or s.measure in THRESHOLD_MEASURES
+            if relevant and (value != default or field.name == "thre"):
+                words += [f"--{field.name}", str(value).lower() if isinstance(value, bool) else f"{value}"]
+        if Path(model).resolve() != experiment.DEFAULT_MODEL:
+            words += ["--model", model]
+        return " ".join(words)
+
+
+def safe_name(text: str) -> str:
+    """A path or hub name as part of a file name."""
+    return re.sub(r"[^A-Za-z0-9._-]+", "--", text.strip("/"))
+
+
+def read_matrix(settings: MatrixSettings, folder: Path, num_layers: int, model: str) -> np.ndarray:
+    """The (L+1, L+1) matrix of these settings.
+
+    Raises FileNotFoundError where it is missing and ValueError where it is not a finite symmetric matrix of that size;
+    both say how to make it.
+    """
+    path = settings.path(folder)
+    how = f"run: {settings.command(model)}"
+    if not path.exists():
+        raise FileNotFoundError(f"matrix not found: {path}; there are {found_matrices(folder)}; to make it, {how}")
+    try:
+        matrix = np.load(path, allow_pickle=False)
+    except (ValueError, EOFError, OSError) as error:
+        raise ValueError(f"{path}: not a readable .npy file ({error}); to make it again, {how}") from error
+    size = num_layers + 1
+    if matrix.shape != (size, size):
+        raise ValueError(f"{path}: found shape {matrix.shape}, expected {(size, size)} for {num_layers} layers; {how}")
+    if not np.isfinite(matrix).all():
+        raise ValueError(f"{path}: found {np.sum(~np.isfinite(matrix))} entries that are NaN or infinite; {how}")
+    if not np.allclose(matrix, matrix.T, rtol=0, atol=1e-9):
+        raise ValueError(f"{path}: not symmetric, by up to {np.abs(matrix - matrix.T).max():.2g}; {how}")
+    return matrix
+
+
+def found_matrices(folder: Path) -> str:
+    """The matrices of a folder as text, for error messages."""
+    names: Iterable[str] = sorted(path.name for path in folder.glob("*_mat_*.npy")) if folder.is_dir() else []
+    return ", ".join(name for name in names if not name.endswith(("_std.npy", "_baseline.npy"))) or "none"

@@ -1,0 +1,91 @@
+"""Write an untrained CLIP with a tokenizer of its own for a set of captions: what training from scratch starts from.
+
+    python models/build_clip.py --output_dir exp/iconclip_untrained
+
+The tokenizer is CLIP's kind (lower case, byte-level BPE, start and end tokens last) with merges from the train captions.
+The weights are made when training starts: `clip_finetune_train.py --clip_mode scratch`.
+"""
+
+import argparse
+import json
+import sys
+from pathlib import Path
+
+from tokenizers import models, pre_tokenizers, trainers
+from transformers import CLIPConfig, CLIPImageProcessorPil, CLIPProcessor, CLIPTokenizer
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from data import load_pairs  # noqa: E402
+from experiment import positive_int, script  # noqa: E402
+
+START, END = "<|startoftext|>", "<|endoftext|>"
+
+
+def train_tokenizer(captions: list[str], num_merges: int, max_length: int) -> CLIPTokenizer:
+    """A CLIP tokenizer: every byte, inside and at the end of a word, up to `num_merges` merges, start and end token."""
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    tokenizer = CLIPTokenizer().backend_tokenizer  # for its normaliser and its words
+    tokenizer.model = models.BPE(continuing_subword_prefix="", end_of_word_suffix="</w>")
+    trainer = trainers.BpeTrainer(
+        vocab_size=len(alphabet) + num_merges,
+        initial_alphabet=alphabet,
+        end_of_word_suffix="</w>",
+        show_progress=False,
+    )
+    tokenizer.train_from_iterator(captions, trainer)
+    merges = [tuple(merge) for merge in json.loads(tokenizer.to_str())["model"]["merges"]]
+    tokens = [*alphabet, *(f"{byte}</w>" for byte in alphabet), *map("".join, merges), START, END]
+    vocab = {token: number for number, token in enumerate(dict.fromkeys(tokens))}
+    return CLIPTokenizer(vocab=vocab, merges=merges, model_max_length=max_length)
+
+
+def clip_config(tokenizer: CLIPTokenizer, args: argparse.Namespace) -> CLIPConfig:
+    """Configuration of both towers, as wide as each other."""
+    tower = {
+        "hidden_size": args.width,
+        "intermediate_size": 4 * args.width,
+        "num_attention_heads": args.heads,
+        "projection_dim": args.width,
+    }
+    text = {
+        "num_hidden_layers": args.text_layers,
+        "vocab_size": len(tokenizer),
+        "max_position_embeddings": args.max_length,
+        "bos_token_id": tokenizer.bos_token_id,
+        "eos_token_id": tokenizer.eos_token_id,
+        "pad_token_id": tokenizer.pad_token_id,
+    }
+    vision = {"num_hidden_layers": args.vision_layers, "image_size": args.image_size, "patch_size": args.patch_size}
+    return CLIPConfig(text_config=tower | text, vision_config=tower | vision, projection_dim=args.width)
+
+
+def build_parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(description="Write the configuration and tokenizer of an untrained CLIP.")
+    parser.add_argument("--output_dir", type=Path, required=True, help="folder to write")
+    parser.add_argument("--dataset", default="icons", help="captions of its train split make the tokenizer")
+    parser.add_argument("--num_merges", type=positive_int, default=2500, help="BPE merges (default: 2500)")
+    parser.add_argument("--max_length", type=positive_int, default=32, help="tokens in a caption (default: 32)")
+    parser.add_argument("--width", type=positive_int, default=128, help="of both towers (default: 128)")
+    parser.add_argument("--heads", type=positive_int, default=4, help="attention heads (default: 4)")
+    parser.add_argument("--text_layers", type=positive_int, default=12, help="default: 12")
+    parser.add_argument("--vision_layers", type=positive_int, default=4, help="default: 4")
+    parser.add_argument("--image_size", type=positive_int, default=32, help="pixels (default: 32)")
+    parser.add_argument("--patch_size", type=positive_int, default=8, help="pixels (default: 8)")
+    return parser
+
+
+@script
+def main(argv: list[str] | None = None) -> None:
+    args = build_parser().parse_args(argv)
+    captions = load_pairs(args.dataset, "train", images=False).captions
+    tokenizer = train_tokenizer(captions, args.num_merges, args.max_length)
+    size = args.image_size
+    image_processor = CLIPImageProcessorPil(size={"shortest_edge": size}, crop_size={"height": size, "width": size})
+    CLIPProcessor(image_processor, tokenizer).save_pretrained(args.output_dir)
+    clip_config(tokenizer, args).save_pretrained(args.output_dir)
+    print(f"wrote {args.output_dir}: {args.text_layers} text layers, {len(tokenizer)} tokens")
+
+
+if __name__ == "__main__":
+    main()
