@@ -1,0 +1,130 @@
+"""What every measure asks of its input, and the words in which it says no."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from torch import Tensor
+
+LARGEST = 1e70  # fourth powers of values are summed in float64, whose largest number is 1.8e308
+PRODUCT_DTYPES = {"float64": torch.float64, "float32": torch.float32}
+
+
+def check_option(name: str, value: object, choices: Sequence[object]) -> None:
+    """Raise ValueError when `value` is not one of `choices`."""
+    if value not in choices:
+        raise ValueError(f"{name} must be one of {', '.join(map(str, choices))}; found {value!r}")
+
+
+def check_threshold(thre: float) -> None:
+    """Raise ValueError when `thre` is not in (0, 1]."""
+    if not 0 < thre <= 1:
+        raise ValueError(f"thre must be above 0 and at most 1; found {thre!r}")
+
+
+def check_hidden_states(
+    hidden_states: Sequence[Tensor], widths: Sequence[int] | None = None, *, min_rows: int = 1, same_width: bool = False
+) -> list[Tensor]:
+    """The hidden states as a list of detached (n, d_i) tensors, when they are fit to be measured.
+
+    Args:
+        hidden_states: one (n, d_i) floating-point tensor a layer, at least two layers, samples as rows.
+        widths: the d_i seen before, where there was an update before.
+        min_rows: the fewest rows that are of use.
+        same_width: whether all d_i must be equal.
+
+    Raises:
+        ValueError: a shape, a number of layers, of rows or of columns other than expected.
+    """
+    states = [state.detach() if isinstance(state, Tensor) else state for state in hidden_states]
+    if len(states) < 2:
+        raise ValueError(f"expected the hidden states of at least 2 layers; found {len(states)}")
+    for layer, state in enumerate(states):
+        if not isinstance(state, Tensor) or state.dim() != 2 or not state.is_floating_point() or state.shape[1] == 0:
+            raise ValueError(
+                f"expected a floating-point tensor of shape (samples, features) for each layer; "
+                f"found {_described(state)} for layer {layer}"
+            )
+    _check_shapes(states, widths, min_rows, same_width)
+    return states
+
+
+def _check_shapes(states: list[Tensor], widths: Sequence[int] | None, min_rows: int, same_width: bool) -> None:
+    rows = [state.shape[0] for state in states]
+    found = [state.shape[1] for state in states]
+    if len(set(rows)) > 1:
+        raise ValueError(f"every layer must have the same samples as rows; found {rows} rows: pass one row a sample")
+    if rows[0] < min_rows:
+        raise ValueError(f"expected at least {min_rows} samples (rows) in an update; found {rows[0]}")
+    if same_width and len(set(found)) > 1:
+        raise ValueError(
+            f"this measure compares features one by one, so all layers must have the same width; found {found}: "
+            f"use svcca, pwcca, dc or cka for layers of different widths"
+        )
+    if widths is not None and found != list(widths):
+        raise ValueError(
+            f"expected {len(widths)} layers of widths {list(widths)}, as in the first update; "
+            f"found {len(found)} layers of widths {found}: use a new measure for another model"
+        )
+
+
+def _described(state: object) -> str:
+    return f"{state.dtype} {tuple(state.shape)}" if isinstance(state, Tensor) else type(state).__name__
+
+
+def check_values(states: Sequence[Tensor]) -> None:
+    """Raise ValueError, naming the layer, for NaN, infinity, or a number too large for fourth powers in float64."""
+    for layer, state in enumerate(states):
+        if not in_range(state):
+            what = "values above 1e70" if bool(torch.isfinite(state).all()) else "NaN or infinite values"
+            raise ValueError(
+                f"layer {layer} (0 is the embeddings) has {what}; expected finite ones: "
+                f"look at the model's output for these samples, or compute it in a wider dtype"
+            )
+
+
+def in_range(values: Tensor) -> bool:
+    """Whether all values are finite and of a size below 1e70 (one pass; NaN compares false)."""
+    low, high = torch.aminmax(values)
+    return low.item() > -LARGEST and high.item() < LARGEST
+
+
+def check_mergeable(first: object, second: object) -> None:
+    """Raise ValueError when two measures are not of one kind with the same options."""
+    if type(first) is not type(second):
+        raise ValueError(f"expected another {type(first).__name__} to merge; found a {type(second).__name__}")
+    if first.options != second.options:
+        raise ValueError(f"expected the options {first.options} to merge; found {second.options}")
+
+
+def check_same_layers(widths: Sequence[int], other_widths: Sequence[int]) -> None:
+    """Raise ValueError when two measures have seen layers of different number or width."""
+    if list(widths) != list(other_widths):
+        raise ValueError(f"expected layers of widths {list(widths)} to merge; found {list(other_widths)}")
+
+
+def check_samples(samples: int, needed: int = 2) -> None:
+    """Raise ValueError when fewer than `needed` samples were seen."""
+    if samples < needed:
+        raise ValueError(f"expected at least {needed} samples; found {samples}: call update with more rows first")
+
+
+def finished(values: Tensor | np.ndarray, undefined: Sequence[int] = (), *, lowest: float = 0.0) -> np.ndarray:
+    """The float64 matrix of the values above the diagonal: mirrored, ones on the diagonal, in [lowest, 1].
+
+    Rows and columns in `undefined` (layers that do not vary) are 0 off the diagonal, with a warning that names them.
+    """
+    upper = np.triu(np.asarray(values, dtype=np.float64), 1)
+    matrix = np.clip(upper + upper.T, lowest, 1.0)
+    if len(undefined):
+        warnings.warn(
+            f"constant layers {list(undefined)} (0 is the embeddings): no variance to compare, their entries are 0",
+            stacklevel=3,
+        )
+        matrix[undefined, :] = 0.0
+        matrix[:, undefined] = 0.0
+    np.fill_diagonal(matrix, 1.0)
+    return matrix

@@ -1,0 +1,128 @@
+"""SVCCA: Raghu et al. 2017, "SVCCA: Singular Vector Canonical Correlation Analysis", section 2 (arXiv 1706.05806)."""
+
+from __future__ import annotations
+
+import warnings
+from itertools import combinations
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from measures.base import SummedMeasure
+from measures.inputs import check_option, check_samples, check_threshold, finished
+from measures.moments import Moments
+
+FLOAT32_ERROR = 2e-8  # of an entry for well-conditioned layers, by trials over 8 orders of magnitude of condition
+SMALLEST_WIDTH = 32  # the rounding of a narrower layer's Gram matrix is that of its sums, not of its width
+
+
+def kept_directions(product: Tensor, thre: float, thre_on: str) -> tuple[Tensor, Tensor]:
+    """The singular values and right singular vectors of X that the threshold keeps, from X'X: (k,), (d, k).
+
+    Directions with s^2 below max(s^2) d eps are rounding and never count. Of the others, k >= 1 is the smallest number
+    for which cumsum(s) / sum(s) exceeds `thre` (with `thre_on="variance"`: of s^2); a `thre` of 1 keeps them all.
+    """
+    squares, vectors = torch.linalg.eigh(product)
+    squares, vectors = squares.flip(0), vectors.flip(1)
+    floor = squares[0] * max(len(squares), SMALLEST_WIDTH) * torch.finfo(torch.float64).eps
+    squares = squares[: int((squares > floor).sum())]
+    if thre < 1:
+        shares = (squares.sqrt() if thre_on == "singular" else squares).cumsum(0)
+        squares = squares[: int((shares <= thre * shares[-1:]).sum()) + 1]
+    return squares.sqrt(), vectors[:, : len(squares)]
+
+
+class SVCCA(SummedMeasure):
+    """Mean canonical correlation of the leading singular directions of every two layers.
+
+    For centred samples X_i = U_i S_i V_i' (rows are samples), the entry is the mean of the min(k_i, k_j) singular
+    values of U_i[:, :k_i]' U_j[:, :k_j], with k_i as in `kept_directions`. It lies in [0, 1], and is 1 when the span of
+    one layer's directions holds the other's.
+
+    Computed from sums of products: U_i = X_i V_i / S_i, where V_i and S_i are those of X_i'X_i. The Gram matrix squares
+    the condition number, so a direction counts only when s > max(s) sqrt(d eps), 3e-7 of the largest at width 512.
+
+    Warning:
+        Independent layers do not give 0 but about sqrt(k / n) for n samples and k directions. See `Shuffled`.
+
+    Args:
+        thre: share of the singular values to keep, in (0, 1].
+        thre_on: "singular" (values, the original's rule) or "variance" (their squares).
+        dtype: "float64", or "float32" for faster products of different layers; each layer's own are float64 always.
+            Directions much smaller than the features they mix, as a high `thre` keeps, suffer from float32; a warning
+            says so where entries may be wrong by more than 1e-6.
+    """
+
+    def __init__(self, *, thre: float = 0.99, thre_on: str = "singular", dtype: str = "float64") -> None:
+        check_threshold(thre)
+        check_option("thre_on", thre_on, ["singular", "variance"])
+        super().__init__(Moments(dtype=dtype), thre=thre, thre_on=thre_on, dtype=dtype)
+        self._dims: tuple[int, list[int]] = (0, [])  # effective dimensions, and at how many samples
+
+    @torch.no_grad()
+    def matrix(self) -> np.ndarray:
+        """The (L+1, L+1) matrix. ValueError below 2 samples; a warning where there are too few for the threshold."""
+        directions = self._directions()
+        dims = self._dims[1]
+        inverses = [vectors / values for values, vectors in directions]  # U_i = X_i inverses[i]
+        entries = np.zeros((len(dims), len(dims)))
+        for layer, left in enumerate(inverses[:-1]):
+            for other, product in enumerate(self._sums.cross_products(layer, left), layer + 1):
+                if dims[layer] and dims[other]:
+                    entries[layer, other] = self._entry(product @ inverses[other], directions[layer], directions[other])
+        self._warn_too_few(dims)
+        if self.options["dtype"] == "float32":
+            self._warn_float32(directions)
+        return finished(entries, _without_directions(dims))
+
+    def _entry(self, product: Tensor, _first: tuple[Tensor, Tensor], _second: tuple[Tensor, Tensor]) -> float:
+        """The entry of two layers from U_i'U_j, (k_i, k_j), and their singular values and vectors."""
+        return torch.linalg.svdvals(product).clamp_max_(1).mean().item()
+
+    def diagnostics(self) -> dict:
+        """`samples`, `effective_dims` (the k_i; 0 for a constant layer) and `constant_layers`."""
+        if self.samples > 1 and self._dims[0] != self.samples:
+            self._directions()
+        dims = list(self._dims[1])
+        return {"samples": self.samples, "effective_dims": dims, "constant_layers": _without_directions(dims)}
+
+    def _directions(self) -> list[tuple[Tensor, Tensor]]:
+        check_samples(self.samples)
+        constant = self._sums.constant_layers()
+        directions = []
+        for layer in range(len(self._sums.widths)):
+            product = self._sums.own(layer)
+            if layer in constant:
+                product = torch.zeros_like(product)
+            directions.append(kept_directions(product, self.options["thre"], self.options["thre_on"]))
+        self._dims = (self.samples, [len(values) for values, _ in directions])
+        return directions
+
+    def _warn_too_few(self, dims: list[int]) -> None:
+        needed = max(first + second for first, second in combinations(dims, 2))
+        if self.samples < needed:
+            warnings.warn(
+                f"{self.samples} samples are too few: two layers together keep {needed} directions, and from fewer "
+                f"samples than that they correlate whatever they hold; use at least {needed} samples or a lower thre",
+                stacklevel=3,
+            )
+
+    def _warn_float32(self, directions: list[tuple[Tensor, Tensor]]) -> None:
+        """The error of X_i'X_j is relative to the features' sizes; small directions that mix large features enlarge it."""
+        enlarged = [
+            ((vectors.square().T @ self._sums.own(layer).diagonal()) / values.square()).mean().sqrt().item()
+            for layer, (values, vectors) in enumerate(directions)
+            if len(values)
+        ]
+        largest = sorted(enlarged)[-2:]
+        if len(largest) == 2 and FLOAT32_ERROR * largest[0] * largest[1] > 1e-6:
+            warnings.warn(
+                f"float32 products make entries wrong by up to about {FLOAT32_ERROR * largest[0] * largest[1]:.0e} for "
+                f"the small directions kept here; use dtype='float64' or a lower thre",
+                stacklevel=3,
+            )
+
+
+def _without_directions(dims: list[int]) -> list[int]:
+    return [layer for layer, kept in enumerate(dims) if kept == 0]
