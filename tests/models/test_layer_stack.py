@@ -19,6 +19,10 @@ from transformers import (
     CLIPTextModel,
     CLIPTextModelWithProjection,
     CLIPVisionModel,
+    DINOv3ViTConfig,
+    DINOv3ViTModel,
+    EncoderDecoderConfig,
+    EncoderDecoderModel,
     Gemma3ForCausalLM,
     Gemma3TextConfig,
     GPT2Config,
@@ -28,6 +32,8 @@ from transformers import (
     LlamaModel,
     PreTrainedConfig,
     PreTrainedModel,
+    RoFormerConfig,
+    RoFormerModel,
     T5Config,
     T5EncoderModel,
     UMT5Config,
@@ -36,6 +42,7 @@ from transformers import (
     Wav2Vec2ForCTC,
     Wav2Vec2Model,
 )
+from transformers.modeling_outputs import BaseModelOutput
 
 from models.layer_stack import LayerStack
 
@@ -90,6 +97,10 @@ def umt5_config() -> UMT5Config:
     return UMT5Config(d_model=16, d_kv=8, d_ff=24, num_layers=NUM_LAYERS, num_decoder_layers=2, num_heads=2, **TOKENS)
 
 
+def dinov3_config() -> DINOv3ViTConfig:
+    return DINOv3ViTConfig(**WIDTH, image_size=8, patch_size=4, layerscale_value=0.5)
+
+
 class Case(NamedTuple):
     build: Callable[[], PreTrainedModel]
     tower: str | None
@@ -129,7 +140,11 @@ CASES = {
     "llama and head": Case(lambda: LlamaForCausalLM(llama_config()), None, CAPTIONS, "model.layers", "norm", True),
     "gemma3": Case(lambda: Gemma3ForCausalLM(gemma3_config()), None, CAPTIONS, "model.layers", "norm", True),
     "gpt2": Case(lambda: GPT2LMHeadModel(gpt2_config()), None, CAPTIONS, "transformer.h", "ln_f", True),
-    # its blocks return tuples, and its tower keeps a config object of its own
+    # its encoder is a model of its own, but does not take images
+    "dinov3": Case(lambda: DINOv3ViTModel(dinov3_config()), None, IMAGES, "model.layer", "norm"),
+    # its blocks return tuples
+    "roformer": Case(lambda: RoFormerModel(RoFormerConfig(**WIDTH, **TOKENS)), None, CAPTIONS, "encoder.layer"),
+    # its tower keeps a config object of its own
     "umt5": Case(lambda: UMT5EncoderModel(umt5_config()), None, CAPTIONS, "encoder.block", "final_layer_norm", True),
 }
 every_case = pytest.mark.parametrize("case", CASES.values(), ids=CASES.keys())
@@ -251,6 +266,13 @@ def test_blocks_of_different_shapes_are_refused():
         LayerStack(model)
 
 
+def test_lists_inside_the_blocks_are_no_stacks_of_their_own():
+    model = BertModel(BertConfig(**WIDTH, **TOKENS))
+    for layer in model.encoder.layer:
+        layer.experts = nn.ModuleList(nn.Sequential(nn.Linear(16, 16)) for _ in range(NUM_LAYERS))
+    assert LayerStack(model).path == "encoder.layer"
+
+
 def test_a_list_of_another_length_than_the_config_says_is_refused():
     model = BertModel(BertConfig(**WIDTH, **TOKENS))
     model.config.num_hidden_layers = 3
@@ -293,6 +315,16 @@ def test_hidden_states_are_those_that_the_model_gives_itself(case):
     assert len(states) == len(expected) == NUM_LAYERS + 1
     assert [i for i in range(NUM_LAYERS + 1) if not torch.equal(states[i], expected[i])] == []
     assert not any(torch.equal(states[i], states[i - 1]) for i in range(1, NUM_LAYERS + 1))
+
+
+@every_case
+def test_start_sends_the_input_of_the_first_layer_through_the_rest_of_the_tower(case):
+    _, stack = build(case)
+    seen = []
+    handle = stack.tower.register_forward_hook(lambda module, args, output: seen.append(output.last_hidden_state))
+    h0, _ = stack.start(**case.inputs)
+    handle.remove()
+    assert torch.equal(seen[0], last_hidden_state(case, stack, h0))
 
 
 @every_case
@@ -421,6 +453,27 @@ def test_a_forward_that_was_put_into_a_block_is_used_and_stays():
     assert torch.equal(states[-1], outputs(case, stack))
 
 
+def test_a_model_that_names_the_input_of_its_blocks_is_understood():
+    case = CASES["clip vision tower"]
+    model, stack = build(case)
+    expected = stack.hidden_states(**case.inputs)
+
+    def forward(inputs_embeds, **_):
+        for layer in model.encoder.layers:
+            inputs_embeds = layer(attention_mask=None, hidden_states=inputs_embeds)
+        return BaseModelOutput(last_hidden_state=inputs_embeds)
+
+    model.encoder.forward = forward
+    assert all(map(torch.equal, stack.hidden_states(**case.inputs), expected))
+
+
+def test_blocks_that_return_more_than_the_hidden_state_are_understood():
+    case = CASES["roformer"]
+    _, stack = build(case)
+    h0, context = stack.start(**case.inputs, output_attentions=True)
+    assert torch.equal(stack.run(h0, context, [1, 2, 3, 4]), outputs(case, stack))
+
+
 def test_a_model_that_does_not_call_every_layer_is_an_error():
     case = CASES["llama"]
     model, stack = build(case)
@@ -440,7 +493,8 @@ def test_dropping_nothing_is_the_identity(case):
     assert_same_tensors(tensors(same), tensors(model))
     assert same.config.to_dict() == model.config.to_dict()
     assert torch.equal(outputs(case, LayerStack(same, case.tower)), outputs(case, stack))
-    assert not {p.data_ptr() for p in same.parameters()} & {p.data_ptr() for p in model.parameters()}
+    storages = [{p.data_ptr() for p in m.parameters() if p.numel() > 0} for m in (model, same)]
+    assert storages[0].isdisjoint(storages[1])
 
 
 @pytest.mark.parametrize("dropped", [[1], [4, 2], [1, 2, 3]], ids=str)
@@ -495,6 +549,14 @@ def test_a_sub_config_that_is_a_copy_is_updated_too():
     model.config.text_config = copy.deepcopy(model.text_model.config)
     pruned = LayerStack(model).drop([2])
     assert pruned.text_model.config.num_hidden_layers == pruned.config.text_config.num_hidden_layers == 3
+
+
+def test_a_tower_with_the_same_kind_of_config_is_left_alone():
+    bert = BertConfig(**WIDTH, **TOKENS)
+    model = EncoderDecoderModel(EncoderDecoderConfig.from_encoder_decoder_configs(bert, copy.deepcopy(bert)))
+    pruned = LayerStack(model, "encoder.encoder").drop([3])
+    assert (pruned.config.encoder.num_hidden_layers, pruned.config.decoder.num_hidden_layers) == (3, 4)
+    assert (len(pruned.encoder.encoder.layer), len(pruned.decoder.bert.encoder.layer)) == (3, 4)
 
 
 def test_the_other_tower_of_clip_is_left_alone(tmp_path):
