@@ -213,8 +213,8 @@ class _Found(NamedTuple):
     def answers_to(self, name: str) -> bool:
         """Whether `name`, or `<name>_model`, is a part of the path or the kind of the tower."""
         kind = self.tower.config.base_config_key.removesuffix("_config")  # "text" for a CLIPTextConfig
-        wanted = (name, f"{name}_model")
-        return kind in wanted or f"{kind}_model" in wanted or any(f".{part}." in f".{self.path}." for part in wanted)
+        in_path = any(f".{part}." in f".{self.path}." for part in (name, f"{name}_model"))
+        return in_path or name.removesuffix("_model") == kind != ""
 
 
 def _find_stack(model: PreTrainedModel, tower: str | None) -> _Found:

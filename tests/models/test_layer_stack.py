@@ -213,6 +213,14 @@ def test_the_text_tower_of_clip_is_the_default(tower):
     assert LayerStack(model, tower).layers is LayerStack(model).layers is model.text_model.encoder.layers
 
 
+@pytest.mark.parametrize(("tower", "other"), [("text", "vision"), ("text_model", "vision_model")])
+def test_a_tower_on_its_own_still_has_its_name(tower, other):
+    alone = CLIPTextModel(clip_config().text_config)
+    assert LayerStack(alone, tower).layers is alone.encoder.layers
+    with pytest.raises(ValueError, match=f"fits tower='{other}', found encoder.layers"):
+        LayerStack(alone, other)
+
+
 def test_one_layer_is_a_stack():
     assert LayerStack(BertModel(BertConfig(**WIDTH | {"num_hidden_layers": 1}, **TOKENS))).num_layers == 1
 
@@ -270,7 +278,13 @@ def test_lists_inside_the_blocks_are_no_stacks_of_their_own():
     model = BertModel(BertConfig(**WIDTH, **TOKENS))
     for layer in model.encoder.layer:
         layer.experts = nn.ModuleList(nn.Sequential(nn.Linear(16, 16)) for _ in range(NUM_LAYERS))
-    assert LayerStack(model).path == "encoder.layer"
+    stack = LayerStack(model)
+    assert stack.path == "encoder.layer"
+    assert len(stack.drop([]).encoder.layer) == NUM_LAYERS
+    with pytest.raises(
+        ValueError, match="expected encoder.layer.0.experts of length 4 from the config of BertModel, found None"
+    ):
+        stack.drop([2])
 
 
 def test_a_list_of_another_length_than_the_config_says_is_refused():
