@@ -28,7 +28,8 @@ class Moments:
         norms: keep the sums of products with the squared row norms too (for the debiased CKA).
         same_width: all layers must have the same width.
         dtype: "float64", or "float32" for products of different layers in float32 a block, summed in float64. A
-            layer's products with itself are in float64 always.
+            layer's products with itself are in float64 always. On CUDA, TF32 must not be allowed for products of
+            matrices (it is not by default).
     """
 
     def __init__(

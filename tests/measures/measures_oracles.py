@@ -94,14 +94,15 @@ def plain_cka(x, y):
     return (k * m).sum() / np.sqrt((k * k).sum() * (m * m).sum())
 
 
-def plain_debiased_cka(x, y):
-    """Song et al. 2012, equation 5, on n x n Gram matrices without their diagonals."""
+def plain_debiased_cka(x, y, centred=True):
+    """Song et al. 2012, equation 5, on n x n Gram matrices without their diagonals. Centring changes only rounding."""
 
     def hsic(k, m):
         n, ones = len(k), np.ones(len(k))
         total = ones @ k @ ones * (ones @ m @ ones) / ((n - 1) * (n - 2))
         return (np.trace(k @ m) + total - 2 / (n - 2) * ones @ k @ m @ ones) / (n * (n - 3))
 
+    x, y = (data - data.mean(0) if centred else data for data in (x, y))
     k, m = (data @ data.T * (1 - np.eye(len(data))) for data in (x, y))
     return hsic(k, m) / np.sqrt(hsic(k, k) * hsic(m, m))
 
