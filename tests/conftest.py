@@ -1,0 +1,75 @@
+"""Fixtures for every test: small drawn pictures with captions, and a CLIP of four text layers that can read them."""
+
+import os
+import tempfile
+from itertools import product
+from pathlib import Path
+
+# Before any import of a Hugging Face library: no look-ups on the hub, and no traces in the user's cache.
+os.environ["HF_HUB_OFFLINE"] = "1"
+_cache = tempfile.TemporaryDirectory(prefix="comflp_tests_")  # removed when the interpreter ends
+os.environ["HF_DATASETS_CACHE"] = _cache.name
+
+import numpy as np  # noqa: E402
+import pytest  # noqa: E402
+from PIL import Image, ImageDraw  # noqa: E402
+
+PAIRS_A_SPLIT = 60
+SIZES = {"": 10, "small": 5, "large": 14}  # half of the height, in pixels
+COLOURS = ("red", "green", "blue", "orange", "purple", "black")
+SHAPES = {"square": 4, "triangle": 3, "hexagon": 6}  # corners
+PLACES = {"": 16, "on the left": 8, "at the far right": 24}  # middle, in pixels
+STYLES = ("", "outline")
+
+
+def draw(size: str, colour: str, shape: str, style: str, place: str) -> Image.Image:
+    """A 32x32 picture of what the caption says."""
+    image = Image.new("RGB", (32, 32), "white")
+    fill = None if style == "outline" else colour
+    circle = (PLACES[place], 16, SIZES[size])
+    ImageDraw.Draw(image).regular_polygon(circle, SHAPES[shape], fill=fill, outline=colour)
+    return image
+
+
+def pairs() -> list[dict]:
+    """All pairs, in a seeded order."""
+    words = list(product(SIZES, COLOURS, SHAPES, STYLES, PLACES))
+    order = np.random.default_rng(0).permutation(len(words))
+    return [{"image": draw(*words[i]), "caption": " ".join(filter(None, words[i]))} for i in order]
+
+
+@pytest.fixture(scope="session")
+def tiny_pairs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with train, validation and test.parquet of 60 pairs each; all captions differ."""
+    from datasets import Dataset, Features, Value
+    from datasets import Image as ImageFeature
+
+    folder = tmp_path_factory.mktemp("tiny_pairs")
+    features = Features({"image": ImageFeature(), "caption": Value("string")})
+    rows = pairs()
+    for number, split in enumerate(("train", "validation", "test")):
+        part = rows[number * PAIRS_A_SPLIT : (number + 1) * PAIRS_A_SPLIT]
+        Dataset.from_list(part, features=features).to_parquet(folder / f"{split}.parquet")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def tiny_clip(tiny_pairs: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with an untrained CLIP: 4 text layers, 2 image layers, width 16, tokenizer and image processor."""
+    import torch
+    from transformers import CLIPConfig, CLIPModel
+
+    from models import build_clip
+
+    folder = tmp_path_factory.mktemp("tiny_clip")
+    sizes = {"width": 16, "heads": 2, "text_layers": 4, "vision_layers": 2, "patch_size": 16, "num_merges": 40}
+    flags = [word for name, value in sizes.items() for word in (f"--{name}", str(value))]
+    build_clip.main(["--output_dir", str(folder), "--dataset", str(tiny_pairs), *flags])
+    torch.manual_seed(0)
+    model = CLIPModel(CLIPConfig.from_pretrained(folder))
+    with torch.no_grad():
+        for name, parameter in model.text_model.encoder.named_parameters():
+            if name.endswith("weight") and parameter.dim() == 2:
+                parameter *= 3  # fresh layers hardly change their input; these do
+    model.save_pretrained(folder)
+    return folder
