@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from tqdm import tqdm
-from transformers import AutoConfig, AutoTokenizer, CLIPImageProcessorPil, CLIPModel, CLIPProcessor
+from transformers import AutoConfig, AutoTokenizer, CLIPConfig, CLIPImageProcessorPil, CLIPModel, CLIPProcessor
 
 from models.layer_stack import LayerStack
 
@@ -157,10 +157,9 @@ class Clip:
         return hashlib.sha256("\0".join(parts).encode()).hexdigest()[:16]
 
 
-def load_clip(name: str, device: str = "cpu", weights: bool = True) -> Clip:
-    """A CLIP from a local folder or the hub, in evaluation mode, float32.
+def read_config(name: str) -> CLIPConfig:
+    """The configuration of a CLIP in a local folder or on the hub.
 
-    With `weights=False` only its configuration, tokenizer and processor are read, and the weights are fresh.
     Raises FileNotFoundError where there is no such model and ValueError where it is not a CLIP.
     """
     try:
@@ -172,6 +171,16 @@ def load_clip(name: str, device: str = "cpu", weights: bool = True) -> Clip:
         ) from error
     if config.model_type != "clip":
         raise ValueError(f"{name}: expected a CLIP model (model_type clip), found {config.model_type}")
+    return config
+
+
+def load_clip(name: str, device: str = "cpu", weights: bool = True) -> Clip:
+    """A CLIP from a local folder or the hub, in evaluation mode, float32.
+
+    With `weights=False` only its configuration, tokenizer and processor are read, and the weights are fresh.
+    Raises as `read_config`.
+    """
+    config = read_config(name)
     model = CLIPModel.from_pretrained(name, dtype=torch.float32) if weights else CLIPModel(config)
     processor = CLIPProcessor(CLIPImageProcessorPil.from_pretrained(name), AutoTokenizer.from_pretrained(name))
     return Clip(model.eval().to(device), processor, name)

@@ -7,52 +7,76 @@ from torch import Tensor
 RECALL_AT = (1, 5, 10)
 
 
-def symmetric_cross_entropy(logits: Tensor) -> Tensor:
+def symmetric_cross_entropy(logits: Tensor, reduction: str = "mean") -> Tensor:
     """CLIP's loss (Radford et al. 2021, figure 3): mean of both directions' cross entropy, pair i being right for i.
 
-    `logits`: (n, n), text against image, scaled. Nats.
+    `logits`: (n, n), text against image, scaled. Nats; a scalar, or (n,) with `reduction="none"`.
     """
     target = torch.arange(len(logits), device=logits.device)
-    return (F.cross_entropy(logits, target) + F.cross_entropy(logits.T, target)) / 2
+    return (
+        F.cross_entropy(logits, target, reduction=reduction) + F.cross_entropy(logits.T, target, reduction=reduction)
+    ) / 2
 
 
-def task_loss(text: Tensor, image: Tensor, logit_scale: float, batch_size: int) -> float:
-    """Mean symmetric contrastive loss over fixed batches of consecutive pairs.
+def pair_losses(text: Tensor, image: Tensor, logit_scale: float, batch_size: int) -> Tensor:
+    """Symmetric contrastive loss of each pair within fixed batches of consecutive pairs; the task loss is its mean.
 
     `text`, `image`: (n, d), L2-normalised, row i of one belongs to row i of the other; `logit_scale`: the factor itself,
-    not its logarithm. The last batch may be smaller and counts by its size.
+    not its logarithm. Returns (n,) float64, nats. The last batch may be smaller.
     """
-    total = 0.0
-    for start in range(0, len(text), batch_size):
-        rows = slice(start, start + batch_size)
-        logits = logit_scale * text[rows] @ image[rows].T
-        total += symmetric_cross_entropy(logits).item() * len(logits)
-    return total / len(text)
+    losses = [
+        symmetric_cross_entropy(logit_scale * text_batch @ image_batch.T, reduction="none")
+        for text_batch, image_batch in zip(text.split(batch_size), image.split(batch_size), strict=True)
+    ]
+    return torch.cat(losses).double()
 
 
-def retrieval_recall(text: Tensor, image: Tensor, image_index: Tensor, chunk: int = 4096) -> dict[str, float]:
-    """Recall at 1, 5 and 10 in both directions, as fractions.
+def recall_hits(text: Tensor, image: Tensor, image_index: Tensor, chunk: int = 4096) -> dict[str, dict[int, Tensor]]:
+    """Whether each query finds its match among the k most similar, for k in `RECALL_AT`.
 
-    text_to_image: the caption's own image is among the k most similar images. image_to_text: any of the image's captions
-    is among the k most similar captions. Ties count against: an equally similar wrong candidate ranks before the right
+    `text_to_image`: (n,) booleans, the caption's own image is among the k. `image_to_text`: (m,), any caption of the image
+    is; an image without a caption is no hit. Ties count against: an equally similar wrong candidate ranks before the right
     one, so a collapsed encoder scores 0, not 1.
 
     `text`: (n, d); `image`: (m, d); both L2-normalised. `image_index`: (n,), caption i belongs to image image_index[i].
     """
-    text_rank = torch.empty(len(text), dtype=torch.long, device=text.device)
-    best_caption = torch.full((len(image),), -torch.inf, dtype=text.dtype, device=text.device)
-    for start in range(0, len(text), chunk):
-        rows = slice(start, start + chunk)
+    chunks = [(rows, image_index[rows]) for rows in torch.arange(len(text), device=text.device).split(chunk)]
+    text_rank, right = [], []
+    for rows, own in chunks:
         similarity = text[rows] @ image.T  # (chunk, m)
-        right = similarity.gather(1, image_index[rows, None])
-        text_rank[rows] = (similarity >= right).sum(1) - 1
-        best_caption.scatter_reduce_(0, image_index[rows], right.squeeze(1), "amax")
+        right.append(similarity.gather(1, own[:, None]))
+        text_rank.append((similarity >= right[-1]).sum(1) - 1)
+    best_right = torch.full((len(image),), -torch.inf, dtype=text.dtype, device=text.device)
+    best_right.scatter_reduce_(0, image_index, torch.cat(right).squeeze(1), "amax")
     image_rank = torch.zeros(len(image), dtype=torch.long, device=text.device)
-    for start in range(0, len(text), chunk):
-        rows = slice(start, start + chunk)
-        better = text[rows] @ image.T >= best_caption
-        better[torch.arange(len(better), device=text.device), image_index[rows]] = False
+    for rows, own in chunks:
+        if len(chunks) > 1:
+            similarity = text[rows] @ image.T
+        better = similarity >= best_right
+        better[torch.arange(len(rows), device=text.device), own] = False  # the image's own captions are no rivals
         image_rank += better.sum(0)
-    image_rank = image_rank[best_caption > -torch.inf]
-    recall = {f"text_to_image_recall_at_{k}": (text_rank < k).double().mean().item() for k in RECALL_AT}
-    return recall | {f"image_to_text_recall_at_{k}": (image_rank < k).double().mean().item() for k in RECALL_AT}
+    image_rank[best_right == -torch.inf] = len(text)
+    text_rank = torch.cat(text_rank)
+    return {
+        "text_to_image": {k: text_rank < k for k in RECALL_AT},
+        "image_to_text": {k: image_rank < k for k in RECALL_AT},
+    }
+
+
+def summarise_hits(hits: dict[str, dict[int, Tensor]]) -> dict[str, float]:
+    """Recall as fractions: `text_to_image_recall_at_1` and so on."""
+    return {
+        f"{direction}_recall_at_{k}": hit.double().mean().item()
+        for direction, of_k in hits.items()
+        for k, hit in of_k.items()
+    }
+
+
+def retrieval_recall(text: Tensor, image: Tensor, image_index: Tensor) -> dict[str, float]:
+    """Recall at 1, 5 and 10 in both directions, as fractions; arguments and rules as in `recall_hits`."""
+    return summarise_hits(recall_hits(text, image, image_index))
+
+
+def task_loss(text: Tensor, image: Tensor, logit_scale: float, batch_size: int) -> float:
+    """Mean of `pair_losses`."""
+    return pair_losses(text, image, logit_scale, batch_size).mean().item()

@@ -1,0 +1,173 @@
+"""Fine search: the task loss of many proposals at once (CoMFLP, section 2; the second step of its search).
+
+No model is rebuilt and no weight is copied: a proposal is a list of kept layers, run from the embeddings of a batch of captions.
+Proposals that begin with the same kept layers share their hidden states (a depth-first walk through the tree of prefixes), so
+a batch costs as many layer calls as there are distinct prefixes. Images are never touched: their embeddings are given.
+"""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from models import Clip
+from models.retrieval import pair_losses, recall_hits, summarise_hits
+from search_strategy.prefix_tree import distinct_prefixes, walk
+from search_strategy.proposals import Proposal, kept_layers
+
+OBJECTIVES = ("task_loss", "recall", "embedding")
+EMBEDDING_BYTES = 1 << 30  # of text embeddings held at a time; more proposals are run in parts
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """What one proposal scores on the validation pairs. `values`: one a caption; their mean is the objective."""
+
+    dropped_layers: Proposal
+    objective: float
+    task_loss: float | None
+    recall: dict[str, float] | None
+    values: np.ndarray
+
+
+class FineSearch:
+    """Evaluates proposals on fixed pairs; what was evaluated once is remembered.
+
+    Args:
+        clip: the model.
+        captions: n validation captions.
+        image_embeddings: (m, d), L2-normalised, or None for `objective="embedding"`, which needs no image.
+        image_index: (n,), the image of each caption.
+        objective: `task_loss` (symmetric contrastive loss), `recall` (minus R@10, mean of both directions) or `embedding`
+            (mean of 1 - cosine between the pruned and the full model's text embedding). Smaller is better.
+        loss_batch_size: pairs in a batch of the contrastive loss.
+        batch_size: captions in a forward pass.
+
+    Attributes:
+        layer_calls: calls of a layer made so far for a batch of captions, in all evaluations.
+        layer_calls_unshared: what they would have been without shared prefixes.
+    """
+
+    def __init__(
+        self,
+        clip: Clip,
+        captions: Sequence[str],
+        image_embeddings: Tensor | None,
+        image_index: np.ndarray | None,
+        *,
+        objective: str = "task_loss",
+        loss_batch_size: int = 250,
+        batch_size: int = 512,
+        progress: bool = False,
+    ):
+        if objective not in OBJECTIVES:
+            raise ValueError(f"objective is {objective!r}; expected one of {', '.join(OBJECTIVES)}")
+        if image_embeddings is None and objective != "embedding":
+            raise ValueError(f"objective {objective} needs image embeddings; without images use objective embedding")
+        self.clip, self.objective, self.loss_batch_size, self.progress = clip, objective, loss_batch_size, progress
+        self.images = image_embeddings
+        self.image_index = None if image_index is None else torch.as_tensor(image_index, device=clip.device)
+        self.captions = list(captions)
+        self.layer_calls = self.layer_calls_unshared = 0
+        self._batch_size = batch_size
+        self._batches = list(clip.batches(clip.tokenize(captions), batch_size))
+        self._known: dict[Proposal, Evaluation] = {}
+        self._full: Tensor | None = None
+
+    @property
+    def num_captions(self) -> int:
+        return len(self.captions)
+
+    @property
+    def evaluated(self) -> list[Evaluation]:
+        """Everything evaluated so far but the full model, best first."""
+        return sorted((e for e in self._known.values() if e.dropped_layers), key=rank_key)
+
+    def evaluate(self, proposals: Iterable[Proposal]) -> list[Evaluation]:
+        """Evaluations of the proposals (the empty one is the full model), in their order; only unknown ones are run."""
+        proposals = [tuple(proposal) for proposal in proposals]
+        new = [proposal for proposal in dict.fromkeys(proposals) if proposal not in self._known]
+        if new and self.objective == "embedding" and self._full is None:
+            self._full = self._text_embeddings([()])[0]
+        for part in self._parts(new):
+            for proposal, text in zip(part, self._text_embeddings(part), strict=True):
+                self._known[proposal] = self._evaluate_embeddings(proposal, text)
+        return [self._known[proposal] for proposal in proposals]
+
+    def objectives(self, proposals: Iterable[Proposal]) -> list[float]:
+        """The objective of each proposal."""
+        return [evaluation.objective for evaluation in self.evaluate(proposals)]
+
+    def objectives_on(self, proposals: Iterable[Proposal], rows: np.ndarray) -> list[float]:
+        """The objective of each proposal on some of the captions alone; the layer calls count, the results are not kept."""
+        part = FineSearch(
+            self.clip,
+            [self.captions[row] for row in rows],
+            self.images,
+            None if self.image_index is None else self.image_index[torch.as_tensor(rows)],
+            objective=self.objective,
+            loss_batch_size=self.loss_batch_size,
+            batch_size=self._batch_size,
+            progress=self.progress,
+        )
+        return part.objectives(proposals)
+
+    def full_model(self) -> Evaluation:
+        """The full model under the same evaluation."""
+        return self.evaluate([()])[0]
+
+    def _parts(self, proposals: list[Proposal]) -> Iterable[list[Proposal]]:
+        """Neighbours in the tree together, as many as `EMBEDDING_BYTES` of embeddings allow."""
+        num_layers = self.clip.num_layers
+        ordered = sorted(proposals, key=lambda proposal: kept_layers(proposal, num_layers))
+        bytes_each = 4 * self.num_captions * self.clip.model.config.projection_dim
+        size = max(1, EMBEDDING_BYTES // bytes_each)
+        return (ordered[start : start + size] for start in range(0, len(ordered), size))
+
+    @torch.inference_mode()
+    def _text_embeddings(self, proposals: list[Proposal]) -> Tensor:
+        """(K, n, d): text embeddings of every caption under every proposal."""
+        kept = [kept_layers(proposal, self.clip.num_layers) for proposal in proposals]
+        width = self.clip.model.config.projection_dim
+        embeddings = torch.empty(len(kept), self.num_captions, width, device=self.clip.device)
+        steps = list(walk(kept))
+        self.layer_calls += distinct_prefixes(kept)
+        self.layer_calls_unshared += sum(map(len, kept))
+        bar = tqdm(total=len(self._batches) * len(steps), desc="layer calls", disable=not self.progress, leave=False)
+        for batch in self._batches:
+            hidden, context = self.clip.stack.start(input_ids=batch.input_ids)
+            path = [hidden]
+            for depth, layer, ending in steps:
+                del path[depth:]
+                path.append(self.clip.stack.run(path[-1], context, [layer]))
+                if ending is not None:
+                    embeddings[ending, batch.rows] = self.clip.embed(path[-1], batch).float()
+                bar.update()
+        bar.close()
+        return embeddings
+
+    def _evaluate_embeddings(self, proposal: Proposal, text: Tensor) -> Evaluation:
+        """All figures of one proposal from its text embeddings (n, d)."""
+        task_loss = recall = None
+        values = {}
+        if self.images is not None:
+            values["task_loss"] = pair_losses(
+                text, self.images[self.image_index], self.clip.logit_scale, self.loss_batch_size
+            )
+            task_loss = values["task_loss"].mean().item()
+            hits = recall_hits(text, self.images, self.image_index)
+            recall = summarise_hits(hits)
+            both_ways = hits["text_to_image"][10].double() + hits["image_to_text"][10][self.image_index].double()
+            values["recall"] = -both_ways / 2
+        if self._full is not None:
+            values["embedding"] = 1 - (text * self._full).sum(-1).double()
+        chosen = values[self.objective].cpu().numpy()
+        return Evaluation(proposal, float(chosen.mean()), task_loss, recall, chosen)
+
+
+def rank_key(evaluation: Evaluation) -> tuple[float, Proposal]:
+    """Best objective first; ties by the layers dropped."""
+    return evaluation.objective, evaluation.dropped_layers

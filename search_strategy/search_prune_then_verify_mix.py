@@ -1,0 +1,298 @@
+"""Steps 2 and 3: coarse search over a matrix, then fine search of its proposals with the task loss.
+
+    python search_prune_then_verify_mix.py --num_layers 12 --num_clip_layers 6 --search_mode beam --select_measure dc
+    python search_prune_then_verify_mix.py --num_layers 12 --num_clip_layers 6 --search_mode exact --topk_num 100 --race true
+
+Reads the matrix that an analysis script cached under exp/<model>/, and writes clip<L>to<L-k>_<search_mode>_<matrix>.json,
+.log and .png beside it. `num_clip_layers` is the number of layers to clip, that is, to drop.
+"""
+
+import argparse
+import logging
+import sys
+from pathlib import Path
+
+import numpy as np
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+import experiment  # noqa: E402
+from experiment import boolean, bounded, positive_int  # noqa: E402
+from matrix_files import MatrixSettings, modes, read_matrix, safe_name  # noqa: E402
+from measures import MEASURES, combine  # noqa: E402
+from search_strategy.coarse import SCORES, SEARCH_MODES, missed_by  # noqa: E402
+from search_strategy.pipeline import (  # noqa: E402
+    Verification,
+    describe_coarse,
+    describe_verified,
+    missed_best,
+    propose,
+    rank_correlation,
+    verify,
+)
+from search_strategy.proposals import check_num_clip_layers  # noqa: E402
+
+logger = logging.getLogger("comflp")
+
+MODES = tuple(mode for mode in SEARCH_MODES if mode != "random")  # random proposals are --select_measure rand
+OBJECTIVES = ("task_loss", "recall", "embedding")
+MAX_LAYERS_TO_CHECK = 200  # up to here the exact search takes a moment, so the log can say what another mode missed
+TABLE_ROWS = 10
+
+
+def build_parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        description="Search the layers to drop: coarse over a matrix, then fine by task loss."
+    )
+    parser.add_argument("--num_layers", type=positive_int, required=True, help="text layers of the model")
+    parser.add_argument("--num_clip_layers", type=int, required=True, help="how many of them to drop")
+    coarse = parser.add_argument_group("coarse search")
+    coarse.add_argument("--search_mode", choices=MODES, default="beam", help="default: beam")
+    coarse.add_argument(
+        "--select_measure", choices=(*MEASURES, "rand", "combine"), default="dc", help="matrix to search (default: dc)"
+    )
+    coarse.add_argument(
+        "--combine", nargs="+", choices=tuple(MEASURES), metavar="MEASURE", help="for --select_measure combine"
+    )
+    coarse.add_argument(
+        "--score", choices=tuple(SCORES), default="mean", help="over the segments (default: mean, as published)"
+    )
+    coarse.add_argument("--beam_size", type=positive_int, default=10, help="default: 10")
+    coarse.add_argument("--topk_num", type=positive_int, default=10, help="proposals for the fine search (default: 10)")
+    coarse.add_argument(
+        "--coarse_search_only", type=boolean, default=False, help="stop before the fine search (default: false)"
+    )
+    matrix = parser.add_argument_group("which matrix (defaults: those of the analysis commands)")
+    matrix.add_argument("--bs", type=positive_int, help="its --batch_size")
+    matrix.add_argument("--iter", type=positive_int, help="its --iter_num")
+    matrix.add_argument("--mode", help="its --mode")
+    matrix.add_argument("--svcca_mode", choices=modes("svcca"), help="its --mode, for svcca")
+    matrix.add_argument("--thre", type=bounded(float, 0, 1), default=0.99, help="its --thre, for svcca and pwcca")
+    matrix.add_argument("--thre_on", choices=("singular", "variance"), default="singular", help="its --thre_on")
+    matrix.add_argument("--estimator", choices=("biased", "unbiased"), default="biased", help="its --estimator, for dc")
+    matrix.add_argument("--debiased", type=boolean, default=False, help="its --debiased, for cka")
+    matrix.add_argument("--pool", choices=("mean", "eos"), default="mean", help="its --pool")
+    matrix.add_argument("--repeats", type=positive_int, default=1, help="its --repeats")
+    fine = parser.add_argument_group("fine search")
+    fine.add_argument("--objective", choices=OBJECTIVES, default="task_loss", help="default: task_loss")
+    fine.add_argument(
+        "--race", type=boolean, default=False, help="halve the proposals over growing parts of the pairs first"
+    )
+    fine.add_argument(
+        "--refine", type=bounded(int, 0), default=20, help="rounds of hill climbing by swaps (default: 20)"
+    )
+    fine.add_argument(
+        "--loss_batch_size", type=positive_int, default=250, help="pairs in a batch of the loss (default: 250)"
+    )
+    fine.add_argument(
+        "--text_batch_size", type=positive_int, default=512, help="captions in a forward pass (default: 512)"
+    )
+    experiment.add_common_flags(parser)
+    return parser
+
+
+def matrix_settings(args: argparse.Namespace) -> list[MatrixSettings]:
+    """The matrices asked for; none for random proposals."""
+    if args.select_measure == "rand":
+        return []
+    if (args.select_measure == "combine") != bool(args.combine):
+        raise ValueError("--select_measure combine and --combine MEASURE ... go together")
+    if args.combine:
+        return [MatrixSettings(name, pool=args.pool, seed=args.seed, dataset=args.dataset) for name in args.combine]
+    measure = args.select_measure
+    mode = args.svcca_mode if measure == "svcca" and args.svcca_mode else args.mode
+    if mode is not None and mode not in modes(measure):
+        raise ValueError(f"--mode {mode}: {measure} has the modes {', '.join(modes(measure))}")
+    return [
+        MatrixSettings(
+            measure,
+            batch_size=args.bs,
+            iter_num=args.iter,
+            mode=mode,
+            thre=args.thre,
+            thre_on=args.thre_on,
+            estimator=args.estimator,
+            debiased=args.debiased,
+            pool=args.pool,
+            repeats=args.repeats,
+            seed=args.seed,
+            dataset=args.dataset,
+        )
+    ]
+
+
+def result_tag(args: argparse.Namespace, settings: list[MatrixSettings]) -> str:
+    """The end of the result's name: the matrix, and the search settings that are not at their default."""
+    matrix = {"rand": f"rand_seed{args.seed}", "combine": "combine_" + "_".join(s.tag for s in settings)}
+    parts = [matrix.get(args.select_measure) or settings[0].tag]
+    parts += [f"score_{args.score}"] if args.score != "mean" else []
+    parts += [args.objective] if args.objective != "task_loss" else []
+    if args.select_measure == "rand" and args.dataset != experiment.DEFAULT_DATASET:
+        parts.append(safe_name(args.dataset))
+    return "_".join(parts)
+
+
+def make_fine_search(args: argparse.Namespace, device: str, folder: Path, record: experiment.Record):
+    """Model, validation pairs and their image embeddings, ready to evaluate proposals."""
+    import torch
+
+    from data import load_pairs
+    from models import load_clip
+    from search_strategy.fine import FineSearch
+
+    clip = load_clip(args.model, device)
+    with_images = args.objective != "embedding"
+    columns = {"image_column": args.image_column, "caption_column": args.caption_column}
+    pairs = load_pairs(args.dataset, "validation", images=with_images, **columns)
+    embeddings = None
+    if with_images:
+        with record.timed("image_embeddings"):
+            embeddings = clip.image_embeddings(pairs.images, folder / "cache", progress=experiment.show_progress())
+        broken = torch.isnan(embeddings).any(1)
+        pairs, embeddings = pairs.without_images(broken.cpu().numpy()), embeddings[~broken]
+    record.note(model=clip.identity(), data=pairs.identity())
+    return FineSearch(
+        clip,
+        pairs.captions,
+        embeddings,
+        pairs.image_index if with_images else None,
+        objective=args.objective,
+        loss_batch_size=args.loss_batch_size,
+        batch_size=args.text_batch_size,
+        progress=experiment.show_progress(),
+    )
+
+
+def log_missed(args: argparse.Namespace, scored: list, matrix: np.ndarray | None) -> None:
+    """Say what beam or greedy missed, where the exact answer is quick to get."""
+    if matrix is None or args.search_mode not in ("beam", "greedy") or args.num_layers > MAX_LAYERS_TO_CHECK:
+        return
+    missed, proposals = missed_by(scored, missed_best(scored, matrix, args.num_clip_layers, args.score))
+    best = f"; the best of them: {proposals[0]}" if missed else ""
+    logger.info("%s missed %d of the true %d best%s", args.search_mode, missed, len(scored), best)
+
+
+def print_table(proposals: list[dict], verification: Verification | None) -> None:
+    """The ranked proposals, the full model first; recall in percent."""
+    if verification is None:
+        rows = [(p["rank"], p["segments"], p["coarse_score"]) for p in proposals[:TABLE_ROWS]]
+        print(experiment.table(rows, ("rank", "dropped layers", "coarse score")))
+        return
+    full = verification.full_model
+    rows = [("full", "none", None, full.objective, full.task_loss, *_percent(full.recall), "")]
+    for p in proposals[:TABLE_ROWS]:
+        note = p["found_by"] + (", within noise" if p["within_noise"] else "")
+        rows.append(
+            (p["rank"], p["segments"], p["coarse_score"], p["objective"], p["task_loss"], *_percent(p["recall"]), note)
+        )
+    recall_headers = [f"{way} R@{k}" for way in ("text>image", "image>text") for k in (1, 5, 10)]
+    headers = ("rank", "dropped layers", "coarse score", "objective", "task loss", *recall_headers, "found by")
+    print(experiment.table(rows, headers, ("", "", ".4f", ".4f", ".4f", *[".1f"] * 6, "")))
+
+
+def _percent(recall: dict[str, float] | None) -> list[float | None]:
+    return [None] * 6 if recall is None else [100 * value for value in recall.values()]
+
+
+@experiment.script
+def main(argv: list[str] | None = None) -> None:
+    args = build_parser().parse_args(argv)
+    check_num_clip_layers(args.num_clip_layers, args.num_layers)
+    folder = experiment.model_dir(args.exp_dir, args.model)
+    check_num_layers(args)
+    settings = matrix_settings(args)
+    matrices = [read_matrix(one, folder, args.num_layers, args.model) for one in settings]
+    matrix = combine(matrices) if args.combine else matrices[0] if matrices else None
+    result = experiment.search_path(
+        folder, args.num_layers, args.num_clip_layers, args.search_mode, result_tag(args, settings)
+    )
+    device = experiment.set_up(args, result.with_suffix(".log"))
+    record = experiment.Record(args, device)
+    generator = np.random.default_rng(args.seed)
+    with record.timed("coarse"):
+        scored = propose(
+            matrix,
+            args.num_layers,
+            args.num_clip_layers,
+            mode=args.search_mode,
+            num_proposals=args.topk_num,
+            beam_size=args.beam_size,
+            score=args.score,
+            generator=generator,
+        )
+    log_missed(args, scored, matrix)
+    verification, proposals = None, describe_coarse(scored, args.num_layers)
+    if not args.coarse_search_only:
+        fine = make_fine_search(args, device, folder, record)
+        with record.timed("fine"):
+            verification = verify(
+                fine,
+                [proposal for proposal, _ in scored],
+                use_race=args.race,
+                refine_rounds=args.refine,
+                generator=generator,
+            )
+        proposals = describe_verified(verification, scored, matrix, args.num_layers, args.score)
+        correlation = rank_correlation(scored, verification.ranked)
+        record.note(**verification.facts, rank_correlation=correlation)
+        log_facts(verification.facts, correlation)
+    write_result(args, result, settings, proposals, verification, matrix, record)
+    print_table(proposals, verification)
+    print(f"winner: drop {proposals[0]['segments']}, keep {proposals[0]['kept_layers']}; written to {result}")
+
+
+def check_num_layers(args: argparse.Namespace) -> None:
+    """`--num_layers` must be the model's, where the model can be read without its weights."""
+    from models.clip import read_config
+
+    found = read_config(args.model).text_config.num_hidden_layers
+    if found != args.num_layers:
+        raise ValueError(f"--num_layers is {args.num_layers}, but the text tower of {args.model} has {found} layers")
+
+
+def log_facts(facts: dict, correlation: float | None) -> None:
+    logger.info(
+        "%d proposals evaluated on %d pairs with %d layer calls a batch, %d without shared prefixes; %d rounds of refinement",
+        *(
+            facts[name]
+            for name in ("proposals_evaluated", "pairs", "layer_calls", "layer_calls_unshared", "refine_rounds")
+        ),
+    )
+    text = "undefined" if correlation is None else f"{correlation:.2f}"
+    logger.info("rank correlation (Spearman) between coarse score and objective over the coarse proposals: %s", text)
+
+
+def write_result(
+    args: argparse.Namespace,
+    path: Path,
+    settings: list[MatrixSettings],
+    proposals: list[dict],
+    verification: Verification | None,
+    matrix: np.ndarray | None,
+    record: experiment.Record,
+) -> None:
+    """The result file that other programs read, and the matrix with the winner's segments as a picture."""
+    from plots import heat_map
+
+    names = [f"{one.tag}.npy" for one in settings]
+    full = verification.full_model if verification else None
+    content = {
+        "num_layers": args.num_layers,
+        "num_clip_layers": args.num_clip_layers,
+        "search_mode": args.search_mode,
+        "measure": args.select_measure,
+        "matrix": names[0] if len(names) == 1 else names or None,
+        "objective": args.objective,
+        "full_model": None if full is None else {"task_loss": full.task_loss, "recall": full.recall},
+        "winner": proposals[0],
+        "proposals": proposals,
+        "record": record.content(),
+    }
+    experiment.write_json(path, content)
+    if matrix is not None:
+        title = f"{args.select_measure}: {args.num_layers} to {args.num_layers - args.num_clip_layers} layers"
+        heat_map(matrix, path.with_suffix(".png"), title, segments=proposals[0]["segments"])
+
+
+if __name__ == "__main__":
+    main()
