@@ -3,6 +3,7 @@
 import argparse
 import contextlib
 import functools
+import inspect
 import json
 import logging
 import os
@@ -13,6 +14,7 @@ import shlex
 import subprocess
 import sys
 import time
+import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from importlib.metadata import version
 from pathlib import Path
@@ -26,6 +28,7 @@ DEFAULT_MODEL = EXP_DIR / "iconclip"
 DEFAULT_DATASET = "icons"
 
 logger = logging.getLogger("comflp")
+_command = ""  # of the script that runs, for its record
 
 
 # --- command line
@@ -81,16 +84,20 @@ def script(main: Callable) -> Callable:
 
     With the environment variable COMFLP_TRACEBACK set the exception is raised as it is.
     """
+    path = Path(inspect.getfile(main)).resolve()
 
     @functools.wraps(main)
     def wrapper(argv: Sequence[str] | None = None) -> object:
+        global _command
+        argv = sys.argv[1:] if argv is None else list(argv)
+        _command = shlex.join(["python", *map(_plain, [str(path), *argv])])
         try:
             return main(argv)
         except (ValueError, OSError) as error:
             if os.environ.get("COMFLP_TRACEBACK"):
                 raise
             message = " ".join(str(error).split())
-            print(f"{Path(sys.argv[0]).name}: error: {message}", file=sys.stderr)
+            print(f"{path.name}: error: {message}", file=sys.stderr)
             raise SystemExit(2) from error
 
     return wrapper
@@ -138,13 +145,28 @@ def set_up_logging(log_file: Path | None = None, append: bool = False) -> None:
         handlers.append(logging.FileHandler(log_file, mode="a" if append else "w", encoding="utf-8"))
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", handlers=handlers, force=True)
     logging.captureWarnings(True)
+    warnings.formatwarning = lambda message, *_, **__: f"warning: {' '.join(str(message).split())}"
     for library in ("httpx", "huggingface_hub", "datasets", "transformers", "accelerate", "matplotlib"):
         logging.getLogger(library).setLevel(logging.ERROR)
+    if not show_progress():
+        _hide_library_bars()
 
 
 def show_progress() -> bool:
     """Bars are shown on a terminal only."""
     return sys.stderr.isatty()
+
+
+def _hide_library_bars() -> None:
+    """The same for the bars of libraries, where they are in use."""
+    switches = {
+        "datasets": "disable_progress_bars",
+        "huggingface_hub.utils": "disable_progress_bars",
+        "transformers.utils.logging": "disable_progress_bar",
+    }
+    for library, switch in switches.items():
+        if library in sys.modules:
+            getattr(sys.modules[library], switch)()
 
 
 # --- files
@@ -180,7 +202,12 @@ def model_dir(exp_dir: Path, model: str) -> Path:
     if path.is_dir():
         path = path.relative_to(ROOT) if path.is_relative_to(ROOT) else path
         model = path.name if path.parent in (Path("."), EXP_DIR.relative_to(ROOT)) else str(path)
-    return exp_dir / re.sub(r"[^A-Za-z0-9._-]+", "--", model.strip("/"))
+    return exp_dir / safe_name(model)
+
+
+def safe_name(text: str) -> str:
+    """A path or hub name as (part of) a file name."""
+    return re.sub(r"[^A-Za-z0-9._-]+", "--", text.strip("/"))
 
 
 def search_path(folder: Path, num_layers: int, num_clip_layers: int, search_mode: str, tag: str) -> Path:
@@ -213,7 +240,7 @@ class Record:
     def __init__(self, args: argparse.Namespace, device: str):
         self._start = time.perf_counter()
         self._content = {
-            "command": shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]]),
+            "command": _command,
             "flags": {name: _plain(value) for name, value in sorted(vars(args).items())},
             "commit": git_state(),
             "device": hardware(device),
@@ -232,12 +259,32 @@ class Record:
         key = f"seconds_{name}"
         self._content[key] = round(self._content.get(key, 0) + time.perf_counter() - start, 4)
 
+    @contextlib.contextmanager
+    def warnings(self) -> Iterator[None]:
+        """Log the warnings raised in the block, one line each and no line twice, and note them as `warnings`."""
+        noted = self._content.setdefault("warnings", [])
+
+        def show(message: Warning | str, *_: object, **__: object) -> None:
+            text = " ".join(str(message).split())
+            if text not in noted:
+                noted.append(text)
+                logger.warning("warning: %s", text)
+
+        with warnings.catch_warnings():
+            warnings.simplefilter("always", UserWarning)
+            warnings.showwarning = show
+            yield
+
     def content(self) -> dict:
         return self._content | {"seconds": round(time.perf_counter() - self._start, 3)}
 
 
 def _plain(value: object) -> object:
     """A JSON value; paths inside the project are written relative to it."""
+    if isinstance(value, dict):
+        return {name: _plain(part) for name, part in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(part) for part in value]
     if isinstance(value, Path):
         return str(value.relative_to(ROOT)) if value.is_relative_to(ROOT) else str(value)
     if isinstance(value, str) and value.startswith(f"{ROOT}{os.sep}"):
