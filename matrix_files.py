@@ -4,7 +4,8 @@ A name holds every setting that changes the matrix; those that stand at their de
 the names of the original have: `dc_mat_mean_bs4_iter10.npy`, `cca_mat_9600U_svthre0.99.npy`.
 """
 
-import re
+import os
+import shlex
 from collections.abc import Iterable
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
@@ -12,10 +13,11 @@ from pathlib import Path
 import numpy as np
 
 import experiment
+from experiment import safe_name
 
 MEASURE_TAGS = {"svcca": "cca"}  # in file names, as in the original; every other measure has its own name
 SCRIPTS = {"svcca": "svcca_analysis.py", "dc": "dc_analysis.py"}  # every other: similarity_analysis.py --measure <name>
-THRESHOLD_MEASURES = ("svcca", "pwcca")
+OPTIONS = {"svcca": ("thre", "thre_on"), "pwcca": ("thre", "thre_on"), "dc": ("estimator",), "cka": ("debiased",)}
 MODES = {"dc": ("mean", "seq")}  # the first is the default
 OTHER_MODES = ("U", "T")
 DRAWS = {"dc": (4, 10)}  # default (batch_size, iter_num)
@@ -48,6 +50,11 @@ class MatrixSettings:
     repeats: int = 1
     seed: int = 0
     dataset: str = experiment.DEFAULT_DATASET
+    caption_column: str | None = None
+
+    def options(self) -> dict:
+        """The options of the measure itself."""
+        return {name: getattr(self, name) for name in OPTIONS.get(self.measure, ())}
 
     def filled(self) -> "MatrixSettings":
         """The same with the measure's defaults for what is None."""
@@ -62,44 +69,51 @@ class MatrixSettings:
     @property
     def tag(self) -> str:
         """The name of the file without `.npy`."""
-        s = self.filled()
+        s, options = self.filled(), self.options()
         if s.measure == "dc":
             name = f"dc_mat_{s.mode}_bs{s.batch_size}_iter{s.iter_num}"
         else:
             name = f"{MEASURE_TAGS.get(s.measure, s.measure)}_mat_{s.batch_size * s.iter_num}{s.mode}"
-        if s.measure in THRESHOLD_MEASURES:
-            name += f"_svthre{s.thre:g}"
+        if "thre" in options:
+            name += f"_svthre{s.thre:.10g}"
         suffixes = (
-            ("_variance", s.thre_on == "variance"),
-            ("_unbiased", s.estimator == "unbiased"),
-            ("_debiased", s.debiased),
+            ("_variance", options.get("thre_on") == "variance"),
+            ("_unbiased", options.get("estimator") == "unbiased"),
+            ("_debiased", options.get("debiased")),
             (f"_{s.pool}", s.pool != "mean"),
             (f"_rep{s.repeats}", s.repeats > 1),
             (f"_seed{s.seed}", s.seed != 0),
-            (f"_{safe_name(s.dataset)}", s.dataset != experiment.DEFAULT_DATASET),
+            (f"_{_dataset_name(s.dataset)}", s.dataset != experiment.DEFAULT_DATASET),
+            (f"_{safe_name(s.caption_column or '')}", s.caption_column),
         )
         return name + "".join(suffix for suffix, used in suffixes if used)
 
     def path(self, folder: Path) -> Path:
         return folder / f"{self.tag}.npy"
 
-    def command(self, model: str) -> str:
-        """The command that makes this matrix."""
+    def command(self, model: str, exp_dir: Path = experiment.EXP_DIR) -> str:
+        """The command that makes this matrix, for the working directory."""
         s = self.filled()
-        words = ["python", SCRIPTS.get(s.measure, f"similarity_analysis.py --measure {s.measure}")]
+        script = os.path.relpath(experiment.ROOT / SCRIPTS.get(s.measure, "similarity_analysis.py"))
+        words = ["python", script] + ([] if s.measure in SCRIPTS else ["--measure", s.measure])
+        unused = {name for names in OPTIONS.values() for name in names} - set(s.options())
         for field in fields(s)[1:]:
-            value, default = getattr(s, field.name), field.default
-            relevant = field.name != "thre" or s.measure in THRESHOLD_MEASURES
-            if relevant and (value != default or field.name == "thre"):
-                words += [f"--{field.name}", str(value).lower() if isinstance(value, bool) else f"{value}"]
+            value = getattr(s, field.name)
+            if field.name not in unused and (value != field.default or field.name == "thre"):
+                words += [f"--{field.name}", str(value).lower() if isinstance(value, bool) else str(value)]
         if Path(model).resolve() != experiment.DEFAULT_MODEL:
             words += ["--model", model]
-        return " ".join(words)
+        if exp_dir.resolve() != experiment.EXP_DIR:
+            words += ["--exp_dir", str(exp_dir)]
+        return shlex.join(words)
 
 
-def safe_name(text: str) -> str:
-    """A path or hub name as part of a file name."""
-    return re.sub(r"[^A-Za-z0-9._-]+", "--", text.strip("/"))
+def _dataset_name(dataset: str) -> str:
+    """The same for every way to write the path of a local data set."""
+    path = Path(dataset).resolve()
+    if not path.exists():
+        return safe_name(dataset)
+    return safe_name(str(path.relative_to(experiment.ROOT) if path.is_relative_to(experiment.ROOT) else path))
 
 
 def read_matrix(settings: MatrixSettings, folder: Path, num_layers: int, model: str) -> np.ndarray:
@@ -109,16 +123,20 @@ def read_matrix(settings: MatrixSettings, folder: Path, num_layers: int, model: 
     both say how to make it.
     """
     path = settings.path(folder)
-    how = f"run: {settings.command(model)}"
+    exp_dir = experiment.EXP_DIR if folder == experiment.model_dir(experiment.EXP_DIR, model) else folder.parent
+    how = f"run: {settings.command(model, exp_dir)}"
     if not path.exists():
         raise FileNotFoundError(f"matrix not found: {path}; there are {found_matrices(folder)}; to make it, {how}")
     try:
-        matrix = np.load(path, allow_pickle=False)
+        with path.open("rb") as file:
+            matrix = np.lib.format.read_array(file, allow_pickle=False)
     except (ValueError, EOFError, OSError) as error:
         raise ValueError(f"{path}: not a readable .npy file ({error}); to make it again, {how}") from error
     size = num_layers + 1
     if matrix.shape != (size, size):
         raise ValueError(f"{path}: found shape {matrix.shape}, expected {(size, size)} for {num_layers} layers; {how}")
+    if matrix.dtype.kind not in "fiu":
+        raise ValueError(f"{path}: found entries of the kind {matrix.dtype}, expected numbers; {how}")
     if not np.isfinite(matrix).all():
         raise ValueError(f"{path}: found {np.sum(~np.isfinite(matrix))} entries that are NaN or infinite; {how}")
     if not np.allclose(matrix, matrix.T, rtol=0, atol=1e-9):
