@@ -18,6 +18,7 @@ from tqdm import tqdm
 from transformers import AutoConfig, AutoTokenizer, CLIPConfig, CLIPImageProcessorPil, CLIPModel, CLIPProcessor
 
 from models.layer_stack import LayerStack
+from models.open_clip_folder import find_open_clip, load_open_clip
 
 LEGACY_EOS_TOKEN_ID = 2  # old configs: the end token is the largest id in the caption, whatever this says
 
@@ -162,6 +163,10 @@ def read_config(name: str) -> CLIPConfig:
 
     Raises FileNotFoundError where there is no such model and ValueError where it is not a CLIP.
     """
+    open_clip_folder = find_open_clip(name)
+    if open_clip_folder is not None:
+        model, processor = load_open_clip(open_clip_folder, weights)
+        return Clip(model.eval().to(device), processor, name)
     try:
         config = AutoConfig.from_pretrained(name)
     except (OSError, ValueError) as error:
@@ -175,9 +180,9 @@ def read_config(name: str) -> CLIPConfig:
 
 
 def load_clip(name: str, device: str = "cpu", weights: bool = True) -> Clip:
-    """A CLIP from a local folder or the hub, in evaluation mode, float32.
+    """A CLIP from a local folder or the hub, in Hugging Face or open_clip form, in evaluation mode, float32.
 
-    With `weights=False` only its configuration, tokenizer and processor are read, and the weights are fresh.
+    An open_clip model is a folder with an `open_clip_config.json`, or `hf-hub:<organisation>/<name>`. With `weights=False` only its configuration, tokenizer and processor are read, and the weights are fresh.
     Raises as `read_config`.
     """
     config = read_config(name)
@@ -191,7 +196,7 @@ def state_hash(module: nn.Module) -> str:
     digest = hashlib.sha256()
     for name, tensor in sorted(module.state_dict().items()):
         digest.update(f"{name}{tuple(tensor.shape)}{tensor.dtype}".encode())
-        digest.update(tensor.detach().cpu().contiguous().view(torch.uint8).numpy())
+        digest.update(tensor.detach().cpu().reshape(-1).view(torch.uint8).numpy())
     return digest.hexdigest()
 
 
