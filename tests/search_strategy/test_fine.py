@@ -1,0 +1,148 @@
+"""Fine search: right losses, each layer called as seldom as possible, nothing changed."""
+
+from itertools import combinations
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+
+from data import load_pairs
+from models import load_clip
+from models.clip import state_hash
+from search_strategy import fine as fine_module
+from search_strategy.fine import FineSearch
+from search_strategy.proposals import kept_layers
+
+ALL_PAIRS = list(combinations(range(1, 5), 2))  # every way to drop two of four layers
+
+
+@pytest.fixture(scope="module")
+def clip(tiny_clip):
+    return load_clip(str(tiny_clip))
+
+
+@pytest.fixture(scope="module")
+def pairs(tiny_pairs):
+    return load_pairs(str(tiny_pairs), "validation")
+
+
+@pytest.fixture(scope="module")
+def images(clip, pairs):
+    return clip.image_embeddings(pairs.images)
+
+
+@pytest.fixture
+def make(clip, pairs, images):
+    def make(**options):
+        options = {"loss_batch_size": 20, "batch_size": 16} | options
+        return FineSearch(clip, pairs.captions, images, pairs.image_index, **options)
+
+    return make
+
+
+def plain_text_embeddings(clip, captions, dropped):
+    """The pruned model rebuilt, every caption padded to the model's length, with the tokenizer's mask."""
+    model = clip.stack.drop(dropped)
+    length = model.config.text_config.max_position_embeddings
+    inputs = clip.processor.tokenizer(captions, padding="max_length", max_length=length, return_tensors="pt")
+    with torch.no_grad():
+        return F.normalize(model.get_text_features(**inputs).pooler_output, dim=-1)
+
+
+def plain_task_loss(text, image, logit_scale, batch_size):
+    """Cross entropy by hand, pair by pair."""
+    losses = []
+    for start in range(0, len(text), batch_size):
+        logits = (logit_scale * text[start : start + batch_size] @ image[start : start + batch_size].T).double().numpy()
+        for i in range(len(logits)):
+            row, column = np.log(np.exp(logits[i]).sum()), np.log(np.exp(logits[:, i]).sum())
+            losses.append((row + column) / 2 - logits[i, i])
+    return np.mean(losses)
+
+
+@pytest.mark.parametrize("dropped", [(), (1, 2), (2, 4), (1, 2, 3)])
+def test_task_loss_and_recall_are_those_of_the_rebuilt_model(make, clip, pairs, images, dropped):
+    evaluation = make().evaluate([dropped])[0]
+    text = plain_text_embeddings(clip, pairs.captions, dropped)
+    assert evaluation.task_loss == pytest.approx(plain_task_loss(text, images, clip.logit_scale, 20), abs=1e-4)
+    similarity = (text @ images.T).numpy()
+    ranks = [(row >= row[i]).sum() - 1 for i, row in enumerate(similarity)]
+    assert evaluation.recall["text_to_image_recall_at_5"] == pytest.approx(np.mean(np.array(ranks) < 5), abs=1 / 60)
+
+
+def test_sharing_prefixes_changes_no_bit(make):
+    together = make().evaluate(ALL_PAIRS)
+    alone = [make().evaluate([proposal])[0] for proposal in ALL_PAIRS]
+    assert [e.task_loss for e in together] == [e.task_loss for e in alone]
+    assert all(np.array_equal(a.values, b.values) for a, b in zip(together, alone, strict=True))
+
+
+def test_running_in_parts_changes_no_bit(make, monkeypatch):
+    whole = [e.task_loss for e in make().evaluate(ALL_PAIRS)]
+    monkeypatch.setattr(fine_module, "EMBEDDING_BYTES", 2 * 4 * 60 * 16)  # two proposals at a time
+    assert [e.task_loss for e in make().evaluate(ALL_PAIRS)] == whole
+
+
+def test_a_layer_is_called_once_a_prefix_and_batch(make, clip, monkeypatch):
+    calls = []
+    run = clip.stack.run
+    monkeypatch.setattr(clip.stack, "run", lambda h, context, layers: calls.extend(layers) or run(h, context, layers))
+    search = make()
+    search.evaluate(ALL_PAIRS)
+    prefixes = {kept_layers(p, 4)[:depth] for p in ALL_PAIRS for depth in (1, 2)}
+    batches = -(-60 // 16)
+    assert len(calls) == len(prefixes) * batches
+    assert (search.layer_calls, search.layer_calls_unshared) == (len(prefixes), 12)
+
+
+def test_nothing_is_evaluated_twice(make):
+    search = make()
+    first = search.evaluate([(1, 2), (1, 3)])
+    calls = search.layer_calls
+    again = search.evaluate([(1, 3), (1, 2), (1, 3)])
+    assert search.layer_calls == calls
+    assert again == [first[1], first[0], first[1]]
+
+
+def test_the_model_is_left_as_it_was(make, clip):
+    before = state_hash(clip.model)
+    make().evaluate(ALL_PAIRS)
+    assert state_hash(clip.model) == before
+    assert clip.num_layers == 4
+
+
+def test_order_of_the_captions_in_a_forward_pass_does_not_matter(make):
+    small, large = make(batch_size=7), make(batch_size=60)
+    for a, b in zip(small.evaluate(ALL_PAIRS), large.evaluate(ALL_PAIRS), strict=True):
+        assert a.task_loss == pytest.approx(b.task_loss, abs=1e-5)
+
+
+def test_recall_objective_is_minus_recall_at_10_of_both_directions(make):
+    evaluation = make(objective="recall").evaluate([(2, 3)])[0]
+    recall = evaluation.recall
+    expected = -(recall["text_to_image_recall_at_10"] + recall["image_to_text_recall_at_10"]) / 2
+    assert evaluation.objective == pytest.approx(expected)
+    assert evaluation.objective < 0
+
+
+def test_embedding_objective_needs_no_image_and_is_the_distance_to_the_full_model(clip, pairs):
+    search = FineSearch(clip, pairs.captions, None, None, objective="embedding")
+    full, pruned = search.evaluate([(), (2, 3)])
+    texts = [plain_text_embeddings(clip, pairs.captions, dropped) for dropped in ((), (2, 3))]
+    assert full.objective == pytest.approx(0, abs=1e-6)
+    assert pruned.objective == pytest.approx((1 - (texts[0] * texts[1]).sum(1)).mean().item(), abs=1e-5)
+    assert pruned.task_loss is None and pruned.recall is None
+
+
+def test_objective_on_some_pairs_is_that_of_a_search_on_them_alone(make, clip, pairs, images):
+    rows = np.array([3, 50, 7, 21, 22, 40])
+    alone = FineSearch(clip, [pairs.captions[r] for r in rows], images, pairs.image_index[rows], loss_batch_size=20)
+    assert make().objectives_on(ALL_PAIRS, rows) == pytest.approx(alone.objectives(ALL_PAIRS), abs=1e-6)
+
+
+def test_unknown_objective_and_missing_images_are_errors(clip, pairs):
+    with pytest.raises(ValueError, match="objective is 'speed'; expected one of task_loss, recall, embedding"):
+        FineSearch(clip, pairs.captions, None, None, objective="speed")
+    with pytest.raises(ValueError, match="objective task_loss needs image embeddings"):
+        FineSearch(clip, pairs.captions, None, None)

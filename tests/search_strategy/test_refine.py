@@ -1,0 +1,104 @@
+"""Race, hill climbing and bootstrap on known objectives."""
+
+from itertools import combinations
+
+import numpy as np
+import pytest
+
+from search_strategy.refine import climb, neighbours, race, share_not_worse, shifts
+
+
+def remembering(values):
+    """An objective over a table, and the proposals it was asked for."""
+    asked = []
+
+    def objective(proposals):
+        asked.extend(proposals)
+        return [values[proposal] for proposal in proposals]
+
+    return objective, asked
+
+
+def random_table(num_layers, size, seed):
+    rng = np.random.default_rng(seed)
+    return {proposal: rng.normal() for proposal in combinations(range(1, num_layers + 1), size)}
+
+
+def test_neighbours_are_all_proposals_one_swap_away():
+    plain = [p for p in combinations(range(1, 8), 3) if len(set(p) & {2, 3, 6}) == 2]
+    assert sorted(neighbours((2, 3, 6), 7)) == plain
+
+
+def test_shifts_move_one_layer_by_one():
+    assert sorted(shifts((2, 3, 6), 7)) == [(1, 3, 6), (2, 3, 5), (2, 3, 7), (2, 4, 6)]
+    assert set(shifts((2, 3, 6), 7)) <= set(neighbours((2, 3, 6), 7))
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_climb_ends_in_a_local_optimum_and_is_never_worse_than_its_start(seed):
+    table = random_table(8, 4, seed)
+    objective, _ = remembering(table)
+    starts = [(1, 2, 3, 4), (2, 4, 6, 8)]
+    best, _ = climb(objective, starts, 8, max_rounds=100)
+    assert table[best] <= min(table[start] for start in starts)
+    assert all(table[best] <= table[other] for other in neighbours(best, 8))
+
+
+def test_climb_finds_the_best_of_an_additive_objective():
+    weights = dict(zip(range(1, 11), [5, 1, 4, 2, 9, 0, 7, 3, 8, 6], strict=True))
+    table = {p: sum(weights[layer] for layer in p) for p in combinations(range(1, 11), 4)}
+    best, _ = climb(remembering(table)[0], [(1, 5, 7, 9)], 10, max_rounds=100)
+    assert best == (2, 4, 6, 8)
+
+
+def test_climb_stops_after_its_rounds():
+    objective, asked = remembering(random_table(8, 4, 0))
+    best, rounds = climb(objective, [(1, 2, 3, 4)], 8, max_rounds=1)
+    assert rounds == 1
+    assert asked == [(1, 2, 3, 4), *shifts((1, 2, 3, 4), 8)]
+    assert climb(objective, [(1, 2, 3, 4)], 8, max_rounds=0) == ((1, 2, 3, 4), 0)
+
+
+def noisy_objective(table, noise):
+    """Values whose error shrinks with the number of pairs, as a mean over pairs would."""
+
+    def objective_on(proposals, rows):
+        return [table[p] + noise[p][rows].mean() for p in proposals]
+
+    return objective_on
+
+
+def test_race_keeps_the_best_where_the_noise_is_smaller_than_the_gaps():
+    rng = np.random.default_rng(0)
+    table = {p: float(rank) for rank, p in enumerate(combinations(range(1, 10), 4))}
+    noise = {p: rng.normal(scale=1, size=2000) for p in table}
+    left, evaluated = race(noisy_objective(table, noise), list(table), 2000, rng, first_pairs=250, survivors=10)
+    assert len(left) == 16  # 126 -> 63 -> 32 -> 16, and the next round would use all 2,000 pairs
+    assert left[0] == (1, 2, 3, 4)
+    assert evaluated == 126 * 250 + 63 * 500 + 32 * 1000 < 126 * 2000
+
+
+def test_race_with_few_proposals_evaluates_nothing():
+    proposals = list(combinations(range(1, 5), 2))
+    left, evaluated = race(None, proposals, 2000, np.random.default_rng(0), survivors=10)
+    assert (left, evaluated) == (proposals, 0)
+
+
+def test_race_is_the_same_for_the_same_seed():
+    table = random_table(9, 4, 1)
+    noise = {p: np.random.default_rng(i).normal(scale=9, size=1000) for i, p in enumerate(table)}
+    runs = [
+        race(noisy_objective(table, noise), list(table), 1000, np.random.default_rng(seed), first_pairs=10)[0]
+        for seed in (3, 3, 4)
+    ]
+    assert runs[0] == runs[1] != runs[2]
+
+
+def test_bootstrap_tells_a_clear_loser_from_a_tie():
+    rng = np.random.default_rng(0)
+    winner = rng.normal(size=500)
+    values = np.stack([winner, winner + rng.normal(scale=0.1, size=500) + 0.1, winner[rng.permutation(500)]])
+    shares = share_not_worse(values, winner, np.random.default_rng(1))
+    assert shares[0] == 0.5
+    assert shares[1] == 0
+    assert 0.3 < shares[2] < 0.7
