@@ -18,7 +18,7 @@ from tqdm import tqdm
 from transformers import AutoConfig, AutoTokenizer, CLIPConfig, CLIPImageProcessorPil, CLIPModel, CLIPProcessor
 
 from models.layer_stack import LayerStack
-from models.open_clip_folder import find_open_clip, load_open_clip
+from models.open_clip_folder import find_open_clip, load_open_clip, read_open_clip
 
 LEGACY_EOS_TOKEN_ID = 2  # old configs: the end token is the largest id in the caption, whatever this says
 
@@ -159,20 +159,21 @@ class Clip:
 
 
 def read_config(name: str) -> CLIPConfig:
-    """The configuration of a CLIP in a local folder or on the hub.
+    """The configuration of a CLIP in a local folder or on the hub, in Hugging Face or open_clip form.
+
+    An open_clip model is a folder with an `open_clip_config.json`, or `hf-hub:<organisation>/<name>`.
 
     Raises FileNotFoundError where there is no such model and ValueError where it is not a CLIP.
     """
     open_clip_folder = find_open_clip(name)
     if open_clip_folder is not None:
-        model, processor = load_open_clip(open_clip_folder, weights)
-        return Clip(model.eval().to(device), processor, name)
+        return read_open_clip(open_clip_folder)[0]
     try:
         config = AutoConfig.from_pretrained(name)
     except (OSError, ValueError) as error:
         raise FileNotFoundError(
-            f"model not found: {name!r} is not a local folder with a config.json, and the hub did not give it "
-            f"({type(error).__name__}); pass a CLIP folder or a hub name with --model"
+            f"model not found: {name!r} is not a local folder with a config.json or an open_clip_config.json, "
+            f"and the hub did not give it ({type(error).__name__}); pass a CLIP folder or a hub name with --model"
         ) from error
     if config.model_type != "clip":
         raise ValueError(f"{name}: expected a CLIP model (model_type clip), found {config.model_type}")
@@ -180,14 +181,18 @@ def read_config(name: str) -> CLIPConfig:
 
 
 def load_clip(name: str, device: str = "cpu", weights: bool = True) -> Clip:
-    """A CLIP from a local folder or the hub, in Hugging Face or open_clip form, in evaluation mode, float32.
+    """A CLIP from a local folder or the hub, in evaluation mode, float32.
 
-    An open_clip model is a folder with an `open_clip_config.json`, or `hf-hub:<organisation>/<name>`. With `weights=False` only its configuration, tokenizer and processor are read, and the weights are fresh.
-    Raises as `read_config`.
+    With `weights=False` only its configuration, tokenizer and processor are read, and the weights are fresh.
+    Names and exceptions as in `read_config`.
     """
-    config = read_config(name)
-    model = CLIPModel.from_pretrained(name, dtype=torch.float32) if weights else CLIPModel(config)
-    processor = CLIPProcessor(CLIPImageProcessorPil.from_pretrained(name), AutoTokenizer.from_pretrained(name))
+    open_clip_folder = find_open_clip(name)
+    if open_clip_folder is not None:
+        model, processor = load_open_clip(open_clip_folder, weights)
+    else:
+        config = read_config(name)
+        model = CLIPModel.from_pretrained(name, dtype=torch.float32) if weights else CLIPModel(config)
+        processor = CLIPProcessor(CLIPImageProcessorPil.from_pretrained(name), AutoTokenizer.from_pretrained(name))
     return Clip(model.eval().to(device), processor, name)
 
 

@@ -1,0 +1,125 @@
+"""open_clip models as folders or on the hub: read as a `CLIPModel`, written from one.
+
+An open_clip model is a folder with `open_clip_config.json`, its weights and a tokenizer; on the hub it is named
+`hf-hub:<organisation>/<name>`, as in open_clip. The package open_clip is not needed.
+"""
+
+import gzip
+import importlib.util
+import json
+import pickle
+from pathlib import Path
+
+import torch
+from huggingface_hub import snapshot_download
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+from transformers import AutoTokenizer, CLIPConfig, CLIPModel, CLIPProcessor, CLIPTokenizer, PreTrainedTokenizerBase
+
+from models.open_clip import clip_config, from_open_clip, image_processor, open_clip_config, to_open_clip
+
+HUB_PREFIX, LOCAL_PREFIX = "hf-hub:", "local-dir:"
+CONFIG_NAME = "open_clip_config.json"
+WEIGHTS_NAMES = ("open_clip_model.safetensors", "open_clip_pytorch_model.safetensors", "open_clip_pytorch_model.bin")
+TOKENIZER_NAMES = ("tokenizer.json", "tokenizer_config.json", "vocab.json", "merges.txt", "special_tokens_map.json")
+BPE_NAME = "bpe_simple_vocab_16e6.txt.gz"  # the merges of OpenAI's CLIP, as open_clip ships them
+BPE_MERGES = slice(1, 49152 - 256 - 2 + 1)  # the lines of that file that CLIP uses
+
+
+def find_open_clip(name: str) -> Path | None:
+    """The folder of an open_clip model, downloaded for `hf-hub:<organisation>/<name>`; None for any other model."""
+    if name.startswith(HUB_PREFIX):
+        return _download(name.removeprefix(HUB_PREFIX))
+    folder = Path(name.removeprefix(LOCAL_PREFIX))
+    is_other = (folder / "config.json").is_file() or not (folder / CONFIG_NAME).is_file()
+    return None if is_other and not name.startswith(LOCAL_PREFIX) else folder
+
+
+def read_open_clip(folder: Path) -> tuple[CLIPConfig, CLIPProcessor]:
+    """Configuration and processor of an open_clip folder, in Hugging Face form."""
+    try:
+        settings = json.loads((folder / CONFIG_NAME).read_text(encoding="utf-8"))
+        model_cfg, preprocess_cfg = settings["model_cfg"], settings.get("preprocess_cfg", {})
+        model_cfg["text_cfg"], model_cfg["vision_cfg"], model_cfg["embed_dim"]  # noqa: B018 - they must be there
+    except (KeyError, TypeError, ValueError) as error:
+        raise ValueError(f"{folder / CONFIG_NAME}: not the configuration of an open_clip model ({error!r})") from error
+    tokenizer = load_tokenizer(folder)
+    config = clip_config(model_cfg, tokenizer)
+    return config, CLIPProcessor(image_processor(preprocess_cfg, config.vision_config.image_size), tokenizer)
+
+
+def load_open_clip(folder: Path, weights: bool = True) -> tuple[CLIPModel, CLIPProcessor]:
+    """Model (float32) and processor of an open_clip folder; with `weights=False` the weights are fresh."""
+    config, processor = read_open_clip(folder)
+    model = CLIPModel(config)
+    if weights:
+        try:
+            model.load_state_dict(from_open_clip(_read_weights(folder)))
+        except RuntimeError as error:
+            raise ValueError(f"{folder}: the weights do not fit {CONFIG_NAME}: {str(error)[:400]}") from error
+    return model, processor
+
+
+def save_open_clip(model: CLIPModel, processor: CLIPProcessor, folder: Path, tokenizer_name: str) -> None:
+    """Write a folder that open_clip loads as `local-dir:<folder>`, or as `hf-hub:<tokenizer_name>` once it is there."""
+    settings = open_clip_config(model.config, processor.image_processor, tokenizer_name)
+    folder.mkdir(parents=True, exist_ok=True)
+    save_file(to_open_clip(model.state_dict()), folder / WEIGHTS_NAMES[0])
+    processor.tokenizer.save_pretrained(folder)
+    (folder / CONFIG_NAME).write_text(json.dumps(settings, indent=2) + "\n", encoding="utf-8")
+
+
+def load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
+    """The tokenizer in an open_clip folder; else CLIP's own, from its merges in the folder or in an installed open_clip."""
+    if (folder / "tokenizer_config.json").is_file():
+        return AutoTokenizer.from_pretrained(folder)
+    if (folder / "tokenizer.json").is_file() or (folder / "merges.txt").is_file():
+        return CLIPTokenizer.from_pretrained(folder)
+    package = importlib.util.find_spec("open_clip")  # found, not imported
+    places = [folder, *map(Path, (package.submodule_search_locations if package else None) or ())]
+    for place in places:
+        if (place / BPE_NAME).is_file():
+            return bpe_tokenizer(place / BPE_NAME)
+    raise FileNotFoundError(
+        f"{folder}: no tokenizer; expected tokenizer.json, vocab.json with merges.txt, or {BPE_NAME} there; copy those of "
+        "openai/clip-vit-base-patch32 if the model was trained with CLIP's own"
+    )
+
+
+def bpe_tokenizer(path: Path) -> CLIPTokenizer:
+    """CLIP's tokenizer from its file of merges; bytes come first in the order that GPT-2 gave them."""
+    lines = gzip.decompress(path.read_bytes()).decode("utf-8").split("\n")
+    merges = [tuple(line.split()) for line in lines[BPE_MERGES]]
+    printable = [*range(ord("!"), ord("~") + 1), *range(ord("¡"), ord("¬") + 1), *range(ord("®"), ord("ÿ") + 1)]
+    alphabet = [*map(chr, printable), *(chr(256 + i) for i in range(256 - len(printable)))]
+    tokens = [*alphabet, *(f"{byte}</w>" for byte in alphabet), *map("".join, merges)]
+    tokens += ["<|startoftext|>", "<|endoftext|>"]
+    return CLIPTokenizer(vocab={token: number for number, token in enumerate(tokens)}, merges=merges)
+
+
+def _read_weights(folder: Path) -> dict[str, Tensor]:
+    path = next((folder / name for name in WEIGHTS_NAMES if (folder / name).is_file()), None)
+    if path is None:
+        raise FileNotFoundError(f"{folder}: no weights; looked for {', '.join(WEIGHTS_NAMES)}")
+    try:
+        state = load_file(path) if path.suffix == ".safetensors" else torch.load(path, weights_only=True)
+    except (SafetensorError, pickle.UnpicklingError, RuntimeError) as error:
+        raise ValueError(f"{path}: not a readable state dict ({type(error).__name__}: {str(error)[:200]})") from error
+    return state.get("state_dict", state)
+
+
+def _download(repository: str) -> Path:
+    """The hub's copy of an open_clip model: one file of weights, in the order of `WEIGHTS_NAMES`."""
+    try:
+        for name in WEIGHTS_NAMES:
+            folder = Path(snapshot_download(repository, allow_patterns=[CONFIG_NAME, name, *TOKENIZER_NAMES]))
+            if (folder / name).is_file():
+                break
+    except (OSError, ValueError) as error:
+        raise FileNotFoundError(
+            f"open_clip model not found: the hub did not give {repository!r} ({type(error).__name__}: {str(error)[:200]})"
+        ) from error
+    if not (folder / CONFIG_NAME).is_file():
+        raise FileNotFoundError(f"{repository} on the hub is no open_clip model: it has no {CONFIG_NAME}")
+    return folder
