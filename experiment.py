@@ -60,12 +60,12 @@ def bounded(kind: type, minimum: float, maximum: float = float("inf")) -> Callab
 positive_int = bounded(int, 1)
 
 
-def add_common_flags(parser: argparse.ArgumentParser) -> None:
-    """The flags that every script has."""
+def add_common_flags(parser: argparse.ArgumentParser, several_models: bool = False) -> None:
+    """The flags that every script has; with `several_models`, `--model` takes any number of them and `args.model` is a list."""
     group = parser.add_argument_group("common")
-    group.add_argument(
-        "--model", default=str(DEFAULT_MODEL), help="CLIP model: local folder or hub name (default: the bundled one)"
-    )
+    several = {"nargs": "+", "default": [str(DEFAULT_MODEL)]} if several_models else {"default": str(DEFAULT_MODEL)}
+    what = "CLIP models, the first being the reference" if several_models else "CLIP model"
+    group.add_argument("--model", **several, help=f"{what}: local folder or hub name (default: the bundled one)")
     group.add_argument(
         "--dataset",
         default=DEFAULT_DATASET,
@@ -289,6 +289,8 @@ def _plain(value: object) -> object:
         return str(value.relative_to(ROOT)) if value.is_relative_to(ROOT) else str(value)
     if isinstance(value, str) and value.startswith(f"{ROOT}{os.sep}"):
         return os.path.relpath(value, ROOT)
+    if isinstance(value, (list, tuple)):
+        return [_plain(item) for item in value]
     return value
 
 

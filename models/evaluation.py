@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from statistics import median
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from data import ImageCaptionPairs
@@ -37,12 +38,18 @@ def text_parameters(clip: Clip) -> int:
 
 
 @torch.no_grad()
-def text_milliseconds(clip: Clip, captions: Sequence[str], batch_size: int, repeats: int = 5) -> float:
-    """Milliseconds a caption from token ids to embedding, batches cut to their longest caption.
+def text_milliseconds(
+    clip: Clip, captions: Sequence[str], batch_size: int, repeats: int = 5, full_length: bool = False
+) -> float:
+    """Milliseconds a caption from token ids to embedding.
 
-    The median of `repeats` passes over the captions after one that is not counted. Tokenising is not counted.
+    Batches are cut to their longest caption, or with `full_length` padded to as many tokens as the model takes. The median
+    of `repeats` passes over the captions after one that is not counted. Tokenising is not counted.
     """
     batches = [batch.input_ids for batch in clip.batches(clip.tokenize(captions), batch_size)]
+    if full_length:
+        positions = clip.model.config.text_config.max_position_embeddings
+        batches = [F.pad(ids, (0, positions - ids.shape[1])) for ids in batches]
     passes = [_pass_seconds(clip, batches) for _ in range(repeats + 1)]
     return median(passes[1:]) / len(captions) * 1000
 
