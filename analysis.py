@@ -1,0 +1,254 @@
+"""What the three analysis scripts share: similarity between all layers of the text transformer, on captions of train.
+
+Captions go through the text transformer once; a measure sees their hidden states h_0 .. h_L, as one vector a caption or
+one a token (CoMFLP, Liu, Peng, Lee, Interspeech 2023, section 2.1). Matrix, picture and run record go to `exp/<model>/`
+under the names of `matrix_files`.
+"""
+
+import argparse
+from collections.abc import Iterator, Sequence
+from dataclasses import fields
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+import experiment
+import plots
+from data import load_pairs
+from experiment import Record, boolean, bounded, positive_int
+from matrix_files import OPTIONS, MatrixSettings, default_draws, modes
+from measures import MEASURES, Shuffled
+from models import Clip, load_clip
+
+PER_TOKEN_MODES = ("T", "seq")  # nothing is pooled
+FORWARD_TOKENS = 8192  # in a forward pass: enough for full speed, few enough for small activations
+CHUNK_VALUES = 2**25  # of all hidden states that wait for the measure: 128 MiB
+
+
+# --- command line
+
+
+def add_flags(parser: argparse.ArgumentParser, measure: str | None = None) -> None:
+    """The flags of every analysis script; `measure` is the script's own, None where `--measure` chooses."""
+    batch_size, iter_num = default_draws(measure or "")
+    choices = modes(measure or "")
+    unit = "one sample a caption (U) or a token (T)"
+    if measure == "dc":
+        unit = "a caption is the mean of its tokens, or the whole sequence of them"
+    add = parser.add_argument
+    add("--batch_size", type=positive_int, default=batch_size, help="captions in a batch (default: %(default)s)")
+    add("--iter_num", type=positive_int, default=iter_num, help="batches (default: %(default)s)")
+    add("--mode", choices=choices, default=choices[0], help=f"{unit} (default: %(default)s)")
+    add(
+        "--pool",
+        choices=("mean", "eos"),
+        default=MatrixSettings.pool,
+        help="vector of a caption: the mean of its tokens, or its end token's (default: %(default)s)",
+    )
+    add(
+        "--repeats",
+        type=positive_int,
+        default=MatrixSettings.repeats,
+        help="disjoint draws of captions; their mean, and the standard deviation beside it (default: %(default)s)",
+    )
+    add(
+        "--baseline",
+        type=boolean,
+        default=False,
+        help="also the matrix of row-shuffled layers: what the measure gives by chance (default: false)",
+    )
+    if measure:
+        parser.set_defaults(measure=measure)
+    experiment.add_common_flags(parser)
+
+
+def add_threshold_flags(parser: argparse.ArgumentParser) -> None:
+    """`--thre` and `--thre_on`: None where not given, so that a measure without them can refuse them."""
+    parser.add_argument(
+        "--thre",
+        type=bounded(float, 0, 1),
+        help=f"share of the singular values of a layer to keep (default: {MatrixSettings.thre})",
+    )
+    parser.add_argument(
+        "--thre_on",
+        choices=("singular", "variance"),
+        help=f"share of the singular values, or of their squares (default: {MatrixSettings.thre_on})",
+    )
+
+
+def settings_from(args: argparse.Namespace) -> MatrixSettings:
+    """The settings that the flags name, after the rules across flags. Fills in the measure's options in `args`."""
+    given = {name: value for name, value in vars(args).items() if value is not None}
+    settings = MatrixSettings(**{f.name: given[f.name] for f in fields(MatrixSettings) if f.name in given})
+    options = settings.options()
+    for option in {option for names in OPTIONS.values() for option in names} - set(options) & set(given):
+        owners = ", ".join(measure for measure, names in OPTIONS.items() if option in names)
+        raise ValueError(f"--{option} is an option of {owners}, not of {settings.measure}; leave it out")
+    if settings.mode in PER_TOKEN_MODES and settings.pool != "mean":
+        raise ValueError(f"--pool {settings.pool}: --mode {settings.mode} pools nothing; leave one of them out")
+    captions = settings.batch_size if settings.measure == "dc" else settings.batch_size * settings.iter_num
+    needed = 4 if settings.estimator == "unbiased" or settings.debiased else 2
+    if captions < needed:
+        flags = "--batch_size" if settings.measure == "dc" else "--batch_size times --iter_num"
+        raise ValueError(f"{flags} is {captions}; with these flags {settings.measure} needs at least {needed} captions")
+    vars(args).update(options)
+    return settings
+
+
+# --- hidden states
+
+
+def draw_captions(num_captions: int, settings: MatrixSettings) -> np.ndarray:
+    """(repeats, batch_size * iter_num) numbers of captions, all different: the first of a seeded permutation."""
+    size = settings.batch_size * settings.iter_num
+    needed = size * settings.repeats
+    if needed > num_captions:
+        repeats = f" times --repeats {settings.repeats}" if settings.repeats > 1 else ""
+        raise ValueError(
+            f"--batch_size {settings.batch_size} times --iter_num {settings.iter_num}{repeats} is {needed} captions; "
+            f"the train split of {settings.dataset} has {num_captions}: ask for fewer"
+        )
+    order = np.random.default_rng(settings.seed).permutation(num_captions)
+    return order[:needed].reshape(settings.repeats, size)
+
+
+def hidden_state_width(clip: Clip) -> int:
+    return clip.model.config.text_config.hidden_size
+
+
+def chunks(clip: Clip, tokens: Sequence[list[int]], mode: str, batch_size: int) -> Iterator[Sequence[list[int]]]:
+    """The captions in order, in parts of whole batches (but the last) whose hidden states are about `CHUNK_VALUES`."""
+    vectors = max(map(len, tokens)) if mode in PER_TOKEN_MODES else 1
+    values = (clip.num_layers + 1) * vectors * hidden_state_width(clip) * batch_size
+    size = max(1, CHUNK_VALUES // values) * batch_size
+    return (tokens[start : start + size] for start in range(0, len(tokens), size))
+
+
+def hidden_states(clip: Clip, tokens: Sequence[list[int]], mode: str, pool: str, longest: int) -> list[Tensor]:
+    """h_0 .. h_L of captions in their order, each (rows, d), on the model's device; padding never counts.
+
+    Rows are captions, pooled (`U`, `mean`), or real tokens (`T`), or, for `seq`, the tokens of a caption side by side
+    and then zeros, (captions, longest * d). `longest` is at least the length of any of them.
+    """
+    lengths = torch.tensor([len(ids) for ids in tokens])
+    numbers = torch.arange(len(tokens))
+    first_row = {"T": lengths.cumsum(0) - lengths, "seq": numbers * longest}.get(mode, numbers).to(clip.device)
+    num_rows = {"T": int(lengths.sum()), "seq": len(tokens) * longest}.get(mode, len(tokens))
+    states = [torch.zeros(num_rows, hidden_state_width(clip), device=clip.device) for _ in range(clip.num_layers + 1)]
+    with torch.inference_mode():
+        for batch in clip.batches(tokens, max(1, FORWARD_TOKENS // longest)):
+            mask, rows = batch.mask(), first_row[batch.rows]
+            if mode in PER_TOKEN_MODES:
+                rows = (rows[:, None] + torch.arange(mask.shape[1], device=rows.device))[mask]
+            hidden, context = clip.stack.start(input_ids=batch.input_ids)
+            for layer, state in enumerate(states):
+                hidden = clip.stack.run(hidden, context, [layer] if layer else [])
+                if mode in PER_TOKEN_MODES:
+                    state[rows] = hidden[mask]
+                else:
+                    state[rows] = batch.mean(hidden) if pool == "mean" else batch.at_end(hidden)
+    return [state.view(len(tokens), -1) for state in states] if mode == "seq" else states
+
+
+# --- similarity
+
+
+def new_measure(settings: MatrixSettings) -> object:
+    return MEASURES[settings.measure](**settings.options())
+
+
+def similarities(
+    clip: Clip, draws: Sequence[list[str]], settings: MatrixSettings, baseline: bool, record: Record
+) -> dict[str, np.ndarray]:
+    """The matrix of the draws of captions, by the end of its file's name: "", and "_std", "_baseline" where asked for.
+
+    With several draws: their mean and, as "_std", their sample standard deviation. Notes the measure's diagnostics in
+    the record, and the seconds of forward passes, measure and baseline.
+    """
+    generator = torch.Generator().manual_seed(settings.seed)
+    matrices, chance, diagnostics = [], [], []
+    total = sum(len(captions) for captions in draws)
+    with tqdm(total=total, unit=" captions", disable=not experiment.show_progress(), leave=False) as bar:
+        for captions in draws:
+            measures = {"measure": new_measure(settings)}
+            if baseline:
+                measures["baseline"] = Shuffled(new_measure(settings), generator)
+            show(clip, captions, settings, measures, record, bar)
+            with record.timed("measure"):
+                matrices.append(measures["measure"].matrix())
+            diagnostics.append(measures["measure"].diagnostics())
+            if baseline:
+                with record.timed("baseline"):
+                    chance.append(measures["baseline"].matrix())
+    record.note(**diagnostics[0] if len(draws) == 1 else {"draws": diagnostics})
+    results = {"": np.mean(matrices, axis=0)}
+    if len(draws) > 1:
+        results["_std"] = np.std(matrices, axis=0, ddof=1)
+    if baseline:
+        results["_baseline"] = np.mean(chance, axis=0)
+    return results
+
+
+def show(
+    clip: Clip, captions: list[str], settings: MatrixSettings, measures: dict[str, object], record: Record, bar: tqdm
+) -> None:
+    """Show the hidden states of captions to measures, batch by batch where each update of a measure is a draw."""
+    tokens = clip.tokenize(captions)
+    longest = max(map(len, tokens))
+    for part in chunks(clip, tokens, settings.mode, settings.batch_size):
+        with record.timed("forward"):
+            states = hidden_states(clip, part, settings.mode, settings.pool, longest)
+            if clip.device.type == "cuda":
+                torch.cuda.synchronize()
+        for name, measure in measures.items():
+            with record.timed(name):
+                size = settings.batch_size if measure.per_draw else len(states[0])
+                for batch in zip(*(state.split(size) for state in states), strict=True):
+                    measure.update(batch)
+        bar.update(len(part))
+
+
+# --- the script
+
+
+def run(args: argparse.Namespace) -> None:
+    """From flags to files under `exp/` and a printed table."""
+    settings = settings_from(args)
+    new_measure(settings)  # refuses an option out of range before anything is read
+    device = experiment.set_up(args)
+    record = Record(args, device)
+    with record.warnings():
+        pairs = load_pairs(args.dataset, "train", caption_column=args.caption_column, images=False)
+        draws = [[pairs.captions[i] for i in rows] for rows in draw_captions(len(pairs), settings)]
+        clip = load_clip(args.model, device)
+        record.note(model=clip.identity(), data=pairs.identity(), captions=len(draws[0]))
+        results = similarities(clip, draws, settings, args.baseline, record)
+    path = settings.path(experiment.model_dir(args.exp_dir, args.model))
+    write(results, path, settings, record)
+    print(result_table(results))
+    print(f"wrote {path} and its .png and .json")
+
+
+def write(results: dict[str, np.ndarray], path: Path, settings: MatrixSettings, record: Record) -> None:
+    """The arrays, the picture and the run record."""
+    files = {path.with_name(f"{path.stem}{ending}.npy"): array for ending, array in results.items()}
+    for file, array in files.items():
+        experiment.write_array(file, array)
+    draws = f"{settings.batch_size} x {settings.iter_num} captions, mode {settings.mode}"
+    title = f"{settings.measure} between the layers of {path.parent.name}\n{draws}"
+    plots.heat_map(results[""], path.with_suffix(".png"), title, baseline=results.get("_baseline"))
+    record.note(files=[file.name for file in files])
+    experiment.write_json(path.with_suffix(".json"), record.content())
+
+
+def result_table(results: dict[str, np.ndarray]) -> str:
+    """What each layer leaves as it was, M[i-1, i], and the median of all pairs of layers."""
+    headers = {"": "similarity", "_std": "std", "_baseline": "shuffled rows"}
+    layers = np.arange(1, len(results[""]))
+    pairs = np.triu_indices(len(layers) + 1, 1)
+    rows = [[f"input and output of layer {i}", *(array[i - 1, i] for array in results.values())] for i in layers]
+    rows.append(["median of all pairs", *(np.median(array[pairs]) for array in results.values())])
+    return experiment.table(rows, ["", *(headers[ending] for ending in results)])

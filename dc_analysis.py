@@ -1,0 +1,37 @@
+"""Step 1: squared distance correlation (Szekely et al. 2007) between all layers of a CLIP text transformer.
+
+    python dc_analysis.py --batch_size 4 --iter_num 10
+    python dc_analysis.py --batch_size 256 --iter_num 10 --estimator unbiased --repeats 5
+    python dc_analysis.py --batch_size 32 --iter_num 30 --mode seq --baseline true
+
+Writes exp/<model>/dc_mat_<mode>_bs<batch_size>_iter<iter_num>.npy, its picture (.png) and its run record (.json). The
+mean over batches: the biased form of the original is near 1 for small ones, whatever the layers hold (--baseline true).
+"""
+
+import argparse
+from collections.abc import Sequence
+
+import analysis
+from experiment import script
+from matrix_files import MatrixSettings
+
+
+def build_parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(description="Distance correlation between all layers of a CLIP text transformer.")
+    parser.add_argument(
+        "--estimator",
+        choices=("biased", "unbiased"),
+        default=MatrixSettings.estimator,
+        help="V-statistic, as the original, or U-centred (default: %(default)s)",
+    )
+    analysis.add_flags(parser, "dc")
+    return parser
+
+
+@script
+def main(argv: Sequence[str] | None = None) -> None:
+    analysis.run(build_parser().parse_args(argv))
+
+
+if __name__ == "__main__":
+    main()

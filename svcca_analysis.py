@@ -1,0 +1,31 @@
+"""Step 1: SVCCA (Raghu et al. 2017) between all layers of a CLIP text transformer.
+
+    python svcca_analysis.py --batch_size 32 --iter_num 300 --thre 0.99 --mode U
+    python svcca_analysis.py --mode T --baseline true
+    python svcca_analysis.py --model openai/clip-vit-base-patch32 --dataset path/to/pairs --pool eos
+
+Writes exp/<model>/cca_mat_<captions><mode>_svthre<thre>.npy, its picture (.png) and its run record (.json). Batches only
+say how many captions are seen, batch_size times iter_num: the measure takes them together.
+"""
+
+import argparse
+from collections.abc import Sequence
+
+import analysis
+from experiment import script
+
+
+def build_parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(description="SVCCA between all layers of a CLIP text transformer.")
+    analysis.add_threshold_flags(parser)
+    analysis.add_flags(parser, "svcca")
+    return parser
+
+
+@script
+def main(argv: Sequence[str] | None = None) -> None:
+    analysis.run(build_parser().parse_args(argv))
+
+
+if __name__ == "__main__":
+    main()
