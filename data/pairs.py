@@ -33,6 +33,11 @@ class ImageFiles(Sequence):
     def __len__(self) -> int:
         return len(self._indices)
 
+    @property
+    def row_numbers(self) -> np.ndarray:
+        """(m,) the first row of each image in its split."""
+        return self._indices
+
     def encoded(self, index: int) -> bytes:
         """The bytes of the image file; empty where there are none."""
         value = self._rows[int(self._indices[index])][self._column] or {}
@@ -129,6 +134,25 @@ def load_pairs(
     return ImageCaptionPairs(
         captions, image_of_row[row_of_caption], ImageFiles(rows, image_column, first_row), dataset, split
     )
+
+
+def load_labels(
+    pairs: ImageCaptionPairs, label_column: str, caption_column: str | None = None
+) -> list[str] | list[int]:
+    """The label of each image of `pairs`, from another column of its rows: text, or the numbers of classes without names.
+
+    Raises ValueError where there is no such column, or where it holds neither text nor whole numbers.
+    """
+    rows = _read_split(pairs.source, pairs.split, caption_column)
+    column = _find_column(rows, label_column, (), "label", pairs.source)
+    values = list(rows[column])
+    labels = [values[row] for row in pairs.images.row_numbers]
+    feature = rows.features[column]
+    if isinstance(feature, datasets.ClassLabel):
+        return [feature.int2str(label) for label in labels]
+    if not (all(isinstance(label, str) for label in labels) or all(isinstance(label, int) for label in labels)):
+        raise ValueError(f"{pairs.source}: the column {column} is {feature}; expected text or numbers of classes")
+    return labels
 
 
 def _read_split(dataset: str, split: str, caption_column: str | None) -> datasets.Dataset:
