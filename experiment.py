@@ -294,6 +294,8 @@ def _plain(value: object) -> object:
     return value
 
 
-def table(rows: Iterable[Sequence], headers: Sequence[str], floatfmt: str | Sequence[str] = ".4f") -> str:
-    """A result table as text."""
-    return tabulate(rows, headers=headers, floatfmt=floatfmt, tablefmt="simple", missingval="-")
+def table(
+    rows: Iterable[Sequence], headers: Sequence[str], floatfmt: str | Sequence[str] = ".4f", **options: object
+) -> str:
+    """A result table as text; `options`: more of tabulate's."""
+    return tabulate(rows, headers=headers, floatfmt=floatfmt, tablefmt="simple", missingval="-", **options)
