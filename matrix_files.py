@@ -141,7 +141,7 @@ def read_matrix(settings: MatrixSettings, folder: Path, num_layers: int, model: 
         raise ValueError(f"{path}: found {np.sum(~np.isfinite(matrix))} entries that are NaN or infinite; {how}")
     if not np.allclose(matrix, matrix.T, rtol=0, atol=1e-9):
         raise ValueError(f"{path}: not symmetric, by up to {np.abs(matrix - matrix.T).max():.2g}; {how}")
-    return matrix
+    return (matrix + matrix.T) / 2
 
 
 def found_matrices(folder: Path) -> str:

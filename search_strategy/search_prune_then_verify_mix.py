@@ -13,14 +13,20 @@ import sys
 from pathlib import Path
 
 import numpy as np
+import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import experiment  # noqa: E402
+from data import load_pairs  # noqa: E402
 from experiment import boolean, bounded, positive_int  # noqa: E402
 from matrix_files import MatrixSettings, modes, read_matrix, safe_name  # noqa: E402
 from measures import MEASURES, combine  # noqa: E402
+from models.clip import load_clip, read_config  # noqa: E402
+from models.retrieval import RECALL_AT  # noqa: E402
+from plots import heat_map  # noqa: E402
 from search_strategy.coarse import SCORES, SEARCH_MODES, missed_by  # noqa: E402
+from search_strategy.fine import OBJECTIVES, FineSearch  # noqa: E402
 from search_strategy.pipeline import (  # noqa: E402
     Verification,
     describe_coarse,
@@ -35,7 +41,6 @@ from search_strategy.proposals import check_num_clip_layers  # noqa: E402
 logger = logging.getLogger("comflp")
 
 MODES = tuple(mode for mode in SEARCH_MODES if mode != "random")  # random proposals are --select_measure rand
-OBJECTIVES = ("task_loss", "recall", "embedding")
 MAX_LAYERS_TO_CHECK = 200  # up to here the exact search takes a moment, so the log can say what another mode missed
 TABLE_ROWS = 10
 
@@ -98,7 +103,8 @@ def matrix_settings(args: argparse.Namespace) -> list[MatrixSettings]:
     if (args.select_measure == "combine") != bool(args.combine):
         raise ValueError("--select_measure combine and --combine MEASURE ... go together")
     if args.combine:
-        return [MatrixSettings(name, pool=args.pool, seed=args.seed, dataset=args.dataset) for name in args.combine]
+        common = {"pool": args.pool, "seed": args.seed, "dataset": args.dataset, "caption_column": args.caption_column}
+        return [MatrixSettings(name, **common) for name in args.combine]
     measure = args.select_measure
     mode = args.svcca_mode if measure == "svcca" and args.svcca_mode else args.mode
     if mode is not None and mode not in modes(measure):
@@ -117,6 +123,7 @@ def matrix_settings(args: argparse.Namespace) -> list[MatrixSettings]:
             repeats=args.repeats,
             seed=args.seed,
             dataset=args.dataset,
+            caption_column=args.caption_column,
         )
     ]
 
@@ -132,14 +139,8 @@ def result_tag(args: argparse.Namespace, settings: list[MatrixSettings]) -> str:
     return "_".join(parts)
 
 
-def make_fine_search(args: argparse.Namespace, device: str, folder: Path, record: experiment.Record):
+def make_fine_search(args: argparse.Namespace, device: str, folder: Path, record: experiment.Record) -> FineSearch:
     """Model, validation pairs and their image embeddings, ready to evaluate proposals."""
-    import torch
-
-    from data import load_pairs
-    from models import load_clip
-    from search_strategy.fine import FineSearch
-
     clip = load_clip(args.model, device)
     with_images = args.objective != "embedding"
     columns = {"image_column": args.image_column, "caption_column": args.caption_column}
@@ -172,22 +173,26 @@ def log_missed(args: argparse.Namespace, scored: list, matrix: np.ndarray | None
     logger.info("%s missed %d of the true %d best%s", args.search_mode, missed, len(scored), best)
 
 
-def print_table(proposals: list[dict], verification: Verification | None) -> None:
-    """The ranked proposals, the full model first; recall in percent."""
+def print_table(proposals: list[dict], verification: Verification | None, objective: str) -> None:
+    """The best proposals, the full model first; recall in percent (t>i: text to image)."""
     if verification is None:
         rows = [(p["rank"], p["segments"], p["coarse_score"]) for p in proposals[:TABLE_ROWS]]
         print(experiment.table(rows, ("rank", "dropped layers", "coarse score")))
         return
     full = verification.full_model
-    rows = [("full", "none", None, full.objective, full.task_loss, *_percent(full.recall), "")]
+    rows = [("full", [], None, full.objective, full.task_loss, *_percent(full.recall), "")]
     for p in proposals[:TABLE_ROWS]:
         note = p["found_by"] + (", within noise" if p["within_noise"] else "")
         rows.append(
             (p["rank"], p["segments"], p["coarse_score"], p["objective"], p["task_loss"], *_percent(p["recall"]), note)
         )
-    recall_headers = [f"{way} R@{k}" for way in ("text>image", "image>text") for k in (1, 5, 10)]
-    headers = ("rank", "dropped layers", "coarse score", "objective", "task loss", *recall_headers, "found by")
-    print(experiment.table(rows, headers, ("", "", ".4f", ".4f", ".4f", *[".1f"] * 6, "")))
+    headers = ["rank", "dropped layers", "coarse score", objective, "task loss"]
+    headers += [f"{way} R@{k}" for way in ("t>i", "i>t") for k in RECALL_AT] + ["found by"]
+    formats = ["", "", ".4f", ".4f", ".4f", *[".1f"] * 6, ""]
+    if objective == "task_loss":  # once is enough
+        rows = [row[:3] + row[4:] for row in rows]
+        del headers[3], formats[3]
+    print(experiment.table(rows, headers, formats))
 
 
 def _percent(recall: dict[str, float] | None) -> list[float | None]:
@@ -206,8 +211,10 @@ def main(argv: list[str] | None = None) -> None:
     result = experiment.search_path(
         folder, args.num_layers, args.num_clip_layers, args.search_mode, result_tag(args, settings)
     )
-    device = experiment.set_up(args, result.with_suffix(".log"))
+    device = experiment.set_up(args)
     record = experiment.Record(args, device)
+    fine = None if args.coarse_search_only else make_fine_search(args, device, folder, record)
+    experiment.set_up_logging(result.with_suffix(".log"))  # all input is there: from here on, files are written
     generator = np.random.default_rng(args.seed)
     with record.timed("coarse"):
         scored = propose(
@@ -222,29 +229,21 @@ def main(argv: list[str] | None = None) -> None:
         )
     log_missed(args, scored, matrix)
     verification, proposals = None, describe_coarse(scored, args.num_layers)
-    if not args.coarse_search_only:
-        fine = make_fine_search(args, device, folder, record)
+    if fine is not None:
+        starts = [proposal for proposal, _ in scored]
         with record.timed("fine"):
-            verification = verify(
-                fine,
-                [proposal for proposal, _ in scored],
-                use_race=args.race,
-                refine_rounds=args.refine,
-                generator=generator,
-            )
+            verification = verify(fine, starts, use_race=args.race, refine_rounds=args.refine, generator=generator)
         proposals = describe_verified(verification, scored, matrix, args.num_layers, args.score)
         correlation = rank_correlation(scored, verification.ranked)
         record.note(**verification.facts, rank_correlation=correlation)
         log_facts(verification.facts, correlation)
     write_result(args, result, settings, proposals, verification, matrix, record)
-    print_table(proposals, verification)
+    print_table(proposals, verification, args.objective)
     print(f"winner: drop {proposals[0]['segments']}, keep {proposals[0]['kept_layers']}; written to {result}")
 
 
 def check_num_layers(args: argparse.Namespace) -> None:
     """`--num_layers` must be the model's, where the model can be read without its weights."""
-    from models.clip import read_config
-
     found = read_config(args.model).text_config.num_hidden_layers
     if found != args.num_layers:
         raise ValueError(f"--num_layers is {args.num_layers}, but the text tower of {args.model} has {found} layers")
@@ -272,8 +271,6 @@ def write_result(
     record: experiment.Record,
 ) -> None:
     """The result file that other programs read, and the matrix with the winner's segments as a picture."""
-    from plots import heat_map
-
     names = [f"{one.tag}.npy" for one in settings]
     full = verification.full_model if verification else None
     content = {
