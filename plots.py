@@ -52,9 +52,10 @@ def heat_map(
 
 
 def _colour_range(matrices: Sequence[np.ndarray]) -> Normalize:
-    """From the smallest value, rounded down to a twentieth, to 1."""
+    """From the smallest value, rounded down to half a digit of its distance from 1, to 1."""
     lowest = min(float(matrix.min()) for matrix in matrices)
-    return Normalize(min(np.floor(lowest * 20) / 20, 0.95), 1)
+    step = 10.0 ** np.floor(np.log10(max(1 - lowest, 1e-6))) / 2
+    return Normalize(1 - np.ceil((1 - lowest) / step + 1e-9) * step, 1)
 
 
 def _draw_matrix(ax: Axes, matrix: np.ndarray, norm: Normalize) -> AxesImage:
@@ -73,7 +74,7 @@ def _draw_matrix(ax: Axes, matrix: np.ndarray, norm: Normalize) -> AxesImage:
 
 def _annotate(ax: Axes, matrix: np.ndarray, norm: Normalize) -> None:
     """Each value in its cell, but for the ones on the diagonal."""
-    decimals = 3 if norm.vmin >= 0.9 else 2
+    decimals = int(np.clip(1 - np.floor(np.log10(1 - norm.vmin)), 2, 4))
     for row, column in zip(*np.nonzero(~np.eye(len(matrix), dtype=bool)), strict=True):
         value = matrix[row, column]
         colour = "black" if norm(value) > 0.6 else "white"
@@ -94,3 +95,78 @@ def _mark_segment(ax: Axes, first: int, last: int) -> None:
     ax.text(
         (left + right) / 2, top - 0.32, label, ha="center", va="bottom", fontsize=8, color=ACCENT, fontweight="bold"
     )
+
+
+def strategy_panel(
+    strategies: Sequence[dict], judged: Sequence[dict], all_losses: np.ndarray | None, full_loss: float, path: Path
+) -> None:
+    """Task loss of every strategy against all subsets, and how well every coarse score foretells the loss.
+
+    strategies: rows with `strategy`, `task_loss`, `layer_calls`, best first. judged: rows with `measure`, `score` and
+    `spearman`; none where not all subsets are known. all_losses: the task loss of every subset, sorted, or None.
+    """
+    figure = Figure(
+        figsize=(12 if judged else 8, 0.34 * max(len(strategies), len(judged)) + 1.6), dpi=DPI, layout="constrained"
+    )
+    axes = figure.subplots(1, 2 if judged else 1, squeeze=False)[0]
+    _draw_losses(axes[0], strategies, all_losses, full_loss)
+    if judged:
+        _draw_correlations(axes[1], judged)
+    with atomic_path(path) as temporary:
+        figure.savefig(temporary, format="png", bbox_inches="tight", metadata={"Software": None})
+
+
+def _draw_losses(ax: Axes, strategies: Sequence[dict], all_losses: np.ndarray | None, full_loss: float) -> None:
+    """One line a strategy: a dot at its loss, its layer calls beside it; every subset as a tick below."""
+    rows = range(len(strategies))
+    losses = [row["task_loss"] for row in strategies]
+    ax.axvline(full_loss, color="0.6", linewidth=1, linestyle=":", label="full model")
+    if all_losses is not None:
+        ax.plot(all_losses, np.full(len(all_losses), len(strategies)), "|", color="0.5", markersize=9, alpha=0.35)
+    ax.hlines(rows, min(full_loss, *losses), losses, color="0.85", linewidth=1)
+    ax.plot(losses, rows, "o", color=COLOURS(0.35), markersize=5)
+    for row, strategy in enumerate(strategies):
+        calls = f"{strategy['layer_calls']} calls" if strategy["layer_calls"] else "no evaluation"
+        ax.annotate(
+            calls, (losses[row], row), xytext=(7, 0), textcoords="offset points", va="center", fontsize=7, color="0.35"
+        )
+    labels = [row["strategy"] for row in strategies] + (["all subsets"] if all_losses is not None else [])
+    ax.set_yticks(range(len(labels)), labels, fontsize=8)
+    ax.invert_yaxis()
+    ax.margins(x=0.15)
+    ax.set_xlabel("task loss on validation (nats); dotted: full model", fontsize=8)
+    ax.tick_params(axis="x", labelsize=8)
+    ax.spines[["top", "right"]].set_visible(False)
+
+
+def _draw_correlations(ax: Axes, judged: Sequence[dict]) -> None:
+    """Spearman correlation of each coarse score to minus the loss, best first."""
+    ordered = sorted(judged, key=lambda row: -row["spearman"])
+    ax.barh(range(len(ordered)), [row["spearman"] for row in ordered], color=COLOURS(0.6), height=0.6)
+    for row, score in enumerate(ordered):
+        text = f"{score['spearman']:.2f}"
+        ax.annotate(text, (score["spearman"], row), xytext=(4, 0), textcoords="offset points", va="center", fontsize=7)
+    ax.set_yticks(range(len(ordered)), [f"{row['measure']}, {row['score']}" for row in ordered], fontsize=8)
+    ax.invert_yaxis()
+    ax.axvline(0, color="0.3", linewidth=0.8)
+    ax.set_xlabel("Spearman correlation of the coarse score to minus the loss, all subsets", fontsize=8)
+    ax.tick_params(axis="x", labelsize=8)
+    ax.spines[["top", "right"]].set_visible(False)
+
+
+def quality_curve(sizes: Sequence[dict], path: Path) -> None:
+    """Recall of the best proposal found against the layers kept; rows with `layers_kept`, `recall`, `test_recall`."""
+    figure = Figure(figsize=(6.4, 4), dpi=DPI, layout="constrained")
+    ax = figure.subplots()
+    kept = [row["layers_kept"] for row in sizes]
+    for name, style in (("recall", "o-"), ("test_recall", "s--")):
+        recall = [100 * row[name]["text_to_image_recall_at_10"] for row in sizes]
+        ax.plot(kept, recall, style, markersize=4, label="test" if name == "test_recall" else "validation")
+    ax.set_xlabel("layers kept", fontsize=9)
+    ax.set_ylabel("text to image R@10, %", fontsize=9)
+    ax.set_xticks(kept)
+    ax.set_ylim(bottom=0)
+    ax.grid(alpha=0.3)
+    ax.legend(fontsize=8)
+    with atomic_path(path) as temporary:
+        figure.savefig(temporary, format="png", bbox_inches="tight", metadata={"Software": None})

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 from transformers import AutoConfig, AutoTokenizer, CLIPConfig, CLIPImageProcessorPil, CLIPModel, CLIPProcessor
 
+from data import ImageCaptionPairs
 from models.layer_stack import LayerStack
 from models.open_clip_folder import find_open_clip, load_open_clip, read_open_clip
 
@@ -147,6 +148,17 @@ class Clip:
         if path is not None:
             _save_array(path, embeddings.cpu().numpy())
         return embeddings
+
+    def embed_pairs(
+        self, pairs: ImageCaptionPairs, cache_dir: Path | None = None, progress: bool = False
+    ) -> tuple[ImageCaptionPairs, Tensor]:
+        """The pairs whose image can be decoded, and the embeddings (m, d) of their images, cached as above.
+
+        The others are left out with a warning; more than 1 % of them is a ValueError.
+        """
+        embeddings = self.image_embeddings(pairs.images, cache_dir, progress=progress)
+        broken = torch.isnan(embeddings).any(1)
+        return pairs.without_images(broken.cpu().numpy()), embeddings[~broken]
 
     def _image_key(self, images: Sequence) -> str:
         parts = (

@@ -7,12 +7,14 @@ a batch costs as many layer calls as there are distinct prefixes. Images are nev
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 import torch
 from torch import Tensor
 from tqdm import tqdm
 
+from data import ImageCaptionPairs
 from models import Clip
 from models.retrieval import pair_losses, recall_hits, summarise_hits
 from search_strategy.prefix_tree import distinct_prefixes, walk
@@ -47,7 +49,7 @@ class FineSearch:
         batch_size: captions in a forward pass.
 
     Attributes:
-        layer_calls: calls of a layer made so far for a batch of captions, in all evaluations.
+        layer_calls: calls of a layer made so far for each caption, in all evaluations.
         layer_calls_unshared: what they would have been without shared prefixes.
     """
 
@@ -77,6 +79,42 @@ class FineSearch:
         self._known: dict[Proposal, Evaluation] = {}
         self._full: Tensor | None = None
 
+    @classmethod
+    def from_pairs(
+        cls,
+        clip: Clip,
+        pairs: ImageCaptionPairs,
+        cache_dir: Path | None = None,
+        *,
+        objective: str = "task_loss",
+        progress: bool = False,
+        **options: int,
+    ) -> "FineSearch":
+        """On pairs as they are loaded: image embeddings computed or read from the cache; none where none is needed."""
+        embeddings = None
+        if objective != "embedding":
+            pairs, embeddings = clip.embed_pairs(pairs, cache_dir, progress)
+        return cls(
+            clip, pairs.captions, embeddings, pairs.image_index, objective=objective, progress=progress, **options
+        )
+
+    def restarted(self) -> "FineSearch":
+        """The same search, knowing nothing yet."""
+        return self._on(range(self.num_captions))
+
+    def _on(self, rows: Sequence[int]) -> "FineSearch":
+        """The same search on some of the captions."""
+        return FineSearch(
+            self.clip,
+            [self.captions[row] for row in rows],
+            self.images,
+            None if self.image_index is None else self.image_index[torch.as_tensor(rows)],
+            objective=self.objective,
+            loss_batch_size=self.loss_batch_size,
+            batch_size=self._batch_size,
+            progress=self.progress,
+        )
+
     @property
     def num_captions(self) -> int:
         return len(self.captions)
@@ -102,18 +140,12 @@ class FineSearch:
         return [evaluation.objective for evaluation in self.evaluate(proposals)]
 
     def objectives_on(self, proposals: Iterable[Proposal], rows: np.ndarray) -> list[float]:
-        """The objective of each proposal on some of the captions alone; the layer calls count, the results are not kept."""
-        part = FineSearch(
-            self.clip,
-            [self.captions[row] for row in rows],
-            self.images,
-            None if self.image_index is None else self.image_index[torch.as_tensor(rows)],
-            objective=self.objective,
-            loss_batch_size=self.loss_batch_size,
-            batch_size=self._batch_size,
-            progress=self.progress,
-        )
-        return part.objectives(proposals)
+        """The objective of each proposal on some of the captions alone; not remembered, and counted by their share."""
+        part, share = self._on(rows), len(rows) / self.num_captions
+        values = part.objectives(proposals)
+        self.layer_calls += share * part.layer_calls
+        self.layer_calls_unshared += share * part.layer_calls_unshared
+        return values
 
     def full_model(self) -> Evaluation:
         """The full model under the same evaluation."""

@@ -52,13 +52,13 @@ def verify(
 ) -> Verification:
     """Fine search of the proposals, after a race among them and followed by hill climbing where asked for."""
     facts = {"proposals_given": len(proposals), "refine_rounds": 0}
+    full_model = fine.full_model()
+    calls, unshared = fine.layer_calls, fine.layer_calls_unshared
     if use_race:
         proposals, facts["race_pairs_evaluated"] = race(
             fine.objectives_on, proposals, fine.num_captions, generator, first_pairs=fine.loss_batch_size
         )
         facts["race_survivors"] = len(proposals)
-    full_model = fine.full_model()
-    calls, unshared = fine.layer_calls, fine.layer_calls_unshared
     evaluations = fine.evaluate(proposals)
     if refine_rounds:
         starts = [evaluation.dropped_layers for evaluation in evaluations]
@@ -67,8 +67,8 @@ def verify(
     ranked = sorted((e for e in fine.evaluated if len(e.dropped_layers) == size), key=rank_key)
     facts |= {
         "proposals_evaluated": len(ranked),
-        "layer_calls": fine.layer_calls - calls,
-        "layer_calls_unshared": fine.layer_calls_unshared - unshared,
+        "layer_calls": round(fine.layer_calls - calls),
+        "layer_calls_unshared": round(fine.layer_calls_unshared - unshared),
         "pairs": fine.num_captions,
     }
     values = np.stack([evaluation.values for evaluation in ranked])

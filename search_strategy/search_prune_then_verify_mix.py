@@ -13,7 +13,6 @@ import sys
 from pathlib import Path
 
 import numpy as np
-import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
@@ -142,26 +141,19 @@ def result_tag(args: argparse.Namespace, settings: list[MatrixSettings]) -> str:
 def make_fine_search(args: argparse.Namespace, device: str, folder: Path, record: experiment.Record) -> FineSearch:
     """Model, validation pairs and their image embeddings, ready to evaluate proposals."""
     clip = load_clip(args.model, device)
-    with_images = args.objective != "embedding"
     columns = {"image_column": args.image_column, "caption_column": args.caption_column}
-    pairs = load_pairs(args.dataset, "validation", images=with_images, **columns)
-    embeddings = None
-    if with_images:
-        with record.timed("image_embeddings"):
-            embeddings = clip.image_embeddings(pairs.images, folder / "cache", progress=experiment.show_progress())
-        broken = torch.isnan(embeddings).any(1)
-        pairs, embeddings = pairs.without_images(broken.cpu().numpy()), embeddings[~broken]
+    pairs = load_pairs(args.dataset, "validation", images=args.objective != "embedding", **columns)
     record.note(model=clip.identity(), data=pairs.identity())
-    return FineSearch(
-        clip,
-        pairs.captions,
-        embeddings,
-        pairs.image_index if with_images else None,
-        objective=args.objective,
-        loss_batch_size=args.loss_batch_size,
-        batch_size=args.text_batch_size,
-        progress=experiment.show_progress(),
-    )
+    with record.timed("image_embeddings"):
+        return FineSearch.from_pairs(
+            clip,
+            pairs,
+            folder / "cache",
+            objective=args.objective,
+            loss_batch_size=args.loss_batch_size,
+            batch_size=args.text_batch_size,
+            progress=experiment.show_progress(),
+        )
 
 
 def log_missed(args: argparse.Namespace, scored: list, matrix: np.ndarray | None) -> None:
