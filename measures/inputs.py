@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import warnings
 from collections.abc import Sequence
 
@@ -78,18 +79,13 @@ def _described(state: object) -> str:
 def check_values(states: Sequence[Tensor]) -> None:
     """Raise ValueError, naming the layer, for NaN, infinity, or a number too large for fourth powers in float64."""
     for layer, state in enumerate(states):
-        if not in_range(state):
-            what = "values above 1e70" if bool(torch.isfinite(state).all()) else "NaN or infinite values"
+        low, high = (value.item() for value in torch.aminmax(state))
+        if not (low > -LARGEST and high < LARGEST):  # NaN compares false
+            what = "values above 1e70" if math.isfinite(low) and math.isfinite(high) else "NaN or infinite values"
             raise ValueError(
                 f"layer {layer} (0 is the embeddings) has {what}; expected finite ones: "
                 f"look at the model's output for these samples, or compute it in a wider dtype"
             )
-
-
-def in_range(values: Tensor) -> bool:
-    """Whether all values are finite and of a size below 1e70 (one pass; NaN compares false)."""
-    low, high = torch.aminmax(values)
-    return low.item() > -LARGEST and high.item() < LARGEST
 
 
 def check_mergeable(first: object, second: object) -> None:

@@ -1,0 +1,361 @@
+"""The measures against plain versions of them, side by side in one run: seconds, ratios, largest differences.
+
+    python benchmarks/measures.py --threads 2                # everything; most of the time is the plain SVCCA
+    python benchmarks/measures.py --threads 2 --pairs 10     # the plain SVCCA on 10 pairs, its total extrapolated
+    python benchmarks/measures.py --quick true               # a look at the tables in seconds, of no meaning otherwise
+
+The hidden states are made like a residual stream: a random walk over layers, features of unequal spread in a basis of
+each step's own, float32. Three parts: SVCCA of all pairs of layers, against recomputing it for every pair, and against
+the matrix products that any way by sums of products needs; distance correlation of one batch; and the memory of SVCCA
+over tokens. Ratios and differences are to the plain version in float64; other packages are measured where they are
+installed. Nothing else should run at the same time: two busy threads on one core cost more than any algorithm.
+"""
+
+import argparse
+import functools
+import importlib.util
+import itertools
+import logging
+import multiprocessing
+import re
+import sys
+import time
+import warnings
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+import experiment  # noqa: E402
+from experiment import boolean, bounded, positive_int  # noqa: E402
+from measures import DC, SVCCA  # noqa: E402
+
+logger = logging.getLogger("comflp")
+
+PARTS = ("svcca", "dc", "tokens")
+QUICK = {"samples": 1500, "width": 64, "layers": 5, "dc_batch_sizes": [4, 32], "tokens": 8000}
+SVCCA_HEADERS = ("SVCCA, all pairs", "seconds", "faster than plain", "of the products", "difference", "note")
+DC_HEADERS = ("DC, one batch", "batch", "ms", "faster than per layer", "than per pair", "difference", "note")
+TOKENS_HEADERS = ("SVCCA over tokens", "tokens", "seconds", "peak memory (MiB)")
+
+
+# --- data, time
+
+
+def residual_walk(samples: int, width: int, layers: int, seed: int, device: str) -> list[Tensor]:
+    """A random walk over layers: (samples, width) float32 for each; spread of the directions from 1 to 1/30."""
+    generator = torch.Generator().manual_seed(seed)
+    scales = torch.logspace(0, -1.5, width)
+    states, state = [], torch.zeros(samples, width)
+    for layer in range(layers):
+        rotation = torch.linalg.qr(torch.randn(width, width, generator=generator))[0]
+        step = torch.randn(samples, width, generator=generator) * scales @ rotation
+        state = state + (step if layer == 0 else 0.5 * step)
+        states.append(state.to(device))
+    return states
+
+
+def fastest(
+    function: Callable[[], object], device: str, repeats: int = 3, at_least_seconds: float = 0.0
+) -> tuple[float, object]:
+    """Seconds of the fastest of `repeats` runs, or of as many as fill the time, and the result."""
+    times: list[float] = []
+    while len(times) < repeats or (sum(times) < at_least_seconds and len(times) < 1000):
+        synchronize(device)
+        start = time.perf_counter()
+        result = function()
+        synchronize(device)
+        times.append(time.perf_counter() - start)
+    return min(times), result
+
+
+def synchronize(device: str) -> None:
+    if device == "cuda":
+        torch.cuda.synchronize()
+
+
+# --- SVCCA
+
+
+def plain_svcca(x: Tensor, y: Tensor, thre: float) -> float:
+    """As commonly written: centre, SVD of both, keep, covariances, their inverse roots, SVD."""
+    kept = []
+    for layer in (x.double(), y.double()):
+        u, s, _ = torch.linalg.svd(layer - layer.mean(0), full_matrices=False)
+        k = int((s.cumsum(0) / s.sum() <= thre).sum()) + 1
+        kept.append(u[:, :k] * s[:k])
+    first, second = kept
+    whitened = inverse_root(first.T @ first) @ (first.T @ second) @ inverse_root(second.T @ second)
+    return torch.linalg.svdvals(whitened).mean().item()
+
+
+def inverse_root(product: Tensor) -> Tensor:
+    values, vectors = torch.linalg.eigh(product)
+    return vectors / values.sqrt() @ vectors.T
+
+
+def strips(stacked: Tensor, width: int, with_own: bool) -> None:
+    """The products of every layer with the layers after it, and with itself if `with_own`."""
+    for start in range(0, stacked.shape[1], width):
+        torch.mm(stacked[:, start : start + width].T, stacked[:, start + (0 if with_own else width) :])
+
+
+def own_products(stacked: Tensor, width: int) -> None:
+    for rows in stacked.split(width, 1):
+        torch.mm(rows.T, rows)
+
+
+def our_svcca(states: list[Tensor], batch_size: int, thre: float, dtype: str) -> np.ndarray:
+    measure = SVCCA(thre=thre, dtype=dtype)
+    for batch in zip(*(state.split(batch_size) for state in states), strict=True):
+        measure.update(batch)
+    return measure.matrix()
+
+
+def anatome_svcca(x: Tensor, y: Tensor, thre: float) -> float:
+    from anatome.distance import svcca_distance
+
+    return 1 - float(svcca_distance(x.double(), y.double(), thre, "svd"))
+
+
+def chosen_pairs(args: argparse.Namespace) -> tuple[list[tuple[int, int]], float, str]:
+    """The pairs on which a per-pair version is timed, the factor from its time to that of all pairs, and a note."""
+    pairs = list(itertools.combinations_with_replacement(range(args.layers), 2))
+    if not args.pairs or args.pairs >= len(pairs):
+        return pairs, 1.0, f"all {len(pairs)} pairs"
+    chosen = [pairs[index] for index in np.linspace(1, len(pairs) - 2, args.pairs).round().astype(int)]
+    return chosen, len(pairs) / len(chosen), f"EXTRAPOLATED from {len(chosen)} of {len(pairs)} pairs"
+
+
+def by_pair(function: Callable, states: list[Tensor], args: argparse.Namespace) -> tuple[float, str, dict]:
+    """Seconds for all pairs of a function of two layers, what was timed, and the values by pair."""
+    pairs, factor, note = chosen_pairs(args)
+    values, start = {}, time.perf_counter()
+    for i, j in pairs:
+        values[i, j] = function(states[i], states[j], args.thre)
+        synchronize(args.device)
+    return (time.perf_counter() - start) * factor, note, values
+
+
+def anatome_row(states: list[Tensor], plain: tuple, args: argparse.Namespace) -> tuple:
+    if importlib.util.find_spec("anatome") is None:
+        return "anatome", None, None, None, None, "not installed"
+    seconds, note, values = by_pair(anatome_svcca, states, args)
+    largest = max(abs(value - plain[2][pair]) for pair, value in values.items())
+    return "anatome", seconds, plain[0] / seconds, None, largest, note
+
+
+def product_seconds(states: list[Tensor], args: argparse.Namespace) -> dict[str, float]:
+    """Seconds of nothing but the matrix products, by the dtype of those of different layers."""
+    wide = torch.cat([(state - state.mean(0)).double() for state in states], 1)
+    narrow = wide.float()
+
+    def time_of(function: Callable[[], None]) -> float:
+        return fastest(function, args.device, args.repeats)[0]
+
+    own = time_of(lambda: own_products(wide, args.width))
+    return {
+        "float64": time_of(lambda: strips(wide, args.width, True)),
+        "float32": own + time_of(lambda: strips(narrow, args.width, False)),
+    }
+
+
+def svcca_part(args: argparse.Namespace) -> list[tuple]:
+    states = residual_walk(args.samples, args.width, args.layers, args.seed, args.device)
+    products = product_seconds(states, args)
+    rows = [
+        ("products alone, float64", products["float64"], None, 1.0, None, ""),
+        ("products alone, float32", products["float32"], None, 1.0, None, "each layer's own in float64"),
+    ]
+    ours = {}
+    for dtype in ("float64", "float32"):
+        run = functools.partial(our_svcca, states, args.batch_size, args.thre, dtype)
+        ours[dtype] = fastest(run, args.device, args.repeats)
+        logger.info("our SVCCA in %s: %.2f s", dtype, ours[dtype][0])
+    plain = by_pair(plain_svcca, states, args)
+    for dtype, (seconds, matrix) in ours.items():
+        largest = max(abs(matrix[pair] - value) for pair, value in plain[2].items())
+        rows.append((f"ours, {dtype}", seconds, plain[0] / seconds, seconds / products[dtype], largest, ""))
+    rows.append(("plain, per pair, float64", plain[0], 1.0, plain[0] / products["float64"], 0.0, plain[1]))
+    return [*rows, anatome_row(states, plain, args)]
+
+
+# --- distance correlation
+
+
+def centred_distances(state: Tensor, dtype: torch.dtype) -> Tensor:
+    """As commonly written: by broadcast differences."""
+    rows = torch.nn.functional.normalize(state.to(dtype))
+    distances = (rows.unsqueeze(1) - rows.unsqueeze(0)).square().sum(-1).sqrt()
+    return distances - distances.mean(0) - distances.mean(1, keepdim=True) + distances.mean()
+
+
+def correlation(a: Tensor, b: Tensor) -> float:
+    return ((a * b).sum() / ((a * a).sum() * (b * b).sum()).sqrt()).item()
+
+
+def per_layer_dc(states: list[Tensor], dtype: torch.dtype) -> np.ndarray:
+    """Distances once a layer, three sums a pair."""
+    centred = [centred_distances(state, dtype) for state in states]
+    matrix = np.eye(len(states))
+    for (i, a), (j, b) in itertools.combinations_with_replacement(enumerate(centred), 2):
+        matrix[i, j] = matrix[j, i] = correlation(a, b)
+    return matrix
+
+
+def per_pair_dc(states: list[Tensor], pairs: list[tuple[int, int]]) -> np.ndarray:
+    """Everything for each pair; entries of other pairs are NaN."""
+    matrix = np.full((len(states), len(states)), np.nan)
+    for i, j in pairs:
+        matrix[i, j] = correlation(*(centred_distances(states[layer], torch.float64) for layer in (i, j)))
+    return matrix
+
+
+def our_dc(states: list[Tensor], dtype: str) -> np.ndarray:
+    measure = DC(dtype=dtype)
+    measure.update(states)
+    return measure.matrix()
+
+
+def dcor_dc(states: list[Tensor], pairs: list[tuple[int, int]]) -> np.ndarray:
+    import dcor
+
+    arrays = [torch.nn.functional.normalize(state.double()).cpu().numpy() for state in states]
+    matrix = np.full((len(states), len(states)), np.nan)
+    for i, j in pairs:
+        matrix[i, j] = dcor.distance_correlation_sqr(arrays[i], arrays[j])
+    return matrix
+
+
+def dc_part(args: argparse.Namespace) -> list[tuple]:
+    rows = []
+    pairs, factor, note = chosen_pairs(args)
+    for batch_size in args.dc_batch_sizes:
+        states = residual_walk(batch_size, args.width, args.layers, args.seed, args.device)
+        per_layer = functools.partial(per_layer_dc, states)
+        ours = functools.partial(our_dc, states)
+        runs = {  # name: what makes the matrix, what the time counts for, note
+            "plain, per layer, float64": (functools.partial(per_layer, torch.float64), 1.0, ""),
+            "plain, per layer, float32": (functools.partial(per_layer, torch.float32), 1.0, ""),
+            "plain, per pair, float64": (functools.partial(per_pair_dc, states, pairs), factor, note),
+            "ours, float64": (functools.partial(ours, "float64"), 1.0, ""),
+            "ours, float32": (functools.partial(ours, "float32"), 1.0, ""),
+        }
+        if importlib.util.find_spec("dcor"):
+            importlib.import_module("dcor")  # slow, and not to be timed
+            runs["dcor"] = (functools.partial(dcor_dc, states, pairs), factor, note)
+        rows += dc_rows(runs, batch_size, args)
+        if "dcor" not in runs:
+            rows.append(("dcor", batch_size, None, None, None, None, "not installed"))
+    return rows
+
+
+def dc_rows(runs: dict[str, tuple[Callable, float, str]], batch_size: int, args: argparse.Namespace) -> list[tuple]:
+    seconds, differences, expected = {}, {}, None
+    for name, (run, factor, _) in runs.items():
+        repeats = 1 if "per pair" in name or name == "dcor" else args.repeats
+        fastest_seconds, matrix = fastest(run, args.device, repeats, at_least_seconds=0.3 if args.repeats > 1 else 0)
+        seconds[name] = factor * fastest_seconds
+        expected = matrix if expected is None else expected
+        differences[name] = np.nanmax(np.abs(matrix - expected))
+    logger.info("DC of a batch of %d: %s", batch_size, {name: f"{1000 * s:.2f} ms" for name, s in seconds.items()})
+    per_layer, per_pair = (seconds[f"plain, per {what}, float64"] for what in ("layer", "pair"))
+    return [
+        (name, batch_size, 1000 * spent, per_layer / spent, per_pair / spent, differences[name], runs[name][2])
+        for name, spent in seconds.items()
+    ]
+
+
+# --- memory over tokens
+
+
+def token_run(tokens: int, args: argparse.Namespace) -> tuple[float, float]:
+    """Seconds and this process' peak memory in MiB of SVCCA over so many tokens, made as they are needed."""
+    torch.set_num_threads(args.threads or torch.get_num_threads())
+    start, measure = time.perf_counter(), SVCCA(thre=args.thre)
+    for number, first in enumerate(range(0, tokens, 1000)):
+        rows = min(1000, tokens - first)
+        measure.update(residual_walk(rows, args.width, args.layers, args.seed + number, args.device))
+    measure.matrix()
+    return time.perf_counter() - start, peak_mib()
+
+
+def peak_mib() -> float:
+    """The largest resident size of this process; of this program alone where the system says so (Linux)."""
+    status = Path("/proc/self/status")
+    if status.exists():
+        return int(re.search(r"VmHWM:\s+(\d+) kB", status.read_text()).group(1)) / 1024
+    import resource
+
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (2**20 if sys.platform == "darwin" else 2**10)
+
+
+def tokens_part(args: argparse.Namespace) -> list[tuple]:
+    """Each number of tokens in a process of its own, since a process' peak never falls."""
+    rows = []
+    for tokens in (args.tokens // 4, args.tokens):
+        with multiprocessing.get_context("spawn").Pool(1) as pool:
+            seconds, mib = pool.apply(token_run, (tokens, args))
+        rows.append(("ours, float64", tokens, seconds, mib))
+        logger.info("SVCCA over %d tokens: peak %.0f MiB", tokens, mib)
+    return rows
+
+
+# --- command line
+
+
+def build_parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(description="Measures against plain versions of them.")
+    parser.add_argument("--parts", nargs="+", choices=PARTS, default=list(PARTS), help="what to measure (default: all)")
+    parser.add_argument("--samples", type=bounded(int, 8), default=9600, help="samples for SVCCA (default: 9600)")
+    parser.add_argument("--width", type=bounded(int, 2), default=512, help="width of a layer (default: 512)")
+    parser.add_argument("--layers", type=bounded(int, 2), default=13, help="hidden states (default: 13)")
+    parser.add_argument("--thre", type=bounded(float, 1e-6, 1.0), default=0.99, help="of SVCCA (default: 0.99)")
+    parser.add_argument("--batch_size", type=positive_int, default=32, help="rows in an SVCCA update (default: 32)")
+    parser.add_argument(
+        "--dc_batch_sizes", type=bounded(int, 2), nargs="+", default=[4, 32, 256], help="default: 4 32 256"
+    )
+    parser.add_argument(
+        "--tokens", type=bounded(int, 4), default=64_000, help="tokens of the memory part, beside a quarter of it"
+    )
+    parser.add_argument(
+        "--pairs", type=positive_int, help="time the per-pair versions on so many pairs only, extrapolate"
+    )
+    parser.add_argument("--repeats", type=positive_int, default=3, help="runs; the fastest counts (default: 3)")
+    parser.add_argument("--quick", type=boolean, default=False, help="true: tiny sizes in place of the sizes' flags")
+    parser.add_argument("--seed", type=bounded(int, 0), default=0, help="seed of the hidden states (default: 0)")
+    parser.add_argument("--device", choices=("auto", "cpu", "cuda"), default="cpu", help="default: cpu")
+    parser.add_argument("--threads", type=positive_int, help="CPU threads (default: torch's choice)")
+    parser.add_argument("--out", type=Path, help="also write the rows to this JSON file")
+    return parser
+
+
+@experiment.script
+def main(argv: Sequence[str] | None = None) -> None:
+    args = build_parser().parse_args(argv)
+    experiment.set_up_logging()
+    args.device = experiment.select_device(args.device)
+    vars(args).update(QUICK if args.quick else {})
+    torch.set_num_threads(args.threads or torch.get_num_threads())
+    warnings.filterwarnings("ignore", message=".*samples are too few")
+    record, rows = experiment.Record(args, args.device), {}
+    parts = {"svcca": (svcca_part, SVCCA_HEADERS), "dc": (dc_part, DC_HEADERS), "tokens": (tokens_part, TOKENS_HEADERS)}
+    for part in args.parts:
+        rows[part] = parts[part][0](args)
+    if args.out:
+        named = {part: [dict(zip(parts[part][1], row, strict=True)) for row in rows[part]] for part in rows}
+        experiment.write_json(args.out, {"rows": named, "record": record.content()})
+    floats = {
+        "svcca": ("", ".2f", ".1f", ".2f", ".0e"),
+        "dc": ("", "", ".2f", ".1f", ".1f", ".0e"),
+        "tokens": ("", "", ".1f", ".0f"),
+    }
+    print("\n\n".join(experiment.table(rows[part], parts[part][1], floats[part]) for part in rows))
+
+
+if __name__ == "__main__":
+    main()
