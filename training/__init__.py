@@ -1,1 +1,1 @@
-"""Contrastive training of a CLIP text tower against cached or live image embeddings."""
+"""Training of a CLIP's text tower against image embeddings, the full model's text embeddings, or both."""

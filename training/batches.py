@@ -1,4 +1,4 @@
-"""Training batches: captions cut to the longest in the batch, with image embeddings or pixels."""
+"""Training batches: captions cut to the longest in the batch, with what the loss needs of their images and of the teacher."""
 
 import numpy as np
 import torch
@@ -10,28 +10,56 @@ from models import Clip
 
 
 class PairBatches(Dataset):
-    """Batches of pairs by row numbers: `input_ids` (n, T), `lengths` (n,) and either `image_embeddings` (n, d) or `pixel_values`."""
+    """Batches of pairs by row numbers, assembled by indexing tensors.
 
-    def __init__(self, clip: Clip, pairs: ImageCaptionPairs, image_embeddings: Tensor | None):
-        self._clip, self._pairs = clip, pairs
-        self._tokens = clip.tokenize(pairs.captions)
-        self._image_embeddings = None if image_embeddings is None else image_embeddings.cpu()
+    A batch has `input_ids` (n, T), `lengths` (n,), `image_rows` (n,), the numbers of the images, and where they are there:
+    `image_embeddings` (n, d), `pixel_values` (n, 3, H, W), `teacher_text` (n, d).
+
+    Args:
+        clip: its tokenizer and image processor are used.
+        pairs: the captions and the image of each; `images` may be None where no pixels are asked for.
+        image_embeddings: (m, d), one row for each image.
+        teacher_text: (n, d), one row for each caption.
+        pixels: whether a batch has the images themselves, decoded when the batch is made.
+    """
+
+    def __init__(
+        self,
+        clip: Clip,
+        pairs: ImageCaptionPairs,
+        image_embeddings: Tensor | None = None,
+        teacher_text: Tensor | None = None,
+        pixels: bool = False,
+    ):
+        input_ids, self._lengths = clip.pad(clip.tokenize(pairs.captions), range(len(pairs)))
+        self._input_ids = input_ids.int()
+        self._image_rows = torch.from_numpy(pairs.image_index)
+        self.image_embeddings = None if image_embeddings is None else image_embeddings.cpu()
+        self._teacher_text = None if teacher_text is None else teacher_text.cpu()
+        self._images = pairs.images if pixels else None
+        self._preprocess = clip.preprocess
 
     def __len__(self) -> int:
-        return len(self._pairs)
+        return len(self._lengths)
 
     def __getitems__(self, rows: list[int]) -> dict[str, Tensor]:
-        image_rows = self._pairs.image_index[rows]
-        input_ids, lengths = self._clip.pad(self._tokens, rows)
-        batch = {"input_ids": input_ids, "lengths": lengths}
-        if self._image_embeddings is not None:
-            return batch | {"image_embeddings": self._image_embeddings[image_rows]}
-        images = [self._pairs.images[row] for row in image_rows]
-        return batch | {"pixel_values": self._clip.preprocess(images)}
+        rows = torch.as_tensor(rows)
+        lengths, image_rows = self._lengths[rows], self._image_rows[rows]
+        input_ids = self._input_ids[rows, : lengths.max()].long()
+        batch = {"input_ids": input_ids, "lengths": lengths, "image_rows": image_rows}
+        if self.image_embeddings is not None:
+            batch["image_embeddings"] = self.image_embeddings[image_rows]
+        if self._teacher_text is not None:
+            batch["teacher_text"] = self._teacher_text[rows]
+        if self._images is not None:
+            batch["pixel_values"] = self._preprocess([self._images[row] for row in image_rows.tolist()])
+        return batch
 
 
 class EpochBatches(BatchSampler):
     """Full batches in an order that depends on the seed and the epoch alone, so that a resumed run sees the same ones."""
+
+    drop_last = True
 
     def __init__(self, num_pairs: int, batch_size: int, seed: int):
         self.num_pairs, self.batch_size, self.seed, self.epoch = num_pairs, min(batch_size, num_pairs), seed, 0
@@ -45,12 +73,16 @@ class EpochBatches(BatchSampler):
             yield order[i * self.batch_size : (i + 1) * self.batch_size].tolist()
 
 
-def make_loader(dataset: PairBatches, sampler: EpochBatches, num_workers: int) -> DataLoader:
+def make_loader(batches: PairBatches, sampler: EpochBatches, num_workers: int) -> DataLoader:
+    """A loader of whole batches; `num_workers` processes decode images ahead, 0: none."""
     return DataLoader(
-        dataset,
+        batches,
         batch_sampler=sampler,
-        collate_fn=lambda batch: batch,
+        collate_fn=_as_it_is,
         num_workers=num_workers,
-        persistent_workers=False,
         pin_memory=torch.cuda.is_available(),
     )
+
+
+def _as_it_is(batch: dict[str, Tensor]) -> dict[str, Tensor]:
+    return batch

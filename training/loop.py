@@ -1,232 +1,269 @@
-"""The training loop: one optimiser step a batch, validation and a resumable state after every epoch."""
+"""The training loop: batches, optimiser steps, validation, and a state on disk after every epoch."""
 
 import json
 import logging
 import math
-import os
-import shutil
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+import numpy as np
 import torch
-import torch.nn.functional as F
 from accelerate import Accelerator
+from safetensors.torch import save_file
 from torch import Tensor, nn
 from tqdm import tqdm
 from transformers import get_cosine_schedule_with_warmup
 
+import experiment
 from models import Clip
-from models.retrieval import symmetric_cross_entropy
 from training.batches import EpochBatches, PairBatches, make_loader
+from training.losses import Objective
+from training.splits import score
+from training.states import WEIGHTS, EpochStates, save_checkpoint
+from training.towers import TrainedTowers
 
 logger = logging.getLogger("comflp")
 
 MAX_LOGIT_SCALE = math.log(100)  # as in CLIP (Radford et al. 2021, section 2.5)
 ADAM_BETAS = (0.9, 0.98)
-LENGTH_PARTS = 3
+WARMUP_STEPS = 100
+LOG_STEPS = 50
+KEPT_STATES = 2  # epochs that a training can go on from
 
 
 @dataclass(frozen=True)
 class Settings:
-    """Hyperparameters of a training; the flags of the same names."""
+    """What the result of a training depends on beside model and data; the flags of the same names."""
 
     max_epoch: int
     batch_size: int
     lr: float
     weight_decay: float
-    warmup_steps: int
-    max_grad_norm: float
+    warmup_steps: int | None  # None: WARMUP_STEPS, at most a tenth of all steps
     seed: int
-    keep_checkpoints: int = 2
-    num_workers: int = 0
+    grad_accum: int = 1
+    max_grad_norm: float = 1.0
+    layerdrop: float = 0.0
+    freeze_vision: bool = True
+    freeze_embeddings: bool = False
+    freeze_logit_scale: bool = False
+    distill_mode: str = "none"
+    distill_weight: float = 1.0
+    temperature: float = 1.0
+    negatives: int = 0
+    images: bool = True
+    precision: str = "fp32"
 
 
-class TwoTowers(nn.Module):
-    """Text and image embeddings of a batch, in one forward call."""
-
-    def __init__(self, clip: Clip):
-        super().__init__()
-        self.model = clip.model
-        self._embed_images = clip.embed_images
-
-    def forward(self, batch: dict[str, Tensor]) -> tuple[Tensor, Tensor, Tensor]:
-        """Returns text (n, d) and image (n, d) embeddings, both L2-normalised, and the similarity factor."""
-        text = F.normalize(self._embed_text(batch["input_ids"], batch["lengths"]), dim=-1)
-        image = batch["image_embeddings"] if "image_embeddings" in batch else self._embed_images(batch["pixel_values"])
-        return text, image, self.model.logit_scale.exp()
-
-    def _embed_text(self, input_ids: Tensor, lengths: Tensor) -> Tensor:
-        """(n, d). On a CPU in parts of similar length, each cut to its longest: less padding, a fifth less time."""
-        if input_ids.is_cuda:
-            return self.model.get_text_features(input_ids=input_ids).pooler_output
-        order = lengths.argsort()
-        parts = [
-            self.model.get_text_features(input_ids=input_ids[rows, : lengths[rows].max()]).pooler_output
-            for rows in order.chunk(LENGTH_PARTS)
-        ]
-        return torch.cat(parts)[order.argsort()]
-
-
-def make_optimizer(model: nn.Module, settings: Settings) -> torch.optim.Optimizer:
+def make_optimizer(model: nn.Module, lr: float, weight_decay: float) -> torch.optim.Optimizer:
     """AdamW; weight decay on matrices only, not on biases, norms and the logit scale."""
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
     groups = [
-        {"params": [p for p in trained if p.ndim >= 2], "weight_decay": settings.weight_decay},
+        {"params": [p for p in trained if p.ndim >= 2], "weight_decay": weight_decay},
         {"params": [p for p in trained if p.ndim < 2], "weight_decay": 0.0},
     ]
-    return torch.optim.AdamW(groups, lr=settings.lr, betas=ADAM_BETAS)
+    return torch.optim.AdamW(groups, lr=lr, betas=ADAM_BETAS, fused=True)
 
 
 class Trainer:
-    """Trains what requires a gradient in `clip.model`, and keeps `train.log`, `metrics.jsonl`, `best/` and `resume/`.
+    """Trains a CLIP and keeps the files of its output folder: see `training.states`, and `metrics.jsonl` beside.
 
-    `validate()` returns a flat dict of figures with `mean_recall`, by which the best epoch is chosen.
+    Args:
+        clip: the model; its weights change.
+        batches: the training pairs.
+        objective: the loss.
+        validate: figures of the model as it is, by whose `training.splits.score` the best epoch is chosen.
+        describe: the model card, from the figures of the epoch that the checkpoint is of.
+        output_dir: where everything is written, by the main process alone.
+        accelerator: device, precision, processes, accumulation of gradients.
+        identity: what else must be equal in a run that goes on from a state of this one.
+        averaged: which epochs, from the history so far, the caller will want the mean of: their weights are kept.
     """
 
     def __init__(
         self,
         clip: Clip,
         batches: PairBatches,
-        validate: Callable[[], dict],
-        output_dir: Path,
+        objective: Objective,
         settings: Settings,
         accelerator: Accelerator,
+        output_dir: Path,
+        *,
+        validate: Callable[[], dict[str, float]],
+        describe: Callable[[dict], str],
+        identity: dict | None = None,
+        averaged: Callable[[list[dict]], list[int]] = lambda history: [],
+        num_workers: int = 0,
+        compiled: bool = False,
     ):
-        self.clip, self.validate, self.output_dir, self.settings = clip, validate, output_dir, settings
-        self.accelerator, self.history = accelerator, []
-        self.sampler = EpochBatches(len(batches), settings.batch_size, settings.seed)
-        self.loader = make_loader(batches, self.sampler, settings.num_workers)
-        towers = TwoTowers(clip)
-        optimizer = make_optimizer(towers, settings)
-        scheduler = get_cosine_schedule_with_warmup(
-            optimizer, settings.warmup_steps, settings.max_epoch * len(self.sampler)
+        self.clip, self.objective, self.settings, self.accelerator = clip, objective, settings, accelerator
+        self.output_dir, self.states = output_dir, EpochStates(output_dir / "epochs")
+        self.history: list[dict] = []
+        self._validate, self._describe, self._averaged = validate, describe, averaged
+        self._identity = {"settings": asdict(settings), **(identity or {})}
+        self.towers = TrainedTowers(
+            clip,
+            train_vision=not settings.freeze_vision,
+            freeze_embeddings=settings.freeze_embeddings,
+            freeze_logit_scale=settings.freeze_logit_scale or not settings.images,
+            compiled=compiled,
         )
-        self.towers, self.optimizer, self.scheduler = accelerator.prepare(towers, optimizer, scheduler)
+        self._sampler = EpochBatches(len(batches), settings.batch_size, settings.seed)
+        self._prepare(make_loader(batches, self._sampler, num_workers))
 
-    def train(self, start_epoch: int, progress: bool) -> list[dict]:
-        """Epochs start_epoch+1 .. max_epoch; returns the figures of all epochs."""
-        if start_epoch:
-            self.resume(start_epoch)
-        for epoch in range(start_epoch + 1, self.settings.max_epoch + 1):
+    def _prepare(self, loader: torch.utils.data.DataLoader) -> None:
+        """Optimiser and schedule, and all of them in accelerate's hands."""
+        settings, accelerator = self.settings, self.accelerator
+        optimizer = make_optimizer(self.towers, settings.lr, settings.weight_decay)
+        steps = settings.max_epoch * math.ceil(len(self._sampler) / settings.grad_accum)
+        warmup = min(WARMUP_STEPS, steps // 10) if settings.warmup_steps is None else settings.warmup_steps
+        scheduler = get_cosine_schedule_with_warmup(optimizer, warmup, steps)
+        self._wrapped, self._optimizer, self._scheduler, self._loader = accelerator.prepare(
+            self.towers, optimizer, scheduler, loader
+        )
+        accelerator.register_save_state_pre_hook(self._save_weights)
+        accelerator.register_load_state_pre_hook(self._load_weights)
+
+    # --- epochs
+
+    def train(self, progress: bool = False) -> list[dict]:
+        """The epochs up to max_epoch that are not done; returns the figures of all. In the end the model is the best one."""
+        for epoch in range(len(self.history) + 1, self.settings.max_epoch + 1):
             start = time.perf_counter()
-            self.sampler.epoch = epoch
-            loss = self._train_epoch(epoch, progress)
-            row = {"epoch": epoch, "train_loss": loss, "lr": self.scheduler.get_last_lr()[0]} | self.validate()
-            row["seconds"] = round(time.perf_counter() - start, 2)
+            row = {"epoch": epoch, "train_loss": self._train_epoch(epoch, progress)}
+            row["lr"] = self._scheduler.get_last_lr()[0]
+            if self.accelerator.is_main_process:
+                row |= self._validate() | {"seconds": round(time.perf_counter() - start, 2)}
+                log_epoch(row, self.settings.max_epoch)
             self.history.append(row)
             self._save(epoch)
-            logger.info(
-                "epoch %d/%d train_loss %.4f task_loss %.4f recall@10 %.4f mean_recall %.4f seconds %.1f",
-                epoch,
-                self.settings.max_epoch,
-                *(
-                    row[name]
-                    for name in ("train_loss", "task_loss", "text_to_image_recall_at_10", "mean_recall", "seconds")
-                ),
-            )
+            self.accelerator.log({k: v for k, v in row.items() if k != "epoch"}, step=epoch)
+        if self.accelerator.is_main_process:
+            self.load(self.states.weights(self.best()["epoch"]))
         return self.history
 
-    def best_epoch(self) -> int:
-        return max(self.history, key=lambda row: (row["mean_recall"], -row["epoch"]))["epoch"]
+    def resume(self, epoch: int) -> None:
+        """Model, optimiser, schedule, random states and figures as they were after `epoch`.
+
+        Raises ValueError where there is no such state, or where it is of a run with other settings; nothing is written then.
+        """
+        state = self.states.read(epoch)
+        changed = differences(state["identity"], self._identity)
+        if changed:
+            raise ValueError(f"{self.output_dir}: the run to go on with had {changed}; pass another --output_dir")
+        self.accelerator.load_state(str(self.states.path(epoch)))
+        self.history = state["history"]
+        if self.accelerator.is_main_process:
+            self.load(self.states.weights(self.best()["epoch"]))
+            self.publish(self.best())
+            self.load(self.states.weights(epoch))
+            self._finish_epoch()
+
+    def best(self) -> dict:
+        """The figures of the best epoch; the earliest of equals."""
+        return best_of(self.history)
+
+    def load(self, weights: dict[str, Tensor]) -> None:
+        """Give the trained towers these weights."""
+        self.towers.load_state_dict(weights)
+
+    def publish(self, figures: dict) -> None:
+        """Make the model as it is, with these figures, the checkpoint of the output folder."""
+        save_checkpoint(self.clip, self.output_dir)
+        experiment.write_text(self.output_dir / "README.md", self._describe(figures))
 
     def _train_epoch(self, epoch: int, progress: bool) -> float:
         """One pass over the batches; returns the mean loss."""
         self.towers.train()
-        total = 0.0
-        bar = tqdm(self.loader, desc=f"epoch {epoch}", disable=not progress, leave=False)
+        self._sampler.epoch = epoch
+        # equal in all processes, and a function of the epoch alone: nothing of it has to be kept in a state
+        generator = np.random.default_rng((self.settings.seed, epoch, 1))
+        total = torch.zeros((), device=self.accelerator.device)
+        steps = len(self._sampler)
+        bar = tqdm(self._loader, desc=f"epoch {epoch}", disable=not progress, leave=False)
         for step, batch in enumerate(bar, start=1):
-            batch = {name: tensor.to(self.accelerator.device) for name, tensor in batch.items()}
-            loss = self._step(batch)
-            total += loss
-            bar.set_postfix(loss=f"{loss:.3f}")
-            if step % 50 == 0:
-                logger.info("epoch %d step %d/%d loss %.4f", epoch, step, len(self.sampler), total / step)
+            with self.accelerator.accumulate(self._wrapped):
+                total += self._step(batch, generator)
+            if step % LOG_STEPS == 0:
+                loss, lr = total.item() / step, self._scheduler.get_last_lr()[0]
+                logger.info("epoch %d step %d/%d loss %.4f lr %.2e", epoch, step, steps, loss, lr)
+                bar.set_postfix(loss=f"{loss:.3f}")
         self.towers.eval()
-        return total / len(self.sampler)
+        if not torch.isfinite(total):
+            raise ValueError(
+                f"the loss of epoch {epoch} is {total.item()}; pass a smaller --lr than {self.settings.lr}"
+            )
+        return total.item() / steps
 
-    def _step(self, batch: dict[str, Tensor]) -> float:
-        with self.accelerator.autocast():
-            text, image, logit_scale = self.towers(batch)
-            loss = symmetric_cross_entropy(logit_scale * text @ image.T)
+    def _step(self, batch: dict[str, Tensor], generator: np.random.Generator) -> Tensor:
+        keep = generator.random(self.towers.num_layers) >= self.settings.layerdrop
+        loss = self.objective(self._wrapped(batch, keep.tolist()), batch, generator)
         self.accelerator.backward(loss)
-        self.accelerator.clip_grad_norm_(self.towers.parameters(), self.settings.max_grad_norm)
-        self.optimizer.step()
-        self.scheduler.step()
-        self.optimizer.zero_grad()
+        if self.accelerator.sync_gradients and self.settings.max_grad_norm:
+            self.accelerator.clip_grad_norm_(self._wrapped.parameters(), self.settings.max_grad_norm)
+        self._optimizer.step()
+        self._scheduler.step()
+        self._optimizer.zero_grad()
         with torch.no_grad():
-            self.clip.model.logit_scale.clamp_(max=MAX_LOGIT_SCALE)
-        return loss.item()
+            self.towers.logit_scale.clamp_(max=MAX_LOGIT_SCALE)
+        return loss.detach()
 
-    # --- states on disk
+    # --- states
 
     def _save(self, epoch: int) -> None:
-        """First the resumable state, then what can be made again from it."""
-        with replaced_folder(self.resume_dir(epoch)) as folder:
-            self.accelerator.save_state(folder, safe_serialization=True)
-            (folder / "history.json").write_text(json.dumps(self.history))
-            (folder / "settings.json").write_text(json.dumps(asdict(self.settings)))
-        self._save_best(epoch)
-        for old in sorted(self.resume_epochs())[: -self.settings.keep_checkpoints]:
-            shutil.rmtree(self.resume_dir(old))
+        """First the state, then what can be made again from it."""
+        if self.accelerator.is_main_process:
+            self.states.clear()
+        self.accelerator.wait_for_everyone()
+        self.accelerator.save_state(str(self.states.temporary))
+        self.accelerator.wait_for_everyone()
+        if self.accelerator.is_main_process:
+            self.states.commit(epoch, {"history": self.history, "identity": self._identity})
+            if self.best()["epoch"] == epoch:
+                self.publish(self.best())
+            self._finish_epoch()
+        self.accelerator.wait_for_everyone()
 
-    def _save_best(self, epoch: int) -> None:
-        save_clip(self.clip, self.output_dir / "last")
-        if self.best_epoch() == epoch:
-            save_clip(self.clip, self.output_dir / "best")
+    def _finish_epoch(self) -> None:
+        """`last/` and `metrics.jsonl`; then leave out what is no longer needed of older states."""
+        save_checkpoint(self.clip, self.output_dir / "last")
         lines = "".join(json.dumps(row) + "\n" for row in self.history)
-        metrics = self.output_dir / "metrics.jsonl"
-        metrics.with_suffix(".tmp").write_text(lines, encoding="utf-8")
-        metrics.with_suffix(".tmp").replace(metrics)
+        experiment.write_text(self.output_dir / "metrics.jsonl", lines)
+        resumable = set(self.states.resumable()[-KEPT_STATES:])
+        histories = [self.history[:n] for n in resumable]
+        wanted = {best_of(history)["epoch"] for history in histories}
+        self.states.thin_out(resumable, wanted.union(*map(self._averaged, histories)))
 
-    def resume_dir(self, epoch: int) -> Path:
-        return self.output_dir / "resume" / f"epoch_{epoch:04d}"
+    def _save_weights(self, models: list, weights: list, folder: str) -> None:
+        """In the place of accelerate's own: names do not depend on the number of processes."""
+        weights.clear()
+        if self.accelerator.is_main_process:
+            tensors = {name: tensor.contiguous() for name, tensor in self.towers.state_dict().items()}
+            save_file(tensors, Path(folder) / WEIGHTS)
 
-    def resume_epochs(self) -> list[int]:
-        """Epochs whose state is on disk."""
-        return sorted(int(path.name[6:]) for path in (self.output_dir / "resume").glob("epoch_*"))
-
-    def resume(self, epoch: int) -> None:
-        """Model, optimiser, schedule, random states and figures as they were after `epoch`."""
-        if epoch not in self.resume_epochs():
-            found = ", ".join(map(str, self.resume_epochs())) or "none"
-            raise ValueError(f"{self.output_dir}: no state of epoch {epoch} to resume from; there are: {found}")
-        folder = self.resume_dir(epoch)
-        settings = json.loads((folder / "settings.json").read_text())
-        changed = [name for name, value in asdict(self.settings).items() if settings[name] != value]
-        if changed:
-            raise ValueError(
-                f"{self.output_dir}: the run to resume had "
-                + ", ".join(f"--{name} {settings[name]}" for name in changed)
-                + "; pass the same, or another --output_dir"
-            )
-        self.accelerator.load_state(str(folder))
-        self.history = json.loads((folder / "history.json").read_text())
-        self._save_best(epoch)
+    def _load_weights(self, models: list, folder: str) -> None:
+        models.clear()
+        self.load(self.states.weights(int(Path(folder).name)))
 
 
-class replaced_folder:
-    """A temporary folder that takes the place of `path` when the block ends well."""
-
-    def __init__(self, path: Path):
-        self.path, self.temporary = path, path.with_name(f".{path.name}.tmp")
-
-    def __enter__(self) -> Path:
-        shutil.rmtree(self.temporary, ignore_errors=True)
-        self.temporary.mkdir(parents=True)
-        return self.temporary
-
-    def __exit__(self, error: type | None, *_: object) -> None:
-        if error is None:
-            shutil.rmtree(self.path, ignore_errors=True)
-            os.replace(self.temporary, self.path)
-        else:
-            shutil.rmtree(self.temporary, ignore_errors=True)
+def best_of(history: list[dict]) -> dict:
+    return max(history, key=lambda row: (score(row), -row["epoch"]))
 
 
-def save_clip(clip: Clip, path: Path) -> None:
-    """A Hugging Face folder: configuration, safetensors, tokenizer, image processor."""
-    with replaced_folder(path) as folder:
-        clip.model.save_pretrained(folder)
-        clip.processor.save_pretrained(folder)
+def log_epoch(row: dict, max_epoch: int) -> None:
+    names = ("train_loss", "task_loss", "feature_distance", "text_to_image_recall_at_10", "mean_recall")
+    figures = " ".join(f"{name} {row[name]:.4f}" for name in names if name in row)
+    logger.info("epoch %d/%d %s seconds %.1f", row["epoch"], max_epoch, figures, row["seconds"])
+
+
+def differences(before: dict, now: dict) -> str:
+    """What is not equal in two nested dicts, as text: what it was, and what it is now."""
+    changed = []
+    for name in before:
+        if isinstance(before[name], dict):
+            changed.append(differences(before[name], now.get(name, {})))
+        elif before[name] != now.get(name):
+            changed.append(f"{name} {before[name]} (now {now.get(name)})")
+    return ", ".join(filter(None, changed))

@@ -1,0 +1,139 @@
+"""Losses of a batch: contrastive, and the distances to a teacher.
+
+Every process computes the loss of the whole batch, from embeddings gathered over all processes with their gradients: the mean
+of the processes' gradients, which data-parallel training takes, is then the gradient of that loss.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+import torch.distributed
+import torch.nn.functional as F
+from torch import Tensor
+from torch.distributed.nn.functional import all_gather
+
+from models.retrieval import symmetric_cross_entropy
+
+
+def gather(tensor: Tensor) -> Tensor:
+    """The rows of all processes, in their order, with gradients; the tensor itself in a single process."""
+    if not torch.distributed.is_initialized() or torch.distributed.get_world_size() == 1:
+        return tensor
+    return torch.cat(all_gather(tensor))
+
+
+@dataclass(frozen=True)
+class Similarities:
+    """The embeddings of a batch, L2-normalised, of the student and of the teacher.
+
+    `text`, `image`, `teacher_text`, `teacher_image`: (n, d), row i of each belongs to pair i; `scale`, `teacher_scale`: the
+    factors on cosine similarities. Without images `image` and `teacher_image` are None.
+    """
+
+    text: Tensor
+    image: Tensor | None
+    scale: Tensor
+    teacher_text: Tensor | None = None
+    teacher_image: Tensor | None = None
+    teacher_scale: float = 1.0
+
+
+def contrastive_loss(batch: Similarities, negatives: Tensor | None = None, hidden: Tensor | None = None) -> Tensor:
+    """CLIP's symmetric cross entropy (Radford et al. 2021); with `negatives` (m, d), image embeddings that every caption is
+    also compared with, but for those of which `hidden` (m,) is true. Nats.
+    """
+    logits = batch.scale * batch.text @ batch.image.T
+    if negatives is None:
+        return symmetric_cross_entropy(logits)
+    extra = (batch.scale * batch.text @ negatives.T).masked_fill(hidden, -torch.inf)
+    target = torch.arange(len(logits), device=logits.device)
+    text_to_image = F.cross_entropy(torch.cat([logits, extra], dim=1), target)
+    return (text_to_image + F.cross_entropy(logits.T, target)) / 2
+
+
+def feature_distance(batch: Similarities, temperature: float = 1.0) -> Tensor:
+    """Mean squared distance between the student's and the teacher's text embeddings: 2 - 2 cos, in 0..4.
+
+    Feature distillation, the strongest single term in CLIP-KD (Yang et al. 2024, section 3.2).
+    """
+    return (batch.text - batch.teacher_text).square().sum(-1).mean()
+
+
+def logit_divergence(batch: Similarities, temperature: float) -> Tensor:
+    """KL divergence between the two models' distributions over the images for each caption, each with its own scale.
+
+    Logits are divided by the temperature and the mean over captions is multiplied by its square (Hinton et al. 2015). Nats.
+    """
+    teacher = batch.teacher_scale * batch.teacher_text @ batch.teacher_image.T
+    student = batch.scale * batch.text @ batch.image.T
+    return _divergence(student / temperature, teacher / temperature) * temperature**2
+
+
+def affinity_divergence(batch: Similarities, temperature: float) -> Tensor:
+    """Affinity mimicking (TinyCLIP, Wu et al. 2023, section 3.1): the mean, over both directions, of the KL divergence between
+    the soft affinities of the two models, both at the teacher's scale divided by the temperature. Nats.
+
+    The published loss is the cross entropy; it differs by the teacher's entropy, which has no gradient.
+    """
+    scale = batch.teacher_scale / temperature
+    teacher = scale * batch.teacher_text @ batch.teacher_image.T
+    student = scale * batch.text @ batch.image.T
+    return (_divergence(student, teacher) + _divergence(student.T, teacher.T)) / 2 * temperature**2
+
+
+def _divergence(student: Tensor, teacher: Tensor) -> Tensor:
+    """KL(teacher || student) of the softmax over each row of logits, mean over rows."""
+    return F.kl_div(student.log_softmax(-1), teacher.log_softmax(-1), log_target=True, reduction="batchmean")
+
+
+DISTILLATION = {"feature": feature_distance, "logit": logit_divergence, "affinity": affinity_divergence}
+
+
+@dataclass(frozen=True)
+class Objective:
+    """The loss that is trained: contrastive, plus `distill_weight` times a distance to the teacher.
+
+    Without images it is that distance alone, which must then be `feature`.
+
+    Args:
+        distill_mode: one of `DISTILLATION`, or `none`.
+        distill_weight, temperature: of the distillation.
+        negatives: how many images beside those of the batch every caption is compared with.
+        image_embeddings: (m, d), where they are drawn from.
+        teacher_scale: the teacher's factor on cosine similarities.
+    """
+
+    distill_mode: str = "none"
+    distill_weight: float = 1.0
+    temperature: float = 1.0
+    negatives: int = 0
+    image_embeddings: Tensor | None = None
+    teacher_scale: float = 1.0
+
+    def __call__(
+        self, outputs: tuple[Tensor, Tensor | None, Tensor], batch: dict[str, Tensor], generator: np.random.Generator
+    ) -> Tensor:
+        """The loss over all processes' rows. `outputs`: of `TrainedTowers`; `generator`: equal in all processes."""
+        text, image, scale = outputs
+        gathered = Similarities(
+            gather(text),
+            None if image is None else gather(image),
+            scale,
+            *(gather(batch[name]) if name in batch else None for name in ("teacher_text", "image_embeddings")),
+            self.teacher_scale,
+        )
+        loss = torch.zeros((), device=text.device)
+        if image is not None:
+            loss = contrastive_loss(gathered, *self._negatives(batch["image_rows"], generator))
+        if self.distill_mode != "none":
+            loss = loss + self.distill_weight * DISTILLATION[self.distill_mode](gathered, self.temperature)
+        return loss
+
+    def _negatives(self, image_rows: Tensor, generator: np.random.Generator) -> tuple[Tensor, Tensor] | tuple[()]:
+        """Random image embeddings, and which of them are of images in the batch; nothing where none are asked for."""
+        if not self.negatives:
+            return ()
+        drawn = torch.from_numpy(generator.choice(len(self.image_embeddings), self.negatives, replace=False))
+        embeddings = self.image_embeddings[drawn].to(image_rows.device)
+        return embeddings, torch.isin(drawn.to(image_rows.device), gather(image_rows))
