@@ -21,8 +21,6 @@ from pathlib import Path
 
 import datasets
 import numpy as np
-import png
-import resvg_py
 from PIL import Image
 from tqdm import tqdm
 
@@ -52,7 +50,21 @@ IMAGE_SIZE = 32
 GREY_BITS = 4
 SPLIT_SIZES = {"validation": 2_000, "test": 2_000, "train": 56_000}  # in this order: held-out captions are chosen first
 
-README = """# Icons and their names
+README = """---
+pretty_name: Icons and their names
+license: [mit, apache-2.0, isc]
+language: en
+task_categories: [image-to-text, zero-shot-image-classification]
+size_categories: [10K<n<100K]
+configs:
+- config_name: default
+  data_files:
+  - {{split: train, path: train.parquet}}
+  - {{split: validation, path: validation.parquet}}
+  - {{split: test, path: test.parquet}}
+---
+
+# Icons and their names
 
 {total:,} pairs of an icon (32x32, 16 greys, black on white) and its name as a caption, in the columns `image`,
 `caption` and `icon_set`. A real retrieval task, find an icon by words, with compositional captions such as
@@ -114,6 +126,9 @@ def svg_of(icon: dict, icons: dict) -> str:
 
 def render(svg: str) -> bytes:
     """PNG bytes, `IMAGE_SIZE` squared, `GREY_BITS` bits of grey, black on white."""
+    import png  # build tools, not in requirements.txt
+    import resvg_py
+
     rendered = resvg_py.svg_to_bytes(svg_string=svg, width=IMAGE_SIZE, height=IMAGE_SIZE, background="white")
     grey = np.asarray(Image.open(io.BytesIO(bytes(rendered))).convert("L"))
     buffer = io.BytesIO()
