@@ -46,6 +46,7 @@ def read_open_clip(folder: Path) -> tuple[CLIPConfig, CLIPProcessor]:
         raise ValueError(f"{folder / CONFIG_NAME}: not the configuration of an open_clip model ({error!r})") from error
     tokenizer = load_tokenizer(folder)
     config = clip_config(model_cfg, tokenizer)
+    tokenizer.model_max_length = min(tokenizer.model_max_length, config.text_config.max_position_embeddings)
     return config, CLIPProcessor(image_processor(preprocess_cfg, config.vision_config.image_size), tokenizer)
 
 
