@@ -1,0 +1,144 @@
+"""CLIP through the layer stack: the same embeddings as the model's own, cut captions, cached images."""
+
+import shutil
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from transformers import BertConfig
+
+from data import load_pairs
+from models import load_clip
+from models.clip import read_config
+
+
+@pytest.fixture(scope="module")
+def clip(tiny_clip):
+    return load_clip(str(tiny_clip))
+
+
+@pytest.fixture(scope="module")
+def pairs(tiny_pairs):
+    return load_pairs(str(tiny_pairs), "test")
+
+
+def own_text_features(model, tokenizer, captions, length):
+    """The model's own forward: padded to `length`, with the tokenizer's mask."""
+    inputs = tokenizer(captions, padding="max_length", truncation=True, max_length=length, return_tensors="pt")
+    with torch.no_grad():
+        return F.normalize(model.get_text_features(**inputs).pooler_output, dim=-1)
+
+
+@pytest.mark.parametrize("batch_size", [1, 7, 64])
+def test_cut_captions_embed_as_fully_padded_ones(clip, pairs, batch_size):
+    expected = own_text_features(clip.model, clip.processor.tokenizer, pairs.captions, 32)
+    assert torch.allclose(clip.text_embeddings(pairs.captions, batch_size=batch_size), expected, atol=1e-6)
+
+
+def test_keeping_some_layers_is_the_rebuilt_model(clip, pairs):
+    expected = own_text_features(clip.stack.drop([2, 3]), clip.processor.tokenizer, pairs.captions, 32)
+    kept = clip.text_embeddings(pairs.captions, kept_layers=[1, 4])
+    assert torch.allclose(kept, expected, atol=1e-6)
+    assert not torch.allclose(kept, clip.text_embeddings(pairs.captions), atol=1e-3)
+
+
+def test_a_legacy_checkpoint_is_read_at_its_largest_token(tiny_clip, pairs, tmp_path):
+    shutil.copytree(tiny_clip, tmp_path / "legacy")
+    config = read_config(str(tmp_path / "legacy"))
+    end = config.text_config.eos_token_id
+    config.text_config.eos_token_id = 2
+    config.save_pretrained(tmp_path / "legacy")
+    legacy = load_clip(str(tmp_path / "legacy"))
+    tokens = legacy.tokenize(pairs.captions)
+    assert all(ids[-1] == end and end not in ids[:-1] for ids in tokens)
+    expected = own_text_features(legacy.model, legacy.processor.tokenizer, pairs.captions, 32)
+    assert torch.allclose(legacy.text_embeddings(pairs.captions), expected, atol=1e-6)
+
+
+def test_long_captions_are_cut_to_the_models_length(clip):
+    tokens = clip.tokenize(["red square " * 40])
+    assert len(tokens[0]) == 32 and tokens[0][-1] == clip.model.config.text_config.eos_token_id
+
+
+def test_batches_hold_every_caption_once_sorted_by_length(clip, pairs):
+    batches = list(clip.batches(clip.tokenize(pairs.captions), 16))
+    rows = np.concatenate([batch.rows for batch in batches])
+    lengths = np.concatenate([batch.lengths for batch in batches])
+    assert sorted(rows) == list(range(60))
+    assert (np.diff(lengths) >= 0).all()
+    assert all(batch.input_ids.shape[1] == batch.lengths.max() for batch in batches)
+
+
+def test_pooling_leaves_padding_out(clip, pairs):
+    batch = clip.batch(clip.tokenize(pairs.captions), [0, 1, 2, 3])
+    hidden = torch.randn(4, batch.input_ids.shape[1], 5)
+    for i, length in enumerate(batch.lengths):
+        assert torch.allclose(batch.mean(hidden)[i], hidden[i, :length].mean(0), atol=1e-6)
+        assert torch.equal(batch.at_end(hidden)[i], hidden[i, length - 1])
+    assert batch.mask().sum(1).tolist() == batch.lengths.tolist()
+
+
+def test_image_embeddings_are_the_models_own(clip, pairs):
+    pixels = clip.processor.image_processor([pairs.images[i] for i in range(60)], return_tensors="pt")["pixel_values"]
+    with torch.no_grad():
+        expected = F.normalize(clip.model.get_image_features(pixel_values=pixels).pooler_output, dim=-1)
+    assert torch.allclose(clip.image_embeddings(pairs.images, batch_size=13), expected, atol=1e-6)
+
+
+def test_image_embeddings_are_cached_by_content(tiny_clip, pairs, tmp_path):
+    clip = load_clip(str(tiny_clip))
+    first = clip.image_embeddings(pairs.images, tmp_path)
+    assert len(list(tmp_path.glob("*.npy"))) == 1
+    clip.embed_images = None  # a second computation would fail
+    assert torch.equal(clip.image_embeddings(pairs.images, tmp_path), first)
+
+
+@pytest.mark.parametrize("change", ["image", "image tower", "text tower"])
+def test_the_cache_knows_what_it_depends_on(tiny_clip, pairs, tmp_path, change):
+    clip = load_clip(str(tiny_clip))
+    clip.image_embeddings(pairs.images, tmp_path)
+    images = pairs.images.select(np.arange(59)) if change == "image" else pairs.images
+    with torch.no_grad():
+        if change == "image tower":
+            clip.model.vision_model.embeddings.class_embedding += 1
+        if change == "text tower":
+            clip.model.text_projection.weight += 1
+    clip.image_embeddings(images, tmp_path)
+    assert len(list(tmp_path.glob("*.npy"))) == (1 if change == "text tower" else 2)
+
+
+def test_broken_images_are_nan_rows_and_left_out_of_the_pairs(clip, pairs):
+    class OneBroken:
+        def __init__(self, images):
+            self.images = images
+
+        def __len__(self):
+            return len(self.images) * 2  # 120 images, so that one of them is less than 1 %
+
+        def __getitem__(self, index):
+            return None if index == 5 else self.images[index % 60]
+
+        def select(self, kept):
+            return [self[i] for i in kept]
+
+    broken = OneBroken(pairs.images)
+    doubled = type(pairs)(pairs.captions * 2, np.arange(120), broken, "doubled", "test")
+    assert torch.isnan(clip.image_embeddings(broken)).any(1).nonzero().tolist() == [[5]]
+    with pytest.warns(UserWarning, match="skipped 1 of 120 images"):
+        usable, embeddings = clip.embed_pairs(doubled)
+    assert len(usable) == 119 and embeddings.shape[0] == 119 and not embeddings.isnan().any()
+
+
+def test_missing_models_and_models_of_another_kind_are_errors(tmp_path):
+    with pytest.raises(FileNotFoundError, match="model not found: 'no/such'"):
+        load_clip("no/such")
+    BertConfig().save_pretrained(tmp_path)
+    with pytest.raises(ValueError, match=r"expected a CLIP model \(model_type clip\), found bert"):
+        load_clip(str(tmp_path))
+
+
+def test_fresh_weights_are_not_the_saved_ones(tiny_clip, clip):
+    fresh = load_clip(str(tiny_clip), weights=False)
+    assert fresh.num_layers == clip.num_layers
+    assert not torch.equal(fresh.model.text_projection.weight, clip.model.text_projection.weight)
