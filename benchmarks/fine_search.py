@@ -1,0 +1,126 @@
+"""Fine search against the plain way: each pruned model rebuilt, and run on its images and on captions padded to full length.
+
+    python benchmarks/fine_search.py --num_proposals 10
+    python benchmarks/fine_search.py --all_subsets true
+
+Both ways give the task loss of the same proposals on the same pairs in one run; the largest difference is printed beside the
+times. Ours is timed with the image embeddings in the cache, and without. With --all_subsets our time for every proposal of the
+size, the race among them, and the rank of its winner are printed too.
+"""
+
+import argparse
+import sys
+import tempfile
+import time
+from itertools import combinations
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+import experiment  # noqa: E402
+from data import ImageCaptionPairs, load_pairs  # noqa: E402
+from experiment import boolean, positive_int  # noqa: E402
+from models import Clip, load_clip  # noqa: E402
+from models.retrieval import task_loss  # noqa: E402
+from search_strategy.fine import FineSearch  # noqa: E402
+from search_strategy.proposals import Proposal, random_proposals  # noqa: E402
+from search_strategy.refine import race  # noqa: E402
+
+BATCH_SIZE = 250
+
+
+@torch.no_grad()
+def plain_task_loss(clip: Clip, pairs: ImageCaptionPairs, proposal: Proposal) -> float:
+    """As commonly written: a pruned copy of the model, every caption padded to the model's length, every image encoded."""
+    model = clip.stack.drop(proposal)
+    length = model.config.text_config.max_position_embeddings
+    texts, images = [], []
+    for start in range(0, len(pairs), BATCH_SIZE):
+        rows = range(start, min(start + BATCH_SIZE, len(pairs)))
+        captions = [pairs.captions[row] for row in rows]
+        inputs = clip.processor.tokenizer(
+            captions, padding="max_length", truncation=True, max_length=length, return_tensors="pt"
+        )
+        pixels = clip.preprocess([pairs.images[int(pairs.image_index[row])] for row in rows])
+        output = model(**inputs.to(clip.device), pixel_values=pixels.to(clip.device))
+        texts.append(F.normalize(output.text_embeds, dim=-1))
+        images.append(F.normalize(output.image_embeds, dim=-1))
+    return task_loss(torch.cat(texts), torch.cat(images), clip.logit_scale, BATCH_SIZE)
+
+
+def compare(clip: Clip, pairs: ImageCaptionPairs, proposals: list[Proposal]) -> list[tuple]:
+    """Rows of (what, seconds, times faster than plain, largest difference in loss)."""
+    start = time.perf_counter()
+    plain = [plain_task_loss(clip, pairs, proposal) for proposal in proposals]
+    plain_seconds = time.perf_counter() - start
+    rows = [(f"plain, {len(proposals)} proposals", plain_seconds, 1.0, 0.0)]
+    with tempfile.TemporaryDirectory() as cache:
+        for what in ("ours, images encoded once", "ours, image embeddings cached"):
+            start = time.perf_counter()
+            fine = FineSearch.from_pairs(clip, pairs, Path(cache), loss_batch_size=BATCH_SIZE)
+            losses = [evaluation.task_loss for evaluation in fine.evaluate(proposals)]
+            seconds = time.perf_counter() - start
+            rows.append((what, seconds, plain_seconds / seconds, float(np.abs(np.subtract(losses, plain)).max())))
+    return rows
+
+
+def search_everything(clip: Clip, pairs: ImageCaptionPairs, num_clip_layers: int, seed: int) -> list[tuple]:
+    """Rows of (what, seconds, pairs evaluated, layer calls, rank of the winner)."""
+    subsets = list(combinations(range(1, clip.num_layers + 1), num_clip_layers))
+    fine = FineSearch.from_pairs(clip, pairs, loss_batch_size=BATCH_SIZE, progress=experiment.show_progress())
+    start = time.perf_counter()
+    ranked = [e.dropped_layers for e in sorted(fine.evaluate(subsets), key=lambda e: e.objective)]
+    rows = [(f"all {len(subsets)}", time.perf_counter() - start, len(subsets) * len(pairs), round(fine.layer_calls), 1)]
+    racing = fine.restarted()
+    start = time.perf_counter()
+    left, evaluated = race(
+        racing.objectives_on, subsets, len(pairs), np.random.default_rng(seed), first_pairs=BATCH_SIZE
+    )
+    winner = min(zip(racing.objectives(left), left, strict=True))[1]
+    evaluated += len(left) * len(pairs)
+    seconds = time.perf_counter() - start
+    return [
+        *rows,
+        (f"race among {len(subsets)}", seconds, evaluated, round(racing.layer_calls), ranked.index(winner) + 1),
+    ]
+
+
+def build_parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(description="Time the fine search against the plain way.")
+    parser.add_argument("--num_clip_layers", type=positive_int, default=6, help="layers to drop (default: 6)")
+    parser.add_argument("--num_proposals", type=positive_int, default=10, help="random proposals (default: 10)")
+    parser.add_argument("--all_subsets", type=boolean, default=False, help="evaluate every proposal of the size too")
+    parser.add_argument("--out", type=Path, help="also write the figures as JSON")
+    experiment.add_common_flags(parser)
+    return parser
+
+
+@experiment.script
+def main(argv: list[str] | None = None) -> None:
+    args = build_parser().parse_args(argv)
+    device = experiment.set_up(args)
+    record = experiment.Record(args, device)
+    clip = load_clip(args.model, device)
+    pairs = load_pairs(args.dataset, "validation", image_column=args.image_column, caption_column=args.caption_column)
+    generator = np.random.default_rng(args.seed)
+    proposals = random_proposals(clip.num_layers, args.num_clip_layers, args.num_proposals, generator)
+    content = {"compare": compare(clip, pairs, proposals), "pairs": len(pairs)}
+    print(
+        experiment.table(
+            content["compare"], ("way", "seconds", "times faster", "difference"), ("", ".2f", ".1f", ".1e")
+        )
+    )
+    if args.all_subsets:
+        content["all_subsets"] = search_everything(clip, pairs, args.num_clip_layers, args.seed)
+        headers = ("search", "seconds", "pairs evaluated", "layer calls", "rank of its winner")
+        print(experiment.table(content["all_subsets"], headers, ("", ".1f", "", "", "")))
+    if args.out:
+        experiment.write_json(args.out, content | {"record": record.content()})
+
+
+if __name__ == "__main__":
+    main()
