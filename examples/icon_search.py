@@ -1,0 +1,170 @@
+"""Find icons by words, with the full and the pruned text encoder side by side.
+
+    python examples/icon_search.py "heart filled"
+    python examples/icon_search.py "heart filled" "arrow up circle" --split train --top 12 --output icons.png
+
+Only the text encoder was pruned, so both search the same image embeddings. The pruned model is `--pruned`; where that folder is
+missing, the full model without the layers of `--clip_layers`, or without those that the search dropped. The picture shows
+the icons from the most similar on, their own captions below, and the median milliseconds from the query's text to its embedding.
+"""
+
+import argparse
+import sys
+import textwrap
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import median
+
+import torch
+from matplotlib.figure import Figure
+from torch import Tensor
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+import experiment  # noqa: E402
+from data import ImageCaptionPairs, load_pairs  # noqa: E402
+from experiment import atomic_path, positive_int  # noqa: E402
+from models import Clip, load_clip  # noqa: E402
+from search_strategy.proposals import parse_clip_layers, segments  # noqa: E402
+from training.start import choose_layers, pruned  # noqa: E402
+
+PRUNED = experiment.EXP_DIR / "clip12to6_exp1"
+COLUMNS = 4  # icons in a row of one model
+CELL, PAD, CAPTION, HEADING, MARGIN = 1.15, 0.12, 0.2, 0.9, 0.4  # inches
+RUNS = 30  # of a query, for its milliseconds
+
+
+@dataclass(frozen=True)
+class Found:
+    """What one model found for one query: rows of the image embeddings, best first."""
+
+    images: list[int]
+    milliseconds: float
+
+
+def build_parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(description="Find icons by words, full and pruned model side by side.")
+    parser.add_argument("query", nargs="+", help="what to look for; each argument is a query")
+    parser.add_argument("--full", help="the full model (default: --model)")
+    parser.add_argument("--pruned", help="the pruned model (default: exp/clip12to6_exp1, if it is there)")
+    parser.add_argument("--clip_layers", help="prune the full model instead: layers to drop, such as 2-3,5,7")
+    parser.add_argument("--split", choices=("train", "validation", "test"), default="test", help="default: test")
+    parser.add_argument("--top", type=positive_int, default=8, help="icons for a query and model (default: 8)")
+    parser.add_argument("--output", type=Path, help="picture to write (default: icon_search.png in the model's folder)")
+    experiment.add_common_flags(parser)
+    return parser
+
+
+def load_pruned(args: argparse.Namespace, full: Clip, device: str) -> tuple[Clip, str]:
+    """The pruned model and what it is."""
+    if args.pruned and args.clip_layers:
+        raise ValueError("--pruned and --clip_layers exclude each other; pass one of them")
+    is_bundled = Path(full.name).resolve() == experiment.DEFAULT_MODEL
+    path = args.pruned or (str(PRUNED) if is_bundled and PRUNED.is_dir() and not args.clip_layers else None)
+    if path:
+        return load_clip(path, device), Path(path).name
+    folder = experiment.model_dir(args.exp_dir, full.name)
+    number = len(parse_clip_layers(args.clip_layers)) if args.clip_layers else full.num_layers // 2
+    choice = choose_layers(args.clip_layers, None, folder, full.name, full.num_layers, number)
+    ranges = (f"{first}-{last}" if first < last else f"{first}" for first, last in segments(choice.dropped_layers))
+    return pruned(full, choice.dropped_layers), f"without layers {', '.join(ranges)}, not fine-tuned"
+
+
+def search(clips: Sequence[Clip], query: str, images: Sequence[Tensor], top: int) -> list[Found]:
+    """The images most similar to a query, for each model and its image embeddings (NaN where one cannot be decoded).
+
+    The models take turns while they are timed, so that whatever else the machine does slows all of them.
+    """
+    seconds = [[] for _ in clips]
+    for _ in range(RUNS + 1):
+        for clip, of_clip in zip(clips, seconds, strict=True):
+            start = time.perf_counter()
+            clip.text_embeddings([query]).cpu()
+            of_clip.append(time.perf_counter() - start)
+    found = []
+    for clip, embeddings, of_clip in zip(clips, images, seconds, strict=True):
+        similarity = (embeddings @ clip.text_embeddings([query])[0]).nan_to_num(nan=-torch.inf)
+        best = similarity.topk(min(top, len(similarity))).indices
+        found.append(Found(best.tolist(), 1000 * median(of_clip[1:])))
+    return found
+
+
+def draw(
+    queries: Sequence[str],
+    names: Sequence[str],
+    notes: Sequence[str],
+    found: list[list[Found]],
+    pairs: ImageCaptionPairs,
+    path: Path,
+) -> None:
+    """For each query, downwards, one block of icons a model, side by side. All measures are inches from the top left."""
+    captions = caption_of_image(pairs)
+    num_icons = len(found[0][0].images)
+    block_width = COLUMNS * CELL
+    block_height = -(-num_icons // COLUMNS) * (CELL + CAPTION) + HEADING + MARGIN / 2
+    width, height = MARGIN + len(names) * (block_width + MARGIN), len(queries) * block_height + MARGIN / 2
+    figure = Figure(figsize=(width, height), dpi=150)
+
+    def write(x: float, y: float, text: str, **style: object) -> None:
+        figure.text(x / width, 1 - y / height, text, va="top", **style)
+
+    for row, (query, of_query) in enumerate(zip(queries, found, strict=True)):
+        top = row * block_height + MARGIN / 2
+        write(width / 2, top, f"“{query}”", fontsize=15, fontweight="bold", ha="center")
+        for number, result in enumerate(of_query):
+            left = MARGIN + number * (block_width + MARGIN)
+            same = f"; {shared(result, of_query[0])} of {num_icons} icons are those on the left" if number else ""
+            write(left + PAD, top + 0.4, f"{names[number]}, {result.milliseconds:.1f} ms", fontsize=10)
+            write(left + PAD, top + 0.6, notes[number] + same, fontsize=7.5, color="#666666")
+            for i, image in enumerate(result.images):
+                x, y = left + i % COLUMNS * CELL, top + HEADING + i // COLUMNS * (CELL + CAPTION)
+                side = CELL - 2 * PAD
+                axes = figure.add_axes(((x + PAD) / width, 1 - (y + side) / height, side / width, side / height))
+                axes.imshow(pairs.images[image], interpolation="lanczos")
+                axes.axis("off")
+                write(
+                    x + CELL / 2,
+                    y + side + 0.06,
+                    textwrap.fill(captions[image], 17, max_lines=2, placeholder=" …"),
+                    ha="center",
+                    fontsize=6.5,
+                )
+    with atomic_path(path) as temporary:
+        figure.savefig(temporary, format="png", metadata={"Software": None})
+
+
+def shared(one: Found, other: Found) -> int:
+    return len(set(one.images) & set(other.images))
+
+
+def caption_of_image(pairs: ImageCaptionPairs) -> dict[int, str]:
+    """The first caption of each image."""
+    return dict(zip(reversed(pairs.image_index.tolist()), reversed(pairs.captions), strict=True))
+
+
+@experiment.script
+def main(argv: list[str] | None = None) -> None:
+    args = build_parser().parse_args(argv)
+    device = experiment.set_up(args)
+    full = load_clip(args.full or args.model, device)
+    small, what = load_pruned(args, full, device)
+    pairs = load_pairs(args.dataset, args.split, image_column=args.image_column, caption_column=args.caption_column)
+    folder = experiment.model_dir(args.exp_dir, full.name)
+    images = [clip.image_embeddings(pairs.images, folder / "cache") for clip in (full, small)]
+    found = [search((full, small), query, images, args.top) for query in args.query]
+    names = [f"full: {full.num_layers} layers", f"pruned: {small.num_layers} layers"]
+    notes = [Path(full.name).name, what]
+    path = args.output or folder / "icon_search.png"
+    draw(args.query, names, notes, found, pairs, path)
+    captions = caption_of_image(pairs)
+    for query, of_query in zip(args.query, found, strict=True):
+        rows = zip(*([captions[image] for image in result.images] for result in of_query), strict=True)
+        headers = [f"{name}, {result.milliseconds:.1f} ms" for name, result in zip(names, of_query, strict=True)]
+        print(f"{query!r}\n{experiment.table(rows, headers)}\n")
+    print(f"written to {path}")
+
+
+if __name__ == "__main__":
+    main()
