@@ -37,18 +37,29 @@ def heat_map(
     """
     matrices = [matrix] if baseline is None else [matrix, baseline]
     norm = _colour_range(matrices)
-    side = min(max(CELL * len(matrix), 3.2), 8.0)
-    figure = Figure(figsize=(len(matrices) * (side + 0.6) + 0.9, side + 1.0), dpi=DPI, layout="constrained")
-    axes = figure.subplots(1, len(matrices), squeeze=False)[0]
-    images = [_draw_matrix(ax, part, norm) for ax, part in zip(axes, matrices, strict=True)]
-    figure.suptitle(title, fontsize=11)
-    for ax, label in zip(axes, (AXIS_LABEL, CHANCE_LABEL), strict=False):
+    figure, axes, bar = _layout(min(max(CELL * len(matrix), 3.2), 8.0), len(matrices))
+    for ax, part, label in zip(axes, matrices, (AXIS_LABEL, CHANCE_LABEL), strict=False):
+        image = _draw_matrix(ax, part, norm)
         ax.set_xlabel(label, fontsize=8)
+    figure.colorbar(image, cax=bar).ax.tick_params(labelsize=8)
     for first, last in segments or ():
         _mark_segment(axes[0], first, last)
-    figure.colorbar(images[0], ax=list(axes), fraction=0.046, pad=0.02, aspect=30).ax.tick_params(labelsize=8)
+    axes[0].set_title(title, fontsize=11, pad=30 if segments else 10)
     with atomic_path(path) as temporary:
-        figure.savefig(temporary, format="png", bbox_inches="tight", metadata={"Software": None})
+        figure.savefig(temporary, format="png", metadata={"Software": None})
+
+
+def _layout(side: float, num_matrices: int) -> tuple[Figure, list[Axes], Axes]:
+    """A figure with square axes of `side` inches beside each other, and those of the colour bar."""
+    left, bottom, top, gap, bar = 0.5, 0.6, 1.0, 0.65, 0.2
+    width, height = left + num_matrices * (side + gap) + bar, bottom + side + top
+    figure = Figure(figsize=(width, height), dpi=DPI)
+
+    def place(x: float, wide: float) -> Axes:
+        return figure.add_axes((x / width, bottom / height, wide / width, side / height))
+
+    axes = [place(left + i * (side + gap), side) for i in range(num_matrices)]
+    return figure, axes, place(left + num_matrices * (side + gap) - gap + 0.15, bar)
 
 
 def _colour_range(matrices: Sequence[np.ndarray]) -> Normalize:
@@ -61,6 +72,7 @@ def _colour_range(matrices: Sequence[np.ndarray]) -> Normalize:
 def _draw_matrix(ax: Axes, matrix: np.ndarray, norm: Normalize) -> AxesImage:
     size = len(matrix)
     image = ax.imshow(matrix, cmap=COLOURS, norm=norm, interpolation="nearest")
+    ax.autoscale(False)
     ticks = range(0, size, -(-size // 16))
     labels = [f"h{i}" for i in ticks]
     ax.set_xticks(ticks, labels, fontsize=8)
@@ -83,18 +95,18 @@ def _annotate(ax: Axes, matrix: np.ndarray, norm: Normalize) -> None:
 
 def _mark_segment(ax: Axes, first: int, last: int) -> None:
     """Outline the cell of the dropped layers first..last, and bracket h(first-1)..h(last) above the matrix."""
-    left, right, top = first - 1 - 0.38, last + 0.38, -0.62
     halo = [patheffects.withStroke(linewidth=4, foreground="white")]
-    ax.add_patch(
-        Rectangle(
-            (last - 0.5, first - 1.5), 1, 1, fill=False, edgecolor=ACCENT, linewidth=2.2, path_effects=halo, zorder=3
-        )
-    )
-    ax.plot([left, left, right, right], [top, top - 0.2, top - 0.2, top], color=ACCENT, linewidth=1.6, clip_on=False)
-    label = f"drop {first}" if first == last else f"drop {first}-{last}"
-    ax.text(
-        (left + right) / 2, top - 0.32, label, ha="center", va="bottom", fontsize=8, color=ACCENT, fontweight="bold"
-    )
+    cell = Rectangle((last - 0.5, first - 1.5), 1, 1, fill=False, edgecolor=ACCENT, linewidth=2.2, path_effects=halo)
+    ax.add_patch(cell).set_zorder(3)
+    num_states = ax.get_xlim()[1] + 0.5
+    inch = num_states * DPI / ax.bbox.height  # in cells
+    left, right, low, high = first - 1.38, last + 0.38, -0.5 - 0.06 * inch, -0.5 - 0.14 * inch
+    ax.plot([left, left, right, right], [low, high, high, low], color=ACCENT, linewidth=1.6, clip_on=False)
+    label = f"{first}" if first == last else f"{first}-{last}"
+    if num_states - 1 <= MOST_ANNOTATED:
+        label = f"drop {label}"
+    style = {"ha": "center", "va": "bottom", "fontsize": 8, "color": ACCENT, "fontweight": "bold"}
+    ax.text((left + right) / 2, high - 0.04 * inch, label, **style)
 
 
 def strategy_panel(

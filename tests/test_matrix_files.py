@@ -1,0 +1,218 @@
+"""Names of matrices, commands that make them, and reading with checks."""
+
+import os
+import re
+import shlex
+from itertools import combinations
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import analysis
+import dc_analysis
+import experiment
+import matrix_files
+import similarity_analysis
+import svcca_analysis
+from experiment import write_array
+from matrix_files import MatrixSettings, found_matrices, read_matrix
+from measures import MEASURES
+
+VARIED = {
+    "batch_size": 7,
+    "iter_num": 11,
+    "pool": "eos",
+    "repeats": 3,
+    "seed": 5,
+    "dataset": "someone/photos",
+    "caption_column": "alt text",
+}
+VARIED_OPTIONS = {"thre": 0.95, "thre_on": "variance", "estimator": "unbiased", "debiased": True}
+
+
+def settings_of_every_kind():
+    """For each measure: the defaults, and each setting that it has changed by itself."""
+    for measure in MEASURES:
+        yield MatrixSettings(measure)
+        yield MatrixSettings(measure, mode=matrix_files.modes(measure)[1])
+        for name, value in VARIED.items():
+            yield MatrixSettings(measure, **{name: value})
+        for name in matrix_files.OPTIONS.get(measure, ()):
+            yield MatrixSettings(measure, **{name: VARIED_OPTIONS[name]})
+
+
+@pytest.mark.parametrize(
+    ("settings", "name"),
+    [
+        (MatrixSettings("dc"), "dc_mat_mean_bs4_iter10.npy"),
+        (MatrixSettings("svcca"), "cca_mat_9600U_svthre0.99.npy"),
+        (MatrixSettings("svcca", batch_size=16, iter_num=10, mode="T", thre=0.9), "cca_mat_160T_svthre0.9.npy"),
+        (MatrixSettings("dc", mode="seq", estimator="unbiased", pool="eos"), "dc_mat_seq_bs4_iter10_unbiased_eos.npy"),
+        (MatrixSettings("pwcca", thre_on="variance"), "pwcca_mat_9600U_svthre0.99_variance.npy"),
+        (MatrixSettings("cka", debiased=True, repeats=3, seed=2), "cka_mat_9600U_debiased_rep3_seed2.npy"),
+        (MatrixSettings("cosine", dataset="a/b c"), "cosine_mat_9600U_a--b--c.npy"),
+        (MatrixSettings("cosine", caption_column="title"), "cosine_mat_9600U_title.npy"),
+    ],
+)
+def test_names(settings, name):
+    assert settings.path(Path("folder")) == Path("folder") / name
+
+
+def test_different_settings_have_different_names():
+    for first, second in combinations(settings_of_every_kind(), 2):
+        assert (first.tag == second.tag) == (first.filled() == second.filled()), (first, second)
+
+
+def test_options_of_other_measures_are_in_no_name():
+    assert MatrixSettings("cosine", **VARIED_OPTIONS).tag == MatrixSettings("cosine").tag
+    assert "unbiased" not in MatrixSettings("svcca", **VARIED_OPTIONS).tag
+
+
+def test_options_are_those_of_the_measures():
+    for name, measure in MEASURES.items():
+        options = MatrixSettings(name).options()
+        assert {key: measure(**options).options[key] for key in options} == options
+        assert measure().options.keys() - {"dtype"} == options.keys()
+
+
+def test_the_path_of_a_data_set_counts_not_its_spelling(tmp_path, monkeypatch):
+    (tmp_path / "pairs").mkdir()
+    monkeypatch.chdir(tmp_path)
+    spellings = ("pairs", "./pairs/", str(tmp_path / "pairs"))
+    assert len({MatrixSettings("dc", dataset=spelling).tag for spelling in spellings}) == 1
+    assert MatrixSettings("dc", dataset="other").tag != MatrixSettings("dc", dataset="pairs").tag
+
+
+# --- commands
+
+
+def settings_of_command(command):
+    """What the named script makes of the command: the settings, the model, and the folder of results."""
+    python, script, *words = shlex.split(command)
+    assert python == "python"
+    assert Path(script).resolve().parent == experiment.ROOT
+    parsers = {
+        "svcca_analysis.py": svcca_analysis.build_parser,
+        "dc_analysis.py": dc_analysis.build_parser,
+        "similarity_analysis.py": similarity_analysis.build_parser,
+    }
+    args = parsers[Path(script).name]().parse_args(words)
+    return analysis.settings_from(args), args.model, args.exp_dir
+
+
+def test_the_command_makes_the_matrix_of_that_name():
+    for settings in settings_of_every_kind():
+        if settings.pool == "eos" and settings.filled().mode in analysis.PER_TOKEN_MODES:
+            continue
+        made, model, exp_dir = settings_of_command(settings.command("my model", Path("some where")))
+        assert made.tag == settings.tag
+        assert (model, exp_dir) == ("my model", Path("some where"))
+
+
+def test_the_command_leaves_out_the_bundled_model_and_the_usual_folder():
+    command = MatrixSettings("dc").command(str(experiment.DEFAULT_MODEL))
+    assert command.endswith("dc_analysis.py --batch_size 4 --iter_num 10 --mode mean")
+    assert settings_of_command(command)[1:] == (str(experiment.DEFAULT_MODEL), experiment.EXP_DIR)
+
+
+def test_the_command_works_from_the_working_directory(monkeypatch):
+    for folder in (".", "search_strategy"):
+        monkeypatch.chdir(experiment.ROOT / folder)
+        script = shlex.split(MatrixSettings("svcca").command("m"))[1]
+        assert script == os.path.join("" if folder == "." else "..", "svcca_analysis.py")
+        assert Path(script).is_file()
+
+
+# --- reading
+
+SYMMETRIC = np.array([[1, 0.5, 0.25], [0.5, 1, 0.75], [0.25, 0.75, 1]])
+
+
+def test_reading_gives_what_was_written(tmp_path):
+    settings = MatrixSettings("dc")
+    write_array(settings.path(tmp_path), SYMMETRIC)
+    assert np.array_equal(read_matrix(settings, tmp_path, 2, "model"), SYMMETRIC)
+
+
+def changed(row, column, value, dtype=float):
+    matrix = SYMMETRIC.astype(dtype)
+    matrix[row, column] = value
+    return matrix
+
+
+@pytest.mark.parametrize(
+    ("matrix", "message"),
+    [
+        (np.eye(4), r"found shape \(4, 4\), expected \(3, 3\) for 2 layers; run: python .*svcca_analysis.py"),
+        (np.ones((3, 2)), r"found shape \(3, 2\), expected \(3, 3\)"),
+        (np.ones(9), r"found shape \(9,\), expected \(3, 3\)"),
+        (changed(0, 1, 0.6), r"not symmetric, by up to 0.1; run: python .*svcca_analysis.py"),
+        (changed(0, 1, np.nan), r"found 1 entries that are NaN or infinite; run: python .*svcca_analysis.py"),
+        (changed(2, 2, np.inf), r"found 1 entries that are NaN or infinite"),
+        (SYMMETRIC.astype(str), r"found entries of the kind <U\d+, expected numbers; run: python"),
+    ],
+)
+def test_a_matrix_that_is_not_one_is_refused(tmp_path, matrix, message):
+    settings = MatrixSettings("svcca")
+    write_array(settings.path(tmp_path), matrix)
+    with pytest.raises(ValueError, match=f"{re.escape(str(settings.path(tmp_path)))}: {message}"):
+        read_matrix(settings, tmp_path, 2, "model")
+
+
+def test_a_damaged_file_is_refused(tmp_path):
+    settings = MatrixSettings("svcca")
+    path = settings.path(tmp_path)
+    write_array(path, SYMMETRIC)
+    whole = path.read_bytes()
+    for content in (b"", whole[:40], whole[:-8], b"no array at all"):
+        path.write_bytes(content)
+        with pytest.raises(ValueError, match=r"not a readable .npy file .* to make it again, run: python"):
+            read_matrix(settings, tmp_path, 2, "model")
+
+
+def test_pickled_objects_are_refused(tmp_path):
+    settings = MatrixSettings("svcca")
+    np.save(settings.path(tmp_path), np.array([[{}]], dtype=object), allow_pickle=True)
+    with pytest.raises(ValueError, match="Object arrays cannot be loaded when allow_pickle=False"):
+        read_matrix(settings, tmp_path, 2, "model")
+
+
+def test_a_missing_matrix_is_named_with_those_there_and_the_command_that_makes_it(tmp_path):
+    for name in ("dc_mat_seq_bs4_iter10", "dc_mat_seq_bs4_iter10_baseline", "cka_mat_9600U_std", "image_embeddings"):
+        write_array(tmp_path / "m" / f"{name}.npy", SYMMETRIC)
+    settings = MatrixSettings("dc", batch_size=8)
+    with pytest.raises(FileNotFoundError) as caught:
+        read_matrix(settings, tmp_path / "m", 2, "m")
+    message = str(caught.value)
+    assert f"matrix not found: {tmp_path / 'm' / 'dc_mat_mean_bs8_iter10.npy'};" in message
+    assert "there are dc_mat_seq_bs4_iter10.npy;" in message
+    made, model, exp_dir = settings_of_command(message.partition("to make it, run: ")[2])
+    assert (made.tag, model, exp_dir) == (settings.tag, "m", tmp_path)
+
+
+def test_a_folder_without_matrices(tmp_path):
+    assert found_matrices(tmp_path) == found_matrices(tmp_path / "nowhere") == "none"
+
+
+# --- folders of models
+
+
+def test_results_go_to_a_folder_named_after_the_model(tmp_path):
+    assert experiment.model_dir(tmp_path, "openai/clip-vit-base") == tmp_path / "openai--clip-vit-base"
+    assert experiment.model_dir(tmp_path, str(experiment.ROOT / "tests" / "models")) == tmp_path / "tests--models"
+    (tmp_path / "my clip").mkdir()
+    elsewhere = experiment.model_dir(tmp_path / "exp", str(tmp_path / "my clip"))
+    assert elsewhere == tmp_path / "exp" / experiment.safe_name(str(tmp_path / "my clip"))
+
+
+def test_results_of_a_model_under_exp_go_by_its_name_alone(tmp_path, monkeypatch):
+    monkeypatch.setattr(experiment, "ROOT", tmp_path)
+    monkeypatch.setattr(experiment, "EXP_DIR", tmp_path / "exp")
+    (tmp_path / "exp" / "my clip").mkdir(parents=True)
+    assert experiment.model_dir(tmp_path / "new", str(tmp_path / "exp" / "my clip")) == tmp_path / "new" / "my--clip"
+
+
+def test_results_of_a_model_inside_the_folder_of_results_go_to_the_model(tmp_path):
+    (tmp_path / "mine").mkdir()
+    assert experiment.model_dir(tmp_path, str(tmp_path / "mine")) == tmp_path / "mine"
