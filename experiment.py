@@ -116,14 +116,28 @@ def seed_everything(seed: int) -> None:
 
 
 def set_up(args: argparse.Namespace, log_file: Path | None = None, append: bool = False) -> str:
-    """Logging, threads, seed and device of a script; returns the device."""
-    import torch
+    """Processes, logging, threads, seed and device of a script; returns the device.
 
+    Started by `accelerate launch`, a script runs in several processes that share the work: each sees a part of the data, and
+    only the main one logs, prints and writes.
+    """
+    import torch
+    from accelerate import PartialState
+
+    device = select_device(args.device)
+    processes = PartialState(cpu=device == "cpu")
     set_up_logging(log_file, append)
     if args.threads:
         torch.set_num_threads(args.threads)
     seed_everything(args.seed)
-    return select_device(args.device)
+    return device if processes.num_processes == 1 else str(processes.device)
+
+
+def is_main_process() -> bool:
+    """Whether this process logs, prints and writes: always, but for the helpers that `accelerate launch` starts."""
+    from accelerate import PartialState
+
+    return PartialState().is_main_process
 
 
 def select_device(name: str) -> str:
@@ -139,8 +153,8 @@ def select_device(name: str) -> str:
 
 def set_up_logging(log_file: Path | None = None, append: bool = False) -> None:
     """Log to stderr and, where given, to a file; warnings of libraries go the same way, as one line each."""
-    handlers = [logging.StreamHandler(sys.stderr)]
-    if log_file is not None:
+    handlers = [logging.StreamHandler(sys.stderr)] if is_main_process() else [logging.NullHandler()]
+    if log_file is not None and is_main_process():
         log_file.parent.mkdir(parents=True, exist_ok=True)
         handlers.append(logging.FileHandler(log_file, mode="a" if append else "w", encoding="utf-8"))
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", handlers=handlers, force=True)
@@ -153,8 +167,8 @@ def set_up_logging(log_file: Path | None = None, append: bool = False) -> None:
 
 
 def show_progress() -> bool:
-    """Bars are shown on a terminal only."""
-    return sys.stderr.isatty()
+    """Bars are shown on a terminal only, by the main process."""
+    return sys.stderr.isatty() and is_main_process()
 
 
 def _hide_library_bars() -> None:

@@ -11,6 +11,8 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from accelerate import PartialState
+from accelerate.utils import reduce
 from torch import Tensor
 from tqdm import tqdm
 
@@ -93,7 +95,8 @@ class FineSearch:
         """On pairs as they are loaded: image embeddings computed or read from the cache; none where none is needed."""
         embeddings = None
         if objective != "embedding":
-            pairs, embeddings = clip.embed_pairs(pairs, cache_dir, progress)
+            with PartialState().main_process_first():  # the others read its cache
+                pairs, embeddings = clip.embed_pairs(pairs, cache_dir, progress)
         return cls(
             clip, pairs.captions, embeddings, pairs.image_index, objective=objective, progress=progress, **options
         )
@@ -161,15 +164,17 @@ class FineSearch:
 
     @torch.inference_mode()
     def _text_embeddings(self, proposals: list[Proposal]) -> Tensor:
-        """(K, n, d): text embeddings of every caption under every proposal."""
+        """(K, n, d): text embeddings of every caption under every proposal; each process runs a part of the batches."""
         kept = [kept_layers(proposal, self.clip.num_layers) for proposal in proposals]
         width = self.clip.model.config.projection_dim
-        embeddings = torch.empty(len(kept), self.num_captions, width, device=self.clip.device)
+        embeddings = torch.zeros(len(kept), self.num_captions, width, device=self.clip.device)
         steps = list(walk(kept))
         self.layer_calls += distinct_prefixes(kept)
         self.layer_calls_unshared += sum(map(len, kept))
-        bar = tqdm(total=len(self._batches) * len(steps), desc="layer calls", disable=not self.progress, leave=False)
-        for batch in self._batches:
+        processes = PartialState()
+        batches = self._batches[processes.process_index :: processes.num_processes]
+        bar = tqdm(total=len(batches) * len(steps), desc="layer calls", disable=not self.progress, leave=False)
+        for batch in batches:
             hidden, context = self.clip.stack.start(input_ids=batch.input_ids)
             path = [hidden]
             for depth, layer, ending in steps:
@@ -179,7 +184,7 @@ class FineSearch:
                     embeddings[ending, batch.rows] = self.clip.embed(path[-1], batch).float()
                 bar.update()
         bar.close()
-        return embeddings
+        return reduce(embeddings, reduction="sum")  # of what the processes filled in
 
     def _evaluate_embeddings(self, proposal: Proposal, text: Tensor) -> Evaluation:
         """All figures of one proposal from its text embeddings (n, d)."""

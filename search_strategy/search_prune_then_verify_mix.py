@@ -229,6 +229,8 @@ def main(argv: list[str] | None = None) -> None:
         correlation = rank_correlation(scored, verification.ranked)
         record.note(**verification.facts, rank_correlation=correlation)
         log_facts(verification.facts, correlation)
+    if not experiment.is_main_process():
+        return
     write_result(args, result, settings, proposals, verification, matrix, record)
     print_table(proposals, verification, args.objective)
     print(f"winner: drop {proposals[0]['segments']}, keep {proposals[0]['kept_layers']}; written to {result}")

@@ -1,0 +1,164 @@
+"""Does the search find the true best of all subsets, and at what cost? Every measure, several depths and calibration seeds.
+
+    python benchmarks/default_search.py --num_clip_layers 3 6 8 --num_seeds 5 --out build/default_search.json
+
+Every proposal of each size is evaluated once on the validation pairs. With that table the searches are replayed: the coarse
+search of each measure's matrix (made anew for every seed, from other captions), and the refinement from its ten best. Layer
+calls are those of the prefix tree, counted as the fine search counts them.
+"""
+
+import argparse
+import sys
+from collections import defaultdict
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from itertools import combinations
+from pathlib import Path
+from statistics import median
+
+import numpy as np
+from tqdm import tqdm
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+import analysis  # noqa: E402
+import experiment  # noqa: E402
+from data import load_pairs  # noqa: E402
+from experiment import bounded, positive_int  # noqa: E402
+from matrix_files import MatrixSettings  # noqa: E402
+from measures import MEASURES  # noqa: E402
+from models import Clip, load_clip  # noqa: E402
+from search_strategy.coarse import SCORES, coarse_search  # noqa: E402
+from search_strategy.fine import FineSearch  # noqa: E402
+from search_strategy.prefix_tree import distinct_prefixes  # noqa: E402
+from search_strategy.proposals import Proposal, kept_layers  # noqa: E402
+from search_strategy.refine import climb  # noqa: E402
+from search_strategy.strategies import greedy_by_loss  # noqa: E402
+
+
+@dataclass
+class Replay:
+    """Objectives from a table, with the count of layer calls that a fine search would have made."""
+
+    table: dict[Proposal, float]
+    num_layers: int
+    known: set[Proposal] = field(default_factory=set)
+    layer_calls: int = 0
+    layer_calls_unshared: int = 0
+
+    def objectives(self, proposals: list[Proposal]) -> list[float]:
+        kept = [kept_layers(proposal, self.num_layers) for proposal in set(proposals) - self.known]
+        self.layer_calls += distinct_prefixes(kept)
+        self.layer_calls_unshared += sum(map(len, kept))
+        self.known.update(proposals)
+        return [self.table[proposal] for proposal in proposals]
+
+
+def matrices_of(clip: Clip, captions: list[str], seed: int, record: experiment.Record) -> dict[str, np.ndarray]:
+    """The matrix of every measure at its default settings, from one pass over the captions for all that share it."""
+    settings = {name: MatrixSettings(name, seed=seed).filled() for name in MEASURES}
+    groups = defaultdict(list)
+    for name, one in settings.items():
+        groups[one.batch_size, one.iter_num, one.mode].append(name)
+    matrices = {}
+    for names in groups.values():
+        first = settings[names[0]]
+        rows = analysis.draw_captions(len(captions), first)[0]
+        measures = {name: analysis.new_measure(settings[name]) for name in names}
+        with tqdm(disable=True) as bar:
+            analysis.show(clip, [captions[row] for row in rows], first, measures, record, bar)
+        matrices |= {name: measure.matrix() for name, measure in measures.items()}
+    return matrices
+
+
+def replay(
+    table: dict[Proposal, float], num_layers: int, choose: Callable[[Replay], Proposal]
+) -> tuple[Proposal, Replay]:
+    counter = Replay(table, num_layers)
+    return choose(counter), counter
+
+
+def search(
+    matrix: np.ndarray, num_clip_layers: int, mode: str, score: str, rounds: int
+) -> Callable[[Replay], Proposal]:
+    """Coarse search for ten, fine search, refinement."""
+
+    def choose(counter: Replay) -> Proposal:
+        scored = coarse_search(matrix, num_clip_layers, mode=mode, num_proposals=10, score=score)
+        return climb(counter.objectives, [proposal for proposal, _ in scored], counter.num_layers, rounds)[0]
+
+    return choose
+
+
+def judge(args: argparse.Namespace, table: dict[Proposal, float], num_layers: int, matrices: dict) -> list[dict]:
+    """One row a measure, score and way: how often the true best was found, the worst regret, the layer calls."""
+    k = len(next(iter(table)))
+    best = min(table.values())
+    greedy, counter = replay(table, num_layers, lambda replayed: greedy_by_loss(replayed.objectives, num_layers, k))
+    common = {"num_clip_layers": k, "subsets": len(table)}
+    rows = [common | _row("greedy by task loss", "-", [(table[greedy] - best, counter)], table[greedy] - best)]
+    for score in SCORES:
+        for rounds, way in ((0, "coarse and fine"), (args.refine, "and refine")):
+            for measure in MEASURES:
+                found = []
+                for of_seed in matrices.values():
+                    choose = search(of_seed[measure], k, args.search_mode, score, rounds)
+                    proposal, counter = replay(table, num_layers, choose)
+                    found.append((table[proposal] - best, counter))
+                rows.append(common | _row(f"{measure}, {score}", way, found, table[greedy] - best))
+    return rows
+
+
+def _row(search_name: str, way: str, found: list[tuple[float, Replay]], greedy_regret: float) -> dict:
+    regrets, calls = [regret for regret, _ in found], [counter.layer_calls for _, counter in found]
+    return {
+        "search": search_name,
+        "way": way,
+        "true_best": sum(regret == 0 for regret in regrets),
+        "runs": len(found),
+        "worst_regret": max(regrets),
+        "not_worse_than_greedy": sum(regret <= greedy_regret for regret in regrets),
+        "layer_calls_median": int(median(calls)),
+        "layer_calls_most": max(calls),
+        "unshared_median": int(median(counter.layer_calls_unshared for _, counter in found)),
+        "proposals_median": int(median(len(counter.known) for _, counter in found)),
+    }
+
+
+def build_parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(description="How often the search finds the true best, and at what cost.")
+    parser.add_argument("--num_clip_layers", type=positive_int, nargs="+", default=[3, 6, 8], help="default: 3 6 8")
+    parser.add_argument("--num_seeds", type=positive_int, default=5, help="of the calibration captions (default: 5)")
+    parser.add_argument("--search_mode", choices=("beam", "exact"), default="beam", help="default: beam")
+    parser.add_argument("--refine", type=bounded(int, 0), default=20, help="rounds of refinement (default: 20)")
+    parser.add_argument("--out", type=Path, help="also write the rows as JSON")
+    experiment.add_common_flags(parser)
+    return parser
+
+
+@experiment.script
+def main(argv: list[str] | None = None) -> None:
+    args = build_parser().parse_args(argv)
+    device = experiment.set_up(args)
+    record = experiment.Record(args, device)
+    clip = load_clip(args.model, device)
+    captions = load_pairs(args.dataset, "train", images=False).captions
+    matrices = {seed: matrices_of(clip, captions, seed, record) for seed in range(args.num_seeds)}
+    cache = experiment.model_dir(args.exp_dir, args.model) / "cache"
+    fine = FineSearch.from_pairs(
+        clip, load_pairs(args.dataset, "validation"), cache, progress=experiment.show_progress()
+    )
+    rows = []
+    for k in args.num_clip_layers:
+        subsets = list(combinations(range(1, clip.num_layers + 1), k))
+        with record.timed("all_subsets"):
+            table = dict(zip(subsets, fine.objectives(subsets), strict=True))
+        rows += judge(args, table, clip.num_layers, matrices)
+        print(experiment.table([list(row.values()) for row in rows if row["num_clip_layers"] == k], list(rows[0])))
+        print()
+    if args.out:
+        experiment.write_json(args.out, {"rows": rows, "record": record.content()})
+
+
+if __name__ == "__main__":
+    main()
