@@ -18,6 +18,7 @@ from transformers import AutoTokenizer, CLIPModel
 import analysis
 import dc_analysis
 import experiment
+import plots
 import similarity_analysis
 import svcca_analysis
 from data import load_pairs
@@ -30,7 +31,7 @@ OTHER_MEASURES = [name for name in MEASURES if name not in SCRIPTS]
 
 
 @pytest.fixture
-def analyse(tiny_clip, tiny_pairs, tmp_path):
+def analyse_and_draw(tiny_clip, tiny_pairs, tmp_path):
     """Run a script; returns the folder of its results."""
 
     def run(measure, *flags, model=tiny_clip, dataset=tiny_pairs):
@@ -40,6 +41,13 @@ def analyse(tiny_clip, tiny_pairs, tmp_path):
         return experiment.model_dir(tmp_path, str(model))
 
     return run
+
+
+@pytest.fixture
+def analyse(analyse_and_draw, monkeypatch):
+    """The same without the picture, which takes most of the time."""
+    monkeypatch.setattr(plots, "heat_map", lambda *_, **__: None)
+    return analyse_and_draw
 
 
 def read(folder, ending=".npy"):
@@ -132,8 +140,8 @@ def test_modes_and_pools_give_different_matrices(tiny_clip, tiny_pairs):
 # --- files
 
 
-def test_files_have_the_documented_names_and_nothing_else_is_written(analyse, tiny_pairs):
-    folder = analyse("svcca", *ALL_CAPTIONS, "--baseline", "true")
+def test_files_have_the_documented_names_and_nothing_else_is_written(analyse_and_draw, tiny_pairs):
+    folder = analyse_and_draw("svcca", *ALL_CAPTIONS, "--baseline", "true")
     dataset = experiment.safe_name(str(tiny_pairs))
     stem = f"cca_mat_60U_svthre0.99_{dataset}"
     endings = (".npy", "_baseline.npy", ".png", ".json")
@@ -152,13 +160,13 @@ def test_every_measure_gives_a_symmetric_matrix_with_ones_on_the_diagonal(analys
 
 
 @pytest.mark.parametrize("measure", ["svcca", "dc"])
-def test_running_again_gives_the_same_bytes_but_for_the_seconds(analyse, measure):
+def test_running_again_gives_the_same_bytes_but_for_the_seconds(analyse_and_draw, measure):
     flags = (*ALL_CAPTIONS, "--baseline", "true")
-    folder = analyse(measure, *flags)
+    folder = analyse_and_draw(measure, *flags)
     before = {path.name: path.read_bytes() for path in folder.iterdir()}
     for path in folder.iterdir():
         path.unlink()
-    analyse(measure, *flags)
+    analyse_and_draw(measure, *flags)
     after = {path.name: path.read_bytes() for path in folder.iterdir()}
     assert before.keys() == after.keys()
     for name in before:
