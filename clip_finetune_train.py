@@ -2,7 +2,7 @@
 
     python clip_finetune_train.py --output_dir clip12to6_exp1 --resume_epoch 0 --num_layers 12 --num_clip_layers 6
     python clip_finetune_train.py --output_dir captions_alone --num_layers 12 --num_clip_layers 6 --images false
-    accelerate launch clip_finetune_train.py ...
+    accelerate launch --multi_gpu --num_processes 2 clip_finetune_train.py --device cpu ...
 
 The image tower is frozen and its embeddings are computed once, so stored image embeddings stay valid. exp/<output_dir>/ is the
 checkpoint of the best epoch on validation, with train.log, metrics.jsonl, curves.png, report.json and the states to go on
@@ -201,7 +201,7 @@ def main(argv: list[str] | None = None) -> None:
         trainer.resume(args.resume_epoch)
     experiment.set_up_logging(output_dir / "train.log" if is_main else None, append=args.resume_epoch > 0)
     logger.setLevel(logging.INFO if is_main else logging.ERROR)
-    log_start(args, choice, train, validation)
+    log_start(args, choice, train, validation, accelerator.num_processes)
     accelerator.init_trackers("tensorboard")
     trainer.train(is_main and experiment.show_progress())
     if is_main:
@@ -210,13 +210,17 @@ def main(argv: list[str] | None = None) -> None:
     accelerator.end_training()
 
 
-def log_start(args: argparse.Namespace, choice: Choice | None, train: Split, validation: Split) -> None:
+def log_start(
+    args: argparse.Namespace, choice: Choice | None, train: Split, validation: Split, num_processes: int
+) -> None:
     if args.resume_epoch:
         logger.info("goes on after epoch %d", args.resume_epoch)
     if choice:
         logger.info("drops the layers %s, from %s", segments(choice.dropped_layers), choice.origin)
-    left = args.num_layers - args.num_clip_layers
-    logger.info("%d text layers, %d training and %d validation pairs", left, len(train.pairs), len(validation.pairs))
+    logger.info(
+        "%d text layers, %d training and %d validation pairs, processes: %d",
+        *(args.num_layers - args.num_clip_layers, len(train.pairs), len(validation.pairs), num_processes),
+    )
 
 
 if __name__ == "__main__":

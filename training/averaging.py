@@ -2,7 +2,7 @@
 
 import argparse
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import NamedTuple
 
 from training.loop import Trainer
@@ -30,14 +30,14 @@ def parse_average(text: str) -> Average:
     return Average(kind, int(number))
 
 
-def use_average(trainer: Trainer, average: Average, validate: Callable[[], dict[str, float]]) -> dict:
+def use_average(trainer: Trainer, average: Average) -> dict:
     """Make the mean of these epochs the checkpoint if it is better on validation than the best epoch.
 
     Returns the figures of what the checkpoint is then; the model has its weights.
     """
     weights, found = trainer.states.mean_weights(average.epochs(trainer.history))
     trainer.load(weights)
-    figures = {"mean_of_epochs": sorted(found), **validate()}
+    figures = {"mean_of_epochs": sorted(found), **trainer.validate()}
     best = trainer.best()
     better = score(figures) > score(best)
     verdict = "kept" if better else f"not kept: epoch {best['epoch']} has {score(best):.4f}"

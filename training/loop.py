@@ -21,7 +21,7 @@ from models import Clip
 from training.batches import EpochBatches, PairBatches, make_loader
 from training.losses import Objective
 from training.splits import score
-from training.states import WEIGHTS, EpochStates, save_checkpoint
+from training.states import WEIGHTS, EpochStates, remove_leftovers, save_checkpoint
 from training.towers import TrainedTowers
 
 logger = logging.getLogger("comflp")
@@ -101,7 +101,7 @@ class Trainer:
         self.clip, self.objective, self.settings, self.accelerator = clip, objective, settings, accelerator
         self.output_dir, self.states = output_dir, EpochStates(output_dir / "epochs")
         self.history: list[dict] = []
-        self._validate, self._describe, self._averaged = validate, describe, averaged
+        self.validate, self._describe, self._averaged = validate, describe, averaged
         self._identity = {"settings": asdict(settings), **(identity or {})}
         self.towers = TrainedTowers(
             clip,
@@ -135,7 +135,7 @@ class Trainer:
             row = {"epoch": epoch, "train_loss": self._train_epoch(epoch, progress)}
             row["lr"] = self._scheduler.get_last_lr()[0]
             if self.accelerator.is_main_process:
-                row |= self._validate() | {"seconds": round(time.perf_counter() - start, 2)}
+                row |= self.validate() | {"seconds": round(time.perf_counter() - start, 2)}
                 log_epoch(row, self.settings.max_epoch)
             self.history.append(row)
             self._save(epoch)
@@ -153,6 +153,8 @@ class Trainer:
         changed = differences(state["identity"], self._identity)
         if changed:
             raise ValueError(f"{self.output_dir}: the run to go on with had {changed}; pass another --output_dir")
+        if self.accelerator.is_main_process:
+            remove_leftovers(self.output_dir)
         self.accelerator.load_state(str(self.states.path(epoch)))
         self.history = state["history"]
         if self.accelerator.is_main_process:

@@ -1,26 +1,35 @@
 """Losses of a batch: contrastive, and the distances to a teacher.
 
-Every process computes the loss of the whole batch, from embeddings gathered over all processes with their gradients: the mean
-of the processes' gradients, which data-parallel training takes, is then the gradient of that loss.
+Every process computes the loss of the whole batch, from embeddings gathered over all processes, such that the mean of the
+processes' gradients, which data-parallel training takes, is the gradient of that loss.
 """
 
 from dataclasses import dataclass
 
+import accelerate.utils
 import numpy as np
 import torch
-import torch.distributed
 import torch.nn.functional as F
+from accelerate import PartialState
 from torch import Tensor
-from torch.distributed.nn.functional import all_gather
 
 from models.retrieval import symmetric_cross_entropy
 
 
 def gather(tensor: Tensor) -> Tensor:
-    """The rows of all processes, in their order, with gradients; the tensor itself in a single process."""
-    if not torch.distributed.is_initialized() or torch.distributed.get_world_size() == 1:
+    """The rows of all processes, in their order; the tensor itself in a single process.
+
+    Only the own rows have a gradient: the others' reaches the weights through their own process. It is multiplied by the
+    number of processes, which the mean over processes divides it by.
+    """
+    state = PartialState()
+    if state.num_processes == 1:
         return tensor
-    return torch.cat(all_gather(tensor))
+    rows = list(accelerate.utils.gather(tensor.detach()).chunk(state.num_processes))
+    if tensor.requires_grad:
+        tensor.register_hook(lambda gradient: gradient * state.num_processes)
+    rows[state.process_index] = tensor
+    return torch.cat(rows)
 
 
 @dataclass(frozen=True)

@@ -32,6 +32,9 @@ def make_trainer(
     compiled: bool = False,
 ) -> Trainer:
     """The trainer of `clip`. `full`: the model that it comes from, the teacher; None where everything is fresh."""
+    if settings.negatives and settings.negatives > len(train.image_embeddings):
+        found = len(train.image_embeddings)
+        raise ValueError(f"--negatives {settings.negatives}: the training pairs have {found} images")
     objective = Objective(
         settings.distill_mode,
         settings.distill_weight,
@@ -88,6 +91,4 @@ def write_report(
     }
     experiment.write_json(trainer.output_dir / "report.json", content)
     print(figures_table(models))
-    print(
-        f"figures on test, also in {trainer.output_dir / 'report.json'}; the fine-tuned model is {trainer.output_dir}"
-    )
+    print(f"figures on test, also in {trainer.output_dir / 'report.json'}; the model is {trainer.output_dir}")

@@ -34,7 +34,9 @@ class Split:
             text = clip.text_embeddings(self.pairs.captions)
             distance = (text - self.teacher_text.to(text.device)).square().sum(-1).mean()
             return {"feature_distance": distance.item()}
-        images = self.image_embeddings if frozen_vision else clip.image_embeddings(self.pairs.images)
+        images = self.image_embeddings
+        if images is None or not frozen_vision:
+            images = clip.image_embeddings(self.pairs.images)
         return evaluate_retrieval(clip, self.pairs, images)
 
 

@@ -114,6 +114,12 @@ def check_output_dir(output_dir: Path, resume_epoch: int) -> None:
         raise ValueError(f"{output_dir} is not empty ({', '.join(others[:5])}); pass another --output_dir")
 
 
+def remove_leftovers(output_dir: Path) -> None:
+    """Unfinished files of a killed run: hidden, and of no use to a new one."""
+    for path in [*output_dir.glob(".*"), *output_dir.glob("last/.*"), *output_dir.glob("epochs/.*")]:
+        shutil.rmtree(path) if path.is_dir() else path.unlink()
+
+
 def save_checkpoint(clip: Clip, folder: Path) -> None:
     """A Hugging Face folder: configuration, safetensors, tokenizer, image processor; other files in it stay."""
     temporary = folder / ".checkpoint"

@@ -1,0 +1,159 @@
+"""The script from its flags to its files, and what it says to wrong input."""
+
+import json
+import os
+import re
+import shlex
+from pathlib import Path
+
+import pytest
+from accelerate.state import AcceleratorState
+from transformers import CLIPModel, CLIPProcessor
+
+import clip_finetune_train
+import experiment
+
+
+@pytest.fixture
+def run(tiny_clip, tiny_pairs, tmp_path):
+    """A function that calls the script with the tiny model and data, with flags as in a shell."""
+
+    def call(flags: str, num_clip_layers: int = 2, num_layers: int = 4) -> Path:
+        AcceleratorState._reset_state(reset_partial_state=True)
+        numbers = f"--num_layers {num_layers} --num_clip_layers {num_clip_layers} --device cpu --batch_size 20"
+        common = f"--model {tiny_clip} --dataset {tiny_pairs} --exp_dir {tmp_path / 'exp'} --output_dir out --lr 1e-3"
+        clip_finetune_train.main(shlex.split(f"{numbers} {common} {flags}"))
+        return tmp_path / "exp" / "out"
+
+    return call
+
+
+@pytest.fixture
+def search_folder(tiny_clip, tmp_path) -> Path:
+    """Where the search writes for the tiny model."""
+    folder = experiment.model_dir(tmp_path / "exp", str(tiny_clip))
+    folder.mkdir(parents=True)
+    return folder
+
+
+def write_result(path: Path, dropped_layers: list[int], seconds: int) -> None:
+    path.write_text(json.dumps({"winner": {"dropped_layers": dropped_layers, "task_loss": None}}))
+    os.utime(path, (seconds, seconds))
+
+
+def figures(folder: Path) -> list[dict]:
+    return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+
+
+def test_the_winner_of_the_newest_search_is_fine_tuned_and_reported(run, search_folder, capsys):
+    write_result(search_folder / "clip4to2_beam_dc_mat_mean_bs4_iter10.json", [1, 4], seconds=1000)
+    write_result(search_folder / "clip4to2_exact_dc_mat_mean_bs4_iter10.json", [2, 3], seconds=2000)
+    write_result(search_folder / "clip4to3_beam_dc_mat_mean_bs4_iter10.json", [1], seconds=3000)
+    folder = run("--max_epoch 2 --average last:2 --resume_epoch 0")
+    assert "clip4to2_exact_dc_mat_mean_bs4_iter10.json" in (folder / "train.log").read_text()
+    assert CLIPModel.from_pretrained(folder).config.text_config.num_hidden_layers == 2
+    CLIPProcessor.from_pretrained(folder)
+    report = json.loads((folder / "report.json").read_text())
+    assert report["segments"] == [[2, 3]]
+    assert list(report["test"]) == ["full", "pruned", "fine-tuned"]
+    assert [report["test"][name]["text_layers"] for name in report["test"]] == [4, 2, 2]
+    assert report["test"]["full"]["text_parameters"] > report["test"]["pruned"]["text_parameters"]
+    for model in report["test"].values():
+        assert {"task_loss", "text_to_image_recall_at_10", "milliseconds_per_caption"} <= set(model)
+    assert [row["epoch"] for row in figures(folder)] == [1, 2]
+    assert (folder / "curves.png").read_bytes().startswith(b"\x89PNG")
+    card = (folder / "README.md").read_text()
+    assert all(part in card for part in ("[[2, 3]]", "clip_finetune_train.py", "Validation", "Test"))
+    table = capsys.readouterr().out
+    assert all(name in table for name in ("full", "pruned", "fine-tuned", "R@10"))
+
+
+def test_a_file_named_is_taken_before_a_newer_one(run, search_folder, tmp_path):
+    write_result(search_folder / "clip4to2_beam_dc_mat_mean_bs4_iter10.json", [1, 4], seconds=1000)
+    write_result(tmp_path / "mine.json", [2, 4], seconds=500)
+    folder = run(f"--max_epoch 1 --search_result {tmp_path / 'mine.json'}")
+    assert json.loads((folder / "report.json").read_text())["dropped_layers"] == [2, 4]
+
+
+def test_captions_alone_end_nearer_to_the_full_model(run):
+    folder = run("--clip_layers '[[2, 3]]' --images false --max_epoch 3")
+    test = json.loads((folder / "report.json").read_text())["test"]
+    assert test["full"]["feature_distance"] == pytest.approx(0, abs=1e-9)
+    assert test["fine-tuned"]["feature_distance"] < test["pruned"]["feature_distance"]
+
+
+def test_from_scratch_both_towers_are_trained_without_any_weights_to_start_from(run, tiny_clip, tmp_path):
+    folder = run("--clip_mode scratch --freeze_vision false --max_epoch 1", num_clip_layers=0)
+    trained, before = (CLIPModel.from_pretrained(path).state_dict() for path in (folder, tiny_clip))
+    assert trained.keys() == before.keys()
+    assert not any(trained[name].equal(before[name]) for name in trained if name.endswith("proj.weight"))
+
+
+def test_from_scratch_a_frozen_image_tower_is_the_models(run, tiny_clip):
+    folder = run("--clip_mode scratch --max_epoch 1", num_clip_layers=3)
+    trained, before = (CLIPModel.from_pretrained(path).state_dict() for path in (folder, tiny_clip))
+    assert all(trained[name].equal(before[name]) for name in trained if name.startswith("vision"))
+    assert not trained["text_projection.weight"].equal(before["text_projection.weight"])
+    assert CLIPModel.from_pretrained(folder).config.text_config.num_hidden_layers == 1
+
+
+WRONG = {
+    "no search result: looked for .*clip4to2_[*]_[*].json; run: python search_strategy/.* --num_clip_layers 2 ": "",
+    "--num_layers is 5, but the text tower of .* has 4 layers": ("--clip_layers 2-3", 2, 5),
+    "--num_clip_layers is 4; with --num_layers 4 it must be in 1[.][.]3": ("", 4),
+    "--num_clip_layers is 0; with --num_layers 4 it must be in 1[.][.]3": ("", 0),
+    "layer 5 cannot be dropped: the model has layers 1 to 4": "--clip_layers 4-5",
+    "'2' repeats layer 2": "--clip_layers 2,2",
+    "3 layers are to be dropped, .*, but num_clip_layers is 2": "--clip_layers 1-3",
+    "No such file or directory: .*nothing.json": "--search_result nothing.json",
+    "pass --clip_layers or --search_result, not both": "--clip_layers 2-3 --search_result x.json",
+    "no state of epoch 3 to go on from; --resume_epoch can be: none": "--clip_layers 2-3 --resume_epoch 3",
+    "--images false trains by --distill_mode feature": "--clip_layers 2-3 --images false --distill_mode logit",
+    "--images false needs --freeze_vision true": "--clip_layers 2-3 --images false --freeze_vision false",
+    "--negatives are taken from image embeddings": "--clip_layers 2-3 --negatives 5 --freeze_vision false",
+    "--negatives 61: the training pairs have 60 images": "--clip_layers 2-3 --negatives 61",
+    "leave out --clip_layers and --search_result": "--clip_mode scratch --clip_layers 2-3",
+    "--precision fp16 needs --device cuda; on a CPU pass bf16": "--clip_layers 2-3 --precision fp16",
+    "data set not found: looked for the file nothing.csv": "--clip_layers 2-3 --dataset nothing.csv",
+    "expected best:N or last:N with N of at least 2, got 'best'": "--clip_layers 2-3 --average best",
+    "expected true or false, got 'yes'": "--clip_layers 2-3 --images yes",
+}
+
+
+@pytest.mark.parametrize("message", WRONG)
+def test_wrong_input_is_one_line_and_nothing_is_written(run, tmp_path, capsys, message: str):
+    arguments = WRONG[message] if isinstance(WRONG[message], tuple) else (WRONG[message],)
+    with pytest.raises(SystemExit) as error:
+        run(*arguments)
+    assert error.value.code == 2
+    lines = [line for line in capsys.readouterr().err.splitlines() if "error: " in line]
+    assert len(lines) == 1
+    assert re.search(message, lines[0]), lines[0]
+    assert not (tmp_path / "exp" / "out").exists()
+
+
+def test_a_search_result_that_is_none_is_named(run, tmp_path, capsys):
+    (tmp_path / "bad.json").write_text("{}")
+    with pytest.raises(SystemExit):
+        run(f"--search_result {tmp_path / 'bad.json'}")
+    assert "bad.json: expected a search result with a winner and its dropped_layers" in capsys.readouterr().err
+
+
+def test_another_run_is_neither_overwritten_nor_gone_on_with(run, capsys):
+    folder = run("--clip_layers 2-3 --max_epoch 1")
+    before = {path: path.stat().st_mtime_ns for path in folder.rglob("*")}
+    for flags, message in (
+        ("", "pass --resume_epoch 1 to go on"),
+        ("--resume_epoch 1 --lr 3", "had lr 0.001 (now 3.0)"),
+    ):
+        with pytest.raises(SystemExit):
+            run(f"--clip_layers 2-3 --max_epoch 1 {flags}")
+        assert message in capsys.readouterr().err
+        assert {path: path.stat().st_mtime_ns for path in folder.rglob("*")} == before
+
+
+def test_tensorboard_that_is_not_installed_is_named(run, monkeypatch, capsys):
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    with pytest.raises(SystemExit):
+        run("--clip_layers 2-3 --report_to tensorboard")
+    assert "pip install tensorboard" in capsys.readouterr().err
