@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 import numpy as np
 from scipy.stats import spearmanr
 
-from search_strategy.coarse import Scored, coarse_score, coarse_search
+from search_strategy.coarse import coarse_score, coarse_search
 from search_strategy.fine import Evaluation, FineSearch, rank_key
 from search_strategy.proposals import Proposal, kept_layers, random_proposals, segments
 from search_strategy.refine import climb, race, share_not_worse
@@ -122,11 +122,6 @@ def describe_verified(
             }
         )
     return rows
-
-
-def missed_best(scored: list[Scored], matrix: np.ndarray, num_clip_layers: int, score: str) -> list[Scored]:
-    """The true K best proposals."""
-    return coarse_search(matrix, num_clip_layers, mode="exact", num_proposals=len(scored), score=score)
 
 
 def _layers(proposal: Proposal, num_layers: int) -> dict:

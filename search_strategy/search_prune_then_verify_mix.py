@@ -24,13 +24,12 @@ from measures import MEASURES, combine  # noqa: E402
 from models.clip import load_clip, read_config  # noqa: E402
 from models.retrieval import RECALL_AT  # noqa: E402
 from plots import heat_map  # noqa: E402
-from search_strategy.coarse import SCORES, SEARCH_MODES, missed_by  # noqa: E402
+from search_strategy.coarse import SCORES, SEARCH_MODES, coarse_search, missed_by  # noqa: E402
 from search_strategy.fine import OBJECTIVES, FineSearch  # noqa: E402
 from search_strategy.pipeline import (  # noqa: E402
     Verification,
     describe_coarse,
     describe_verified,
-    missed_best,
     propose,
     rank_correlation,
     verify,
@@ -160,7 +159,8 @@ def log_missed(args: argparse.Namespace, scored: list, matrix: np.ndarray | None
     """Say what beam or greedy missed, where the exact answer is quick to get."""
     if matrix is None or args.search_mode not in ("beam", "greedy") or args.num_layers > MAX_LAYERS_TO_CHECK:
         return
-    missed, proposals = missed_by(scored, missed_best(scored, matrix, args.num_clip_layers, args.score))
+    exact = coarse_search(matrix, args.num_clip_layers, mode="exact", num_proposals=len(scored), score=args.score)
+    missed, proposals = missed_by(scored, exact)
     best = f"; the best of them: {proposals[0]}" if missed else ""
     logger.info("%s missed %d of the true %d best%s", args.search_mode, missed, len(scored), best)
 
