@@ -119,6 +119,7 @@ def test_names_are_as_short_as_they_can_be():
         (["--labels", "LABELS", "--template", "a photo"], "expected a {} where the label goes"),
         (["--labels", "LABELS", "--label_column", "shape"], "no label column; looked for shape"),
         (["--labels", "LABELS", "--label_column", "caption"], "are no line of --labels"),
+        (["--labels", "LABELS", "--label_column", "image"], "expected text or numbers of classes"),
         (["--labels", "missing.txt"], "No such file or directory: 'missing.txt'"),
         (["--split", "nothing"], "invalid choice: 'nothing'"),
     ],
