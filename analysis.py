@@ -24,7 +24,7 @@ from measures import MEASURES, Shuffled
 from models import Clip, load_clip
 
 PER_TOKEN_MODES = ("T", "seq")  # nothing is pooled
-FORWARD_TOKENS = 8192  # in a forward pass: enough for full speed, few enough for small activations
+FORWARD_TOKENS = 4096  # in a forward pass: enough for full speed, few enough to stay in the cache of a CPU
 CHUNK_VALUES = 2**24  # of all hidden states that wait for the measure: 128 MiB in float64
 
 
