@@ -87,7 +87,8 @@ def test_the_open_clip_export_is_compared_on_captions_and_images(tmp_path, prune
     assert max(record["largest_difference"].values()) < 1e-5 and record["images"] == 32
     again = load_clip(str(folder))
     assert again.num_layers == 2
-    assert torch.equal(again.text_embeddings(captions), load_clip(str(pruned)).text_embeddings(captions))
+    expected = load_clip(str(pruned)).text_embeddings(captions)
+    assert torch.allclose(again.text_embeddings(captions), expected, atol=1e-6)
 
 
 def test_what_is_compared_is_what_the_runtime_gives(tmp_path, pruned, tiny_pairs, monkeypatch):

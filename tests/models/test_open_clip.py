@@ -215,7 +215,7 @@ def test_an_open_clip_folder_is_a_model_like_any_other(clip, folder, tiny_pairs)
     captions = load_pairs(str(tiny_pairs), "test").captions
     expected = clip.text_embeddings(captions)
     for name in (str(folder), f"local-dir:{folder}"):
-        assert torch.equal(load_clip(name).text_embeddings(captions), expected)
+        assert torch.allclose(load_clip(name).text_embeddings(captions), expected, atol=1e-6)
     assert read_config(str(folder)).text_config.num_hidden_layers == 4
     fresh = load_clip(str(folder), weights=False)
     assert not torch.allclose(fresh.text_embeddings(captions), expected, atol=1e-2)
@@ -266,6 +266,26 @@ def test_broken_folders_say_what_is_wrong(clip, folder):
 def test_a_model_that_the_hub_does_not_give_is_named():
     with pytest.raises(FileNotFoundError, match="the hub did not give 'nobody/nothing'"):
         load_clip("hf-hub:nobody/nothing")
+
+
+def test_a_model_on_the_hub_is_downloaded_with_one_file_of_weights(clip, folder, monkeypatch):
+    (folder / WEIGHTS_NAMES[0]).unlink()
+    torch.save(to_open_clip(clip.model.state_dict()), folder / WEIGHTS_NAMES[2])
+    asked = []
+
+    def download(repository, allow_patterns):
+        asked.append((repository, [name for name in allow_patterns if name in WEIGHTS_NAMES]))
+        return str(folder)
+
+    monkeypatch.setattr("models.open_clip_folder.snapshot_download", download)
+    loaded = load_clip("hf-hub:someone/clip")
+    assert torch.allclose(loaded.text_embeddings(["red square"]), clip.text_embeddings(["red square"]), atol=1e-6)
+    assert asked == [("someone/clip", [name]) for name in WEIGHTS_NAMES]
+    (folder / CONFIG_NAME).unlink()
+    with pytest.raises(
+        FileNotFoundError, match="someone/clip on the hub is no open_clip model: it has no open_clip_config"
+    ):
+        load_clip("hf-hub:someone/clip")
 
 
 # --- tokenizer
