@@ -11,8 +11,6 @@ from. With `--clip_mode scratch` what is trained starts from fresh weights.
 
 import argparse
 import importlib.util
-import logging
-from collections.abc import Callable
 from dataclasses import fields
 from pathlib import Path
 
@@ -20,18 +18,13 @@ from accelerate import Accelerator, DataLoaderConfiguration, DistributedDataPara
 
 import experiment
 from experiment import boolean, bounded, positive_int
-from models import Clip, load_clip
-from search_strategy.proposals import segments
 from training.averaging import parse_average
 from training.loop import Settings
 from training.losses import DISTILLATION
-from training.model_card import ModelCard
-from training.run import make_trainer, write_report
-from training.splits import Split, load_split
-from training.start import Choice, check_numbers, choose_layers, fresh, pruned
+from training.run import Options, load_material, load_start, train_stage
+from training.schedule import parse_schedule, search, stages
+from training.start import check_numbers, choose_layers, pruned
 from training.states import check_output_dir
-
-logger = logging.getLogger("comflp")
 
 PRECISIONS = {"fp32": "no", "bf16": "bf16", "fp16": "fp16"}  # accelerate's names
 
@@ -46,6 +39,11 @@ def build_parser() -> argparse.ArgumentParser:
     add("--clip_layers", help="layers to drop: [[2, 3], [5, 5]] or 2-3,5 (default: the winner of the search)")
     add("--search_result", type=Path, help="result file to take the winner from (default: the newest of this model)")
     add("--clip_mode", choices=("finetune", "scratch"), default="finetune", help="default: finetune")
+    add(
+        "--schedule",
+        type=parse_schedule,
+        help="prune in stages, such as 12,9,6, each with a search and --max_epoch epochs",
+    )
     group = parser.add_argument_group("what is trained")
     add = group.add_argument
     add("--freeze_vision", type=boolean, default=True, help="keep the image tower (default: true)")
@@ -90,6 +88,14 @@ def check_flags(args: argparse.Namespace, device: str) -> None:
             args.clip_mode == "scratch" and (args.clip_layers or args.search_result)
         ),
         "pass --clip_layers or --search_result, not both": args.clip_layers and args.search_result,
+        "--schedule searches by itself: leave out --clip_layers, --search_result and --clip_mode scratch": (
+            args.schedule and (args.clip_layers or args.search_result or args.clip_mode == "scratch")
+        ),
+        f"--schedule {args.schedule} must go from --num_layers to --num_layers minus --num_clip_layers, "
+        f"{args.num_layers} to {args.num_layers - args.num_clip_layers}": (
+            args.schedule
+            and (args.schedule[0], args.schedule[-1]) != (args.num_layers, args.num_layers - args.num_clip_layers)
+        ),
         "--precision fp16 needs --device cuda; on a CPU pass bf16": args.precision == "fp16" and device == "cpu",
         "--report_to tensorboard: it is not installed; run: pip install tensorboard": (
             args.report_to == "tensorboard" and importlib.util.find_spec("tensorboard") is None
@@ -116,111 +122,39 @@ def make_accelerator(args: argparse.Namespace, device: str, output_dir: Path) ->
     return accelerator
 
 
-def load_models(args: argparse.Namespace, device: str, choice: Choice | None) -> tuple[Clip | None, Clip]:
-    """The full model, where its weights are used, and the one to train."""
-    if choice is not None:
-        full = load_clip(args.model, device)
-        return full, pruned(full, choice.dropped_layers)
-    full = load_clip(args.model, device) if args.freeze_vision or args.distill_mode != "none" else None
-    experiment.seed_everything(args.seed)  # of the fresh weights, whatever was drawn before
-    return full, fresh(args.model, device, args.num_clip_layers, full if args.freeze_vision else None)
-
-
-def split_loader(args: argparse.Namespace, clip: Clip, cache_dir: Path, progress: bool) -> Callable[[str], Split]:
-    """A function from the name of a split to its pairs with the embeddings that training or evaluation needs."""
-
-    def load(name: str) -> Split:
-        return load_split(
-            clip,
-            args.dataset,
-            name,
-            columns={"image_column": args.image_column, "caption_column": args.caption_column},
-            images=args.images,
-            image_embeddings=args.freeze_vision or (name == "train" and args.distill_mode in ("logit", "affinity")),
-            teacher_text=args.distill_mode != "none" if name == "train" else not args.images,
-            cache_dir=cache_dir,
-            progress=progress,
-        )
-
-    return load
-
-
-def model_card(args: argparse.Namespace, choice: Choice | None, num_pairs: int, record: dict) -> ModelCard:
-    text = "its text tower" if choice else "the text tower"
-    return ModelCard(
-        folder=record["output_dir"],
-        model=record["flags"]["model"],
-        num_layers=args.num_layers,
-        num_clip_layers=args.num_clip_layers,
-        dropped_layers=choice and choice.dropped_layers,
-        origin=choice.origin if choice else "",
-        trained=text if args.freeze_vision else f"{text} and the image tower",
-        dataset=args.dataset,
-        num_pairs=num_pairs,
-        command=record["command"],
-    )
-
-
 @experiment.script
 def main(argv: list[str] | None = None) -> None:
     args = build_parser().parse_args(argv)
     device = experiment.set_up(args)
     check_flags(args, device)
-    output_dir, model_dir = args.exp_dir / args.output_dir, experiment.model_dir(args.exp_dir, args.model)
     scratch = args.clip_mode == "scratch"
     check_numbers(args.model, args.num_layers, args.num_clip_layers, smallest=0 if scratch else 1)
-    check_output_dir(output_dir, args.resume_epoch)
+    sizes = args.schedule or [args.num_layers, args.num_layers - args.num_clip_layers]
+    plan = stages(sizes, args.exp_dir / args.output_dir, args.max_epoch, args.resume_epoch)
+    for number, stage in enumerate(plan):
+        check_output_dir(stage.output_dir, stage.resume_epoch, first_epoch=number * args.max_epoch)
     choice = None
-    if not scratch:
-        choice = choose_layers(
-            args.clip_layers, args.search_result, model_dir, args.model, args.num_layers, args.num_clip_layers
-        )
-    accelerator = make_accelerator(args, device, output_dir)
-    is_main = accelerator.is_main_process
-    record = experiment.Record(args, device)
-    record.note(output_dir=output_dir)
-    full, clip = load_models(args, str(accelerator.device), choice)
-    split = split_loader(args, full or clip, model_dir / "cache", is_main and experiment.show_progress())
-    with accelerator.main_process_first():
-        train, validation = split("train"), split("validation")
-    card = model_card(args, choice, len(train.pairs), record.content())
-    trainer = make_trainer(
-        clip,
-        full,
-        train,
-        validation,
-        settings=Settings(**{field.name: getattr(args, field.name) for field in fields(Settings)}),
-        accelerator=accelerator,
-        output_dir=output_dir,
-        card=card,
-        average=args.average,
-        num_workers=args.num_workers,
-        compiled=args.compile,
-    )
-    if args.resume_epoch:
-        trainer.resume(args.resume_epoch)
-    experiment.set_up_logging(output_dir / "train.log" if is_main else None, append=args.resume_epoch > 0)
-    logger.setLevel(logging.INFO if is_main else logging.ERROR)
-    log_start(args, choice, train, validation, accelerator.num_processes)
-    accelerator.init_trackers("tensorboard")
-    trainer.train(is_main and experiment.show_progress())
-    if is_main:
-        record.note(train=train.pairs.identity(), validation=validation.pairs.identity())
-        write_report(trainer, full, split("test"), card, args.average, record)
+    if not scratch and not args.schedule:
+        folder = experiment.model_dir(args.exp_dir, args.model)
+        numbers = args.num_layers, args.num_clip_layers
+        choice = choose_layers(args.clip_layers, args.search_result, folder, args.model, *numbers)
+    accelerator = make_accelerator(args, device, plan[0].output_dir)
+    settings = Settings(**{field.name: getattr(args, field.name) for field in fields(Settings)})
+    options = Options(settings, args.average, args.num_workers, args.compile)
+    full, clip = load_start(args.model, str(accelerator.device), scratch, args.num_clip_layers, settings)
+    columns = {"image_column": args.image_column, "caption_column": args.caption_column}
+    cache_dir = experiment.model_dir(args.exp_dir, args.model) / "cache"
+    material = load_material(full, full or clip, args.dataset, columns, settings, cache_dir, accelerator)
+    before = full
+    for stage in plan:
+        if args.schedule:
+            choice = search(before, stage.num_clip_layers, material.train, material.validation, args.seed)
+        if choice:
+            clip = pruned(before, choice.dropped_layers, str(stage.output_dir))
+        accelerator = make_accelerator(args, device, stage.output_dir)
+        train_stage(stage, choice, clip, before, material, options, accelerator, experiment.Record(args, device))
+        before = clip
     accelerator.end_training()
-
-
-def log_start(
-    args: argparse.Namespace, choice: Choice | None, train: Split, validation: Split, num_processes: int
-) -> None:
-    if args.resume_epoch:
-        logger.info("goes on after epoch %d", args.resume_epoch)
-    if choice:
-        logger.info("drops the layers %s, from %s", segments(choice.dropped_layers), choice.origin)
-    logger.info(
-        "%d text layers, %d training and %d validation pairs, processes: %d",
-        *(args.num_layers - args.num_clip_layers, len(train.pairs), len(validation.pairs), num_processes),
-    )
 
 
 if __name__ == "__main__":

@@ -132,7 +132,7 @@ class Trainer:
         """The epochs up to max_epoch that are not done; returns the figures of all. In the end the model is the best one."""
         for epoch in range(len(self.history) + 1, self.settings.max_epoch + 1):
             start = time.perf_counter()
-            row = {"epoch": epoch, "train_loss": self._train_epoch(epoch, progress)}
+            row = {"epoch": epoch, "train_loss": self.train_epoch(epoch, progress)}
             row["lr"] = self._scheduler.get_last_lr()[0]
             if self.accelerator.is_main_process:
                 row |= self.validate() | {"seconds": round(time.perf_counter() - start, 2)}
@@ -176,7 +176,7 @@ class Trainer:
         save_checkpoint(self.clip, self.output_dir)
         experiment.write_text(self.output_dir / "README.md", self._describe(figures))
 
-    def _train_epoch(self, epoch: int, progress: bool) -> float:
+    def train_epoch(self, epoch: int, progress: bool) -> float:
         """One pass over the batches; returns the mean loss."""
         self.towers.train()
         self._sampler.epoch = epoch

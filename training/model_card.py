@@ -3,8 +3,11 @@
 from dataclasses import dataclass
 from pathlib import Path
 
-from search_strategy.proposals import Proposal, segments
+import experiment
+from search_strategy.proposals import segments
 from training.report import figures_table
+from training.schedule import Stage
+from training.start import Choice
 
 FRONT_MATTER = """---
 library_name: transformers
@@ -26,40 +29,39 @@ processor = CLIPProcessor.from_pretrained("{folder}")
 
 @dataclass(frozen=True)
 class ModelCard:
-    """Facts about a training that do not change while it runs. `origin`: where the choice of the layers comes from."""
+    """What does not change while a model is trained: from what, by what, and the run record."""
 
-    folder: str
-    model: str
-    num_layers: int
-    dropped_layers: Proposal | None  # None: trained from scratch
-    origin: str
-    num_clip_layers: int
-    trained: str
-    dataset: str
-    num_pairs: int
-    command: str
+    stage: Stage
+    choice: Choice | None  # None: trained from scratch
+    freeze_vision: bool
+    record: dict
 
     def text(self, validation: dict, test: dict[str, dict[str, float]] | None = None) -> str:
         """`validation`: figures of the checkpoint; `test`: those of all models compared, where they are known already."""
-        is_local = Path(self.model).exists()
+        model, folder = self.record["model"], self.record["output_dir"]
+        is_local = Path(model).exists() or (experiment.ROOT / model).exists()
         parts = [
-            FRONT_MATTER.format(base_model="" if is_local else f"base_model: {self.model}\n"),
-            f"# {self.folder}\n\n{self._making()}\n\nMade by\n\n    {self.command}\n",
-            USAGE.format(folder=self.folder),
+            FRONT_MATTER.format(base_model="" if is_local else f"base_model: {model}\n"),
+            f"# {folder}\n\n{self._making(model)}\n\nMade by\n\n    {self.record['command']}\n",
+            USAGE.format(folder=folder),
             f"\nValidation ({self._name(validation)}):\n\n{figures_table({'this model': validation}, 'pipe')}\n",
         ]
         if test:
             parts.append(f"\nTest:\n\n{figures_table(test, 'pipe')}\n")
         return "".join(parts)
 
-    def _making(self) -> str:
-        left = self.num_layers - self.num_clip_layers
-        data = f"on {self.num_pairs:,} pairs of `{self.dataset}`"
-        if self.dropped_layers is None:
-            return f"A CLIP with {left} text layers in the shape of `{self.model}`: {self.trained} from scratch {data}."
+    def _making(self, model: str) -> str:
+        left = self.stage.num_layers - self.stage.num_clip_layers
+        towers = "text tower" if self.freeze_vision else "text and image tower"
+        data = f"on {self.record['train']['captions']:,} captions of `{self.record['flags']['dataset']}`"
+        if self.choice is None:
+            return (
+                f"A CLIP with {left} text layers in the shape of `{model}`, its {towers} trained from scratch {data}."
+            )
         return (
-            f"`{self.model}` with {left} of its {self.num_layers} text layers: CoMFLP dropped {segments(self.dropped_layers)} "
-            f"(counted from 1; from {self.origin}), then {self.trained} fine-tuned {data}."
+            f"`{model}` with {left} of its {self.stage.num_layers} text layers: CoMFLP dropped "
+            f"{segments(self.choice.dropped_layers)} (counted from 1; from {self.choice.origin}), then its {towers} "
+            f"was fine-tuned {data}."
         )
 
     @staticmethod

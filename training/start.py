@@ -54,9 +54,9 @@ def read_winner(path: Path) -> Proposal:
         ) from error
 
 
-def pruned(clip: Clip, dropped_layers: Proposal) -> Clip:
+def pruned(clip: Clip, dropped_layers: Proposal, name: str = "") -> Clip:
     """A copy of the model without these layers."""
-    return Clip(clip.stack.drop(dropped_layers), clip.processor, clip.name)
+    return Clip(clip.stack.drop(dropped_layers), clip.processor, name or clip.name)
 
 
 def fresh(name: str, device: str, num_clip_layers: int, full: Clip | None) -> Clip:

@@ -48,12 +48,7 @@ class EpochStates:
         self.temporary.mkdir(parents=True)
 
     def read(self, epoch: int) -> dict:
-        """What `commit` was given. Raises ValueError where there is no such state."""
-        if epoch not in self.resumable():
-            found = ", ".join(map(str, self.resumable())) or "none"
-            raise ValueError(
-                f"{self.folder.parent}: no state of epoch {epoch} to go on from; --resume_epoch can be: {found}"
-            )
+        """What `commit` was given."""
         return json.loads((self.path(epoch) / STATE).read_text(encoding="utf-8"))
 
     def commit(self, epoch: int, state: dict) -> None:
@@ -97,20 +92,24 @@ class EpochStates:
         shutil.rmtree(removed)
 
 
-def check_output_dir(output_dir: Path, resume_epoch: int) -> None:
-    """Raise ValueError where a new run would write into another one, or where there is no run to go on with."""
-    if resume_epoch:
-        EpochStates(output_dir / "epochs").read(resume_epoch)
-        return
+def check_output_dir(output_dir: Path, resume_epoch: int, first_epoch: int = 0) -> None:
+    """Raise ValueError where a new run would write into another one, or where there is no run to go on with.
+
+    `first_epoch`: how many epochs come before those of this folder in a run of several stages.
+    """
     found = sorted(path.name for path in output_dir.iterdir()) if output_dir.is_dir() else []
-    states = EpochStates(output_dir / "epochs").resumable()
-    if states:
+    states = [first_epoch + epoch for epoch in EpochStates(output_dir / "epochs").resumable()]
+    listed = ", ".join(map(str, states)) or "none"
+    if resume_epoch and first_epoch + resume_epoch not in states:
+        wanted = first_epoch + resume_epoch
+        raise ValueError(f"{output_dir}: no state of epoch {wanted} to go on from; --resume_epoch can be: {listed}")
+    if not resume_epoch and states:
         raise ValueError(
             f"{output_dir} holds another run; pass --resume_epoch {states[-1]} to go on with it "
-            f"(there are states of the epochs {', '.join(map(str, states))}), or another --output_dir"
+            f"(there are states of the epochs {listed}), or another --output_dir"
         )
     others = [name for name in found if name not in STARTED | {"epochs"}]
-    if others:
+    if not resume_epoch and others:
         raise ValueError(f"{output_dir} is not empty ({', '.join(others[:5])}); pass another --output_dir")
 
 

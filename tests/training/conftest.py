@@ -12,12 +12,12 @@ from models import load_clip
 from training.averaging import Average
 from training.loop import Settings, Trainer
 from training.model_card import ModelCard
-from training.run import make_trainer
-from training.splits import load_split
-from training.start import pruned
+from training.run import Options, load_material, make_trainer
+from training.schedule import Stage
+from training.start import Choice, pruned
 
 SETTINGS = Settings(max_epoch=3, batch_size=20, lr=1e-3, weight_decay=0.1, warmup_steps=2, seed=0)
-DROPPED = (2, 3)
+CHOICE = Choice((2, 3), "a test")
 
 
 @pytest.fixture
@@ -28,36 +28,16 @@ def new_trainer(tiny_clip, tiny_pairs, tmp_path) -> Callable[..., Trainer]:
         AcceleratorState._reset_state(reset_partial_state=True)
         settings = replace(SETTINGS, **changed)
         full = load_clip(str(tiny_clip))
-        columns = {"columns": {}, "images": settings.images, "image_embeddings": settings.freeze_vision}
-        train = load_split(full, str(tiny_pairs), "train", teacher_text=settings.distill_mode != "none", **columns)
-        validation = load_split(full, str(tiny_pairs), "validation", teacher_text=not settings.images, **columns)
-        clip = pruned(full, DROPPED)
+        accelerator = Accelerator(cpu=True, gradient_accumulation_steps=settings.grad_accum)
+        material = load_material(full, full, str(tiny_pairs), {}, settings, tmp_path / "cache", accelerator)
+        clip = pruned(full, CHOICE.dropped_layers)
         for layer in clip.stack.layers:
             layer.self_attn.dropout = dropout
         torch.manual_seed(settings.seed)
-        accelerator = Accelerator(cpu=True, gradient_accumulation_steps=settings.grad_accum)
-        card = ModelCard(
-            folder="run",
-            model="tiny",
-            num_layers=4,
-            num_clip_layers=2,
-            dropped_layers=DROPPED,
-            origin="test",
-            trained="its text tower",
-            dataset="tiny",
-            num_pairs=len(train.pairs),
-            command="command",
-        )
-        return make_trainer(
-            clip,
-            full,
-            train,
-            validation,
-            settings=settings,
-            accelerator=accelerator,
-            output_dir=tmp_path / output,
-            card=card,
-            average=average,
-        )
+        stage = Stage(tmp_path / output, 4, 2, 0)
+        record = {"model": "tiny", "output_dir": "run", "command": "command", "flags": {"dataset": "tiny"}}
+        card = ModelCard(stage, CHOICE, settings.freeze_vision, record | {"train": {"captions": 60}})
+        options = Options(settings, average)
+        return make_trainer(clip, full, CHOICE, material, options, accelerator, stage.output_dir, card)
 
     return make

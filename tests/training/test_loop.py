@@ -101,8 +101,8 @@ def test_a_resumed_training_ends_with_the_same_bits(new_trainer, tmp_path):
     flags = {"dropout": 0.3, "layerdrop": 0.3, "negatives": 7, "distill_mode": "affinity", "grad_accum": 2}
     new_trainer("whole", **flags).train()
     interrupted = new_trainer("parts", **flags)
-    train_epoch = interrupted._train_epoch
-    interrupted._train_epoch = lambda epoch, progress: 1 / 0 if epoch == 3 else train_epoch(epoch, progress)
+    train_epoch = interrupted.train_epoch
+    interrupted.train_epoch = lambda epoch, progress: 1 / 0 if epoch == 3 else train_epoch(epoch, progress)
     with pytest.raises(ZeroDivisionError):
         interrupted.train()
     resumed = new_trainer("parts", **flags)

@@ -1,0 +1,151 @@
+"""Training throughput: our loop against the plain one, and what each part of the difference is worth.
+
+    python benchmarks/training.py
+    python benchmarks/training.py --model openai/clip-vit-base-patch32 --dataset my_pairs --batch_size 128 --steps 3
+
+All loops fine-tune the same model, without every other layer, on the same batches with the same optimiser, so their mean losses
+must be equal to rounding. The plain loop is what one writes first: every step decodes the images and runs them through the
+frozen tower, and captions are padded to the model's length.
+"""
+
+import argparse
+import logging
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from pathlib import Path
+from statistics import median
+
+import torch
+import torch.nn.functional as F
+from accelerate import Accelerator
+from torch import Tensor
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+import experiment  # noqa: E402
+from experiment import positive_int  # noqa: E402
+from models import Clip, load_clip  # noqa: E402
+from models.retrieval import symmetric_cross_entropy  # noqa: E402
+from training.batches import EpochBatches, PairBatches  # noqa: E402
+from training.loop import Settings, Trainer, make_optimizer  # noqa: E402
+from training.losses import Objective  # noqa: E402
+from training.splits import Split, load_split  # noqa: E402
+from training.start import pruned  # noqa: E402
+from training.towers import TrainedTowers  # noqa: E402
+
+logger = logging.getLogger("comflp")
+
+MAX_GRAD_NORM = 1.0
+HEADERS = ("loop", "mean loss", "captions/s", "times the plain loop")
+Epoch = Callable[[Clip, Split, Settings], float]
+
+
+def plain_epoch(cached_images: bool, cut: bool) -> Epoch:
+    """A function that trains one epoch as commonly written and returns its mean loss.
+
+    `cached_images`: take the image embeddings from the split; `cut`: pad captions to the longest in the batch only.
+    """
+
+    def epoch(clip: Clip, split: Split, settings: Settings) -> float:
+        optimizer = make_optimizer(TrainedTowers(clip), settings.lr, settings.weight_decay)
+        clip.model.text_model.train()
+        losses = []
+        for rows in EpochBatches(len(split.pairs), settings.batch_size, settings.seed):
+            image = _images(clip, split, rows, cached_images)
+            captions = [split.pairs.captions[row] for row in rows]
+            padding = "longest" if cut else "max_length"
+            tokens = clip.processor.tokenizer(captions, padding=padding, truncation=True, return_tensors="pt")
+            text = F.normalize(clip.model.get_text_features(**tokens.to(clip.device)).pooler_output, dim=-1)
+            loss = symmetric_cross_entropy(clip.model.logit_scale.exp() * text @ image.T)
+            loss.backward()
+            torch.nn.utils.clip_grad_norm_(clip.model.parameters(), MAX_GRAD_NORM)
+            optimizer.step()
+            optimizer.zero_grad()
+            losses.append(loss.item())
+        return sum(losses) / len(losses)
+
+    return epoch
+
+
+@torch.no_grad()
+def _images(clip: Clip, split: Split, rows: list[int], cached: bool) -> Tensor:
+    image_rows = split.pairs.image_index[rows]
+    if cached:
+        return split.image_embeddings[image_rows]
+    return clip.embed_images(clip.preprocess([split.pairs.images[row] for row in image_rows]).to(clip.device))
+
+
+def our_epoch(clip: Clip, split: Split, settings: Settings) -> float:
+    """The same epoch by our loop."""
+    with tempfile.TemporaryDirectory() as folder:
+        trainer = Trainer(
+            clip,
+            PairBatches(clip, split.pairs, split.image_embeddings),
+            Objective(),
+            settings,
+            Accelerator(cpu=clip.device.type == "cpu"),
+            Path(folder),
+            validate=dict,
+            describe=str,
+        )
+        return trainer.train_epoch(epoch=0, progress=False)
+
+
+LOOPS: dict[str, Epoch] = {
+    "plain": plain_epoch(cached_images=False, cut=False),
+    "image embeddings cached": plain_epoch(cached_images=True, cut=False),
+    "and captions cut to the longest in a batch": plain_epoch(cached_images=True, cut=True),
+    "ours": our_epoch,
+}
+
+
+def build_parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(description="Training throughput of our loop against the plain one.")
+    parser.add_argument("--batch_size", type=positive_int, default=256, help="pairs in a step (default: 256)")
+    parser.add_argument("--steps", type=positive_int, default=8, help="steps in an epoch (default: 8)")
+    parser.add_argument(
+        "--repeats", type=positive_int, default=3, help="epochs of each loop; the median counts (default: 3)"
+    )
+    parser.add_argument("--out", type=Path, help="also write the rows to this JSON file")
+    experiment.add_common_flags(parser)
+    return parser
+
+
+def first_pairs(split: Split, number: int) -> Split:
+    """The first captions of a split."""
+    pairs = replace(split.pairs, captions=split.pairs.captions[:number], image_index=split.pairs.image_index[:number])
+    return replace(split, pairs=pairs)
+
+
+@experiment.script
+def main(argv: Sequence[str] | None = None) -> None:
+    args = build_parser().parse_args(argv)
+    device = experiment.set_up(args)
+    record = experiment.Record(args, device)
+    full = load_clip(args.model, device)
+    columns = {"image_column": args.image_column, "caption_column": args.caption_column}
+    with record.timed("image_embeddings"):
+        cache_dir = experiment.model_dir(args.exp_dir, args.model) / "cache"
+        split = load_split(full, args.dataset, "train", columns=columns, cache_dir=cache_dir)
+    split = first_pairs(split, args.steps * args.batch_size)
+    settings = Settings(1, args.batch_size, lr=0.0, weight_decay=0.1, warmup_steps=0, seed=args.seed)
+    seconds, losses = {name: [] for name in LOOPS}, {}
+    for _ in range(args.repeats):
+        for name, epoch in LOOPS.items():
+            clip = pruned(full, range(2, full.num_layers + 1, 2))
+            start = time.perf_counter()
+            losses[name] = epoch(clip, split, settings)
+            seconds[name].append(time.perf_counter() - start)
+            logger.info("%s: mean loss %.5f, %.2f s", name, losses[name], seconds[name][-1])
+    speed = {name: len(split.pairs) / median(values) for name, values in seconds.items()}
+    rows = [(name, losses[name], speed[name], speed[name] / speed["plain"]) for name in LOOPS]
+    if args.out:
+        experiment.write_json(args.out, {"rows": rows, "record": record.content()})
+    print(experiment.table(rows, HEADERS, floatfmt=("", ".4f", ".0f", ".1f")))
+
+
+if __name__ == "__main__":
+    main()
