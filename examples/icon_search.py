@@ -5,7 +5,8 @@
 
 Only the text encoder was pruned, so both search the same image embeddings. The pruned model is `--pruned`; where that folder is
 missing, the full model without the layers of `--clip_layers`, or without those that the search dropped. The picture shows
-the icons from the most similar on, their own captions below, and the milliseconds from the query's text to its embedding, the fastest of 30 runs.
+the icons from the most similar on, their own captions below, and the milliseconds from the query's text to its embedding
+(the fastest of 30 runs).
 """
 
 import argparse
@@ -71,23 +72,16 @@ def load_pruned(args: argparse.Namespace, full: Clip, device: str) -> tuple[Clip
     return pruned(full, choice.dropped_layers), f"without layers {', '.join(ranges)}, not fine-tuned"
 
 
-def search(clips: Sequence[Clip], query: str, images: Sequence[Tensor], top: int) -> list[Found]:
-    """The images most similar to a query, for each model and its image embeddings (NaN where one cannot be decoded).
-
-    The models take turns while they are timed, and the fastest run counts: what else the machine does is not theirs.
-    """
-    seconds = [[] for _ in clips]
+def search(clip: Clip, query: str, images: Tensor, top: int) -> Found:
+    """The images most similar to a query. `images`: (m, d), L2-normalised; NaN where one cannot be decoded."""
+    seconds = []
     for _ in range(RUNS):
-        for clip, of_clip in zip(clips, seconds, strict=True):
-            start = time.perf_counter()
-            clip.text_embeddings([query]).cpu()
-            of_clip.append(time.perf_counter() - start)
-    found = []
-    for clip, embeddings, of_clip in zip(clips, images, seconds, strict=True):
-        similarity = (embeddings @ clip.text_embeddings([query])[0]).nan_to_num(nan=-torch.inf)
-        best = similarity.topk(min(top, len(similarity))).indices
-        found.append(Found(best.tolist(), 1000 * min(of_clip)))
-    return found
+        start = time.perf_counter()
+        text = clip.text_embeddings([query])[0].cpu()
+        seconds.append(time.perf_counter() - start)
+    similarity = (images.cpu() @ text).nan_to_num(nan=-torch.inf)
+    best = similarity.topk(min(top, len(similarity))).indices
+    return Found(best.tolist(), 1000 * min(seconds))
 
 
 def draw(
@@ -145,7 +139,8 @@ def main(argv: list[str] | None = None) -> None:
     pairs = load_pairs(args.dataset, args.split, image_column=args.image_column, caption_column=args.caption_column)
     folder = experiment.model_dir(args.exp_dir, full.name)
     images = [clip.image_embeddings(pairs.images, folder / "cache") for clip in (full, small)]
-    found = {query: search((full, small), query, images, args.top) for query in args.query}
+    clips = list(zip((full, small), images, strict=True))
+    found = {query: [search(clip, query, of_clip, args.top) for clip, of_clip in clips] for query in args.query}
     models = [
         (f"full: {full.num_layers} layers", Path(full.name).name),
         (f"pruned: {small.num_layers} layers", what),

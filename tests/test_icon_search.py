@@ -35,7 +35,7 @@ def run(tmp_path, model, pairs, *flags):
 
 def test_the_icons_are_the_most_similar_in_order(clip, pairs):
     images = clip.image_embeddings(pairs.images)
-    (found,) = icon_search.search([clip], "red square", [images], top=5)
+    found = icon_search.search(clip, "red square", images, top=5)
     similarity = (images @ clip.text_embeddings(["red square"])[0]).tolist()
     assert found.images == sorted(range(60), key=lambda i: -similarity[i])[:5]
     assert found.milliseconds > 0
@@ -43,9 +43,9 @@ def test_the_icons_are_the_most_similar_in_order(clip, pairs):
 
 def test_an_image_that_cannot_be_decoded_comes_last(clip, pairs):
     images = clip.image_embeddings(pairs.images)
-    best = icon_search.search([clip], "red square", [images], top=1)[0].images[0]
+    best = icon_search.search(clip, "red square", images, top=1).images[0]
     images[best] = torch.nan
-    assert icon_search.search([clip], "red square", [images], top=60)[0].images[-1] == best
+    assert icon_search.search(clip, "red square", images, top=60).images[-1] == best
 
 
 def test_both_models_are_shown_for_every_query(tmp_path, tiny_clip, tiny_pairs, clip, pairs, capsys):
