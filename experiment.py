@@ -158,6 +158,7 @@ def set_up_logging(log_file: Path | None = None, append: bool = False) -> None:
         log_file.parent.mkdir(parents=True, exist_ok=True)
         handlers.append(logging.FileHandler(log_file, mode="a" if append else "w", encoding="utf-8"))
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", handlers=handlers, force=True)
+    logging.captureWarnings(False)  # else the next line does nothing where a caller has put back its own way of warning
     logging.captureWarnings(True)
     warnings.formatwarning = lambda message, *_, **__: f"warning: {' '.join(str(message).split())}"
     for library in ("httpx", "huggingface_hub", "datasets", "transformers", "accelerate", "matplotlib"):
