@@ -52,7 +52,7 @@ def heat_map(
 def _layout(side: float, num_matrices: int) -> tuple[Figure, list[Axes], Axes]:
     """A figure with square axes of `side` inches beside each other, and those of the colour bar."""
     left, bottom, top, gap, bar = 0.5, 0.6, 1.0, 0.65, 0.2
-    width, height = left + num_matrices * (side + gap) + bar, bottom + side + top
+    width, height = left + num_matrices * (side + gap) + bar + 0.1, bottom + side + top
     figure = Figure(figsize=(width, height), dpi=DPI)
 
     def place(x: float, wide: float) -> Axes:
