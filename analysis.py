@@ -12,6 +12,8 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from accelerate import PartialState
+from accelerate.utils import gather_object
 from torch import Tensor
 from tqdm import tqdm
 
@@ -176,7 +178,7 @@ def similarities(
     With several draws: their mean and, as "_std", their sample standard deviation. Notes the measure's diagnostics in
     the record, and the seconds of forward passes, measure and baseline.
     """
-    generator = torch.Generator().manual_seed(settings.seed)
+    generator = torch.Generator().manual_seed(settings.seed + PartialState().process_index)
     matrices, chance, diagnostics = [], [], []
     total = sum(len(captions) for captions in draws)
     with tqdm(total=total, unit=" captions", disable=not experiment.show_progress(), leave=False) as bar:
@@ -184,7 +186,9 @@ def similarities(
             measures = {"measure": new_measure(settings)}
             if baseline:
                 measures["baseline"] = Shuffled(new_measure(settings), generator)
-            show(clip, captions, settings, measures, record, bar)
+            show(clip, own_batches(captions, settings.batch_size), settings, measures, record, bar)
+            with record.timed("merge"):
+                measures = merged(measures)
             with record.timed("measure"):
                 matrices.append(measures["measure"].matrix())
             diagnostics.append(measures["measure"].diagnostics())
@@ -200,10 +204,28 @@ def similarities(
     return results
 
 
+def own_batches(captions: Sequence[str], batch_size: int) -> list[str]:
+    """The batches of captions that are this process's part: every n-th of n processes."""
+    processes = PartialState()
+    starts = range(processes.process_index * batch_size, len(captions), processes.num_processes * batch_size)
+    return [caption for start in starts for caption in captions[start : start + batch_size]]
+
+
+def merged(measures: dict[str, object]) -> dict[str, object]:
+    """What all processes have seen, in each of them."""
+    first, *others = gather_object([measures])
+    for other in others:
+        for name, measure in first.items():
+            measure.merge(other[name])
+    return first
+
+
 def show(
     clip: Clip, captions: list[str], settings: MatrixSettings, measures: dict[str, object], record: Record, bar: tqdm
 ) -> None:
     """Show the hidden states of captions to measures, batch by batch where each update of a measure is a draw."""
+    if not captions:  # more processes than batches
+        return
     tokens = clip.tokenize(captions)
     longest = max(map(len, tokens))
     for part in chunks(clip, tokens, settings.mode, settings.batch_size):
@@ -235,6 +257,8 @@ def run(args: argparse.Namespace) -> None:
         record.note(model=clip.identity(), data=pairs.identity(), captions=len(draws[0]))
         clip.model.to(getattr(torch, args.precision))
         results = similarities(clip, draws, settings, args.baseline, record)
+    if not experiment.is_main_process():
+        return
     path = settings.path(experiment.model_dir(args.exp_dir, args.model))
     write(results, path, settings, record)
     print(result_table(results))

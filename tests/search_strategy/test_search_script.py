@@ -1,8 +1,6 @@
 """The search script: its files, its table, and what it says to wrong input."""
 
 import json
-import subprocess
-import sys
 from itertools import combinations
 
 import numpy as np
@@ -158,20 +156,3 @@ def test_flags_that_contradict_each_other_are_errors(fails):
 def test_missing_model_and_data_are_errors(fails):
     assert "model not found: 'nowhere'" in fails("--model", "nowhere")
     assert "data set not found" in fails("--dataset", "nowhere.parquet", "--select_measure", "rand")
-
-
-def test_two_processes_find_what_one_finds(run, tiny_clip, tiny_pairs, tmp_path):
-    alone = run("--topk_num", "4")
-    places = ["--model", str(tiny_clip), "--dataset", str(tiny_pairs), "--exp_dir", str(tmp_path)]
-    flags = ["--num_layers", "4", "--num_clip_layers", "2", "--loss_batch_size", "20", "--topk_num", "4", *places]
-    launch = ["-m", "accelerate.commands.launch", "--cpu", "--num_processes", "2", "--num_machines", "1"]
-    launch += ["--num_cpu_threads_per_process", "1", "--mixed_precision", "no", "--dynamo_backend", "no"]
-    done = subprocess.run([sys.executable, *launch, script.__file__, *flags], capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-    assert done.stdout.count("winner: drop") == 1
-    (result,) = run.folder.glob("clip4to2_beam_dc*.json")
-    together = json.loads(result.read_text())
-    assert together["record"]["layer_calls"] == alone["record"]["layer_calls"]
-    assert [p["dropped_layers"] for p in together["proposals"]] == [p["dropped_layers"] for p in alone["proposals"]]
-    for one, two in zip(alone["proposals"], together["proposals"], strict=True):
-        assert two["task_loss"] == pytest.approx(one["task_loss"], abs=1e-6)
