@@ -22,6 +22,7 @@ import torch
 import torch.nn.functional as F
 from accelerate import Accelerator
 from torch import Tensor
+from transformers import get_cosine_schedule_with_warmup
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
@@ -39,6 +40,7 @@ from training.towers import TrainedTowers  # noqa: E402
 logger = logging.getLogger("comflp")
 
 MAX_GRAD_NORM = 1.0
+LR = 1e-4
 HEADERS = ("loop", "mean loss", "captions/s", "times the plain loop")
 Epoch = Callable[[Clip, Split, Settings], float]
 
@@ -51,9 +53,11 @@ def plain_epoch(cached_images: bool, cut: bool) -> Epoch:
 
     def epoch(clip: Clip, split: Split, settings: Settings) -> float:
         optimizer = make_optimizer(TrainedTowers(clip), settings.lr, settings.weight_decay)
+        batches = EpochBatches(len(split.pairs), settings.batch_size, settings.seed)
+        scheduler = get_cosine_schedule_with_warmup(optimizer, 0, len(batches))
         clip.model.text_model.train()
         losses = []
-        for rows in EpochBatches(len(split.pairs), settings.batch_size, settings.seed):
+        for rows in batches:
             image = _images(clip, split, rows, cached_images)
             captions = [split.pairs.captions[row] for row in rows]
             padding = "longest" if cut else "max_length"
@@ -63,6 +67,7 @@ def plain_epoch(cached_images: bool, cut: bool) -> Epoch:
             loss.backward()
             torch.nn.utils.clip_grad_norm_(clip.model.parameters(), MAX_GRAD_NORM)
             optimizer.step()
+            scheduler.step()
             optimizer.zero_grad()
             losses.append(loss.item())
         return sum(losses) / len(losses)
@@ -131,7 +136,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         cache_dir = experiment.model_dir(args.exp_dir, args.model) / "cache"
         split = load_split(full, args.dataset, "train", columns=columns, cache_dir=cache_dir)
     split = first_pairs(split, args.steps * args.batch_size)
-    settings = Settings(1, args.batch_size, lr=0.0, weight_decay=0.1, warmup_steps=0, seed=args.seed)
+    settings = Settings(1, args.batch_size, lr=LR, weight_decay=0.1, warmup_steps=0, seed=args.seed)
     seconds, losses = {name: [] for name in LOOPS}, {}
     for _ in range(args.repeats):
         for name, epoch in LOOPS.items():

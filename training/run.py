@@ -5,6 +5,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+import accelerate.utils
 from accelerate import Accelerator
 
 import experiment
@@ -114,6 +115,8 @@ def train_stage(
         write_report(trainer, before, choice, material, card, options.average, record)
     for tracker in accelerator.trackers:
         tracker.finish()
+    for tensor in clip.model.state_dict().values():  # the main process alone has chosen between epochs
+        accelerate.utils.broadcast(tensor)
 
 
 def make_trainer(

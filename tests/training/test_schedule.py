@@ -1,0 +1,61 @@
+"""Stages of a schedule: their folders, their epochs, and the search between them."""
+
+import argparse
+
+import numpy as np
+import pytest
+
+from models import load_clip
+from training.schedule import distance_correlation, parse_schedule, search, stages
+from training.splits import load_split
+
+
+def test_a_schedule_is_read_and_must_fall():
+    assert parse_schedule("12,9,6") == [12, 9, 6]
+    for wrong in ("12", "6,9", "12,12,6", "12,x,6", "3,0", ""):
+        with pytest.raises(argparse.ArgumentTypeError, match="expected falling numbers of layers such as 12,9,6"):
+            parse_schedule(wrong)
+
+
+@pytest.mark.parametrize(
+    ("resume_epoch", "resumed"), [(0, [0, 0]), (4, [4, 0]), (5, [5, 0]), (6, [5, 1]), (10, [5, 5]), (11, [5, 6])]
+)
+def test_every_stage_has_its_folder_and_its_share_of_the_epochs_done(tmp_path, resume_epoch: int, resumed: list[int]):
+    first, last = stages([12, 9, 6], tmp_path / "run", max_epoch=5, resume_epoch=resume_epoch)
+    assert (first.output_dir, last.output_dir) == (tmp_path / "run_12to9", tmp_path / "run")
+    assert (first.num_layers, first.num_clip_layers) == (12, 3)
+    assert (last.num_layers, last.num_clip_layers) == (9, 3)
+    assert [first.resume_epoch, last.resume_epoch] == resumed
+
+
+def test_one_stage_is_a_plain_run(tmp_path):
+    assert stages([12, 6], tmp_path / "run", 5, 3) == [(tmp_path / "run", 12, 6, 3)]
+
+
+@pytest.mark.parametrize("images", [True, False])
+def test_a_stage_drops_the_best_layers_by_validation(tiny_clip, tiny_pairs, images: bool):
+    clip = load_clip(str(tiny_clip))
+    train, validation = (
+        load_split(clip, str(tiny_pairs), split, columns={}, images=images, teacher_text=not images)
+        for split in ("train", "validation")
+    )
+    dropped = search(clip, 1, train, validation, seed=0).dropped_layers
+    kept = {n: clip.text_embeddings(validation.pairs.captions, [k for k in range(1, 5) if k != n]) for n in range(1, 5)}
+    if images:
+        from models.retrieval import task_loss
+
+        image = validation.image_embeddings[validation.pairs.image_index]
+        losses = {n: task_loss(text, image, clip.logit_scale, 250) for n, text in kept.items()}
+    else:
+        losses = {n: -(text * validation.teacher_text).sum().item() for n, text in kept.items()}
+    assert dropped == (min(losses, key=losses.get),)
+
+
+def test_the_matrix_of_a_stage_is_one_for_the_search(tiny_clip, tiny_pairs):
+    clip = load_clip(str(tiny_clip))
+    captions = load_split(clip, str(tiny_pairs), "train", columns={}, images=False).pairs.captions
+    matrix = distance_correlation(clip, captions, np.random.default_rng(0))
+    assert matrix.shape == (5, 5)
+    assert np.allclose(matrix, matrix.T)
+    assert np.diag(matrix) == pytest.approx(np.ones(5))
+    assert matrix[0, 1] > matrix[0, 4]
