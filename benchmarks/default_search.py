@@ -4,7 +4,7 @@
 
 Every proposal of each size is evaluated once on the validation pairs. With that table the searches are replayed: the coarse
 search of each measure's matrix (made anew for every seed, from other captions), and the refinement from its ten best. Layer
-calls are those of the prefix tree, counted as the fine search counts them.
+calls are the distinct prefixes of kept layers: those of a fine search that keeps its hidden states.
 """
 
 import argparse
@@ -38,20 +38,23 @@ from search_strategy.strategies import greedy_by_loss  # noqa: E402
 
 @dataclass
 class Replay:
-    """Objectives from a table, with the count of layer calls that a fine search would have made."""
+    """Objectives from a table, with the layer calls that a fine search would have made to know them."""
 
     table: dict[Proposal, float]
     num_layers: int
-    known: set[Proposal] = field(default_factory=set)
-    layer_calls: int = 0
-    layer_calls_unshared: int = 0
+    known: dict[Proposal, tuple[int, ...]] = field(default_factory=dict)  # with the layers kept
 
     def objectives(self, proposals: list[Proposal]) -> list[float]:
-        kept = [kept_layers(proposal, self.num_layers) for proposal in set(proposals) - self.known]
-        self.layer_calls += distinct_prefixes(kept)
-        self.layer_calls_unshared += sum(map(len, kept))
-        self.known.update(proposals)
+        self.known |= {proposal: kept_layers(proposal, self.num_layers) for proposal in proposals}
         return [self.table[proposal] for proposal in proposals]
+
+    @property
+    def layer_calls(self) -> int:
+        return distinct_prefixes(self.known.values())
+
+    @property
+    def layer_calls_unshared(self) -> int:
+        return sum(map(len, self.known.values()))
 
 
 def matrices_of(clip: Clip, captions: list[str], seed: int, record: experiment.Record) -> dict[str, np.ndarray]:

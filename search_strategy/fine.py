@@ -2,10 +2,11 @@
 
 No model is rebuilt and no weight is copied: a proposal is a list of kept layers, run from the embeddings of a batch of captions.
 Proposals that begin with the same kept layers share their hidden states (a depth-first walk through the tree of prefixes), so
-a batch costs as many layer calls as there are distinct prefixes. Images are never touched: their embeddings are given.
+a batch costs at most as many layer calls as there are distinct prefixes. Images are never touched: their embeddings are given.
 """
 
-from collections.abc import Iterable, Sequence
+from collections import OrderedDict
+from collections.abc import Hashable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -19,11 +20,13 @@ from tqdm import tqdm
 from data import ImageCaptionPairs
 from models import Clip
 from models.retrieval import pair_losses, recall_hits, summarise_hits
-from search_strategy.prefix_tree import distinct_prefixes, walk
+from search_strategy.prefix_tree import walk
 from search_strategy.proposals import Proposal, kept_layers
 
 OBJECTIVES = ("task_loss", "recall", "embedding")
 EMBEDDING_BYTES = 1 << 30  # of text embeddings held at a time; more proposals are run in parts
+STATE_BYTES = 1 << 29  # of hidden states kept from one call to the next
+MOST_TO_KEEP_STATES = 100  # proposals in a call whose states may serve a later one, as in a refinement
 
 
 @dataclass(frozen=True)
@@ -49,6 +52,9 @@ class FineSearch:
             (mean of 1 - cosine between the pruned and the full model's text embedding). Smaller is better.
         loss_batch_size: pairs in a batch of the contrastive loss.
         batch_size: captions in a forward pass.
+
+    The hidden states of prefixes are kept from call to call, the least recently used ones given up beyond `STATE_BYTES`, so
+    a search that goes on from what it has evaluated runs only what is new.
 
     Attributes:
         layer_calls: calls of a layer made so far for each caption, in all evaluations.
@@ -79,6 +85,7 @@ class FineSearch:
         self._batch_size = batch_size
         self._batches = list(clip.batches(clip.tokenize(captions), batch_size))
         self._known: dict[Proposal, Evaluation] = {}
+        self._states = RecentStates(STATE_BYTES)
         self._full: Tensor | None = None
 
     @classmethod
@@ -169,20 +176,28 @@ class FineSearch:
         width = self.clip.model.config.projection_dim
         embeddings = torch.zeros(len(kept), self.num_captions, width, device=self.clip.device)
         steps = list(walk(kept))
-        self.layer_calls += distinct_prefixes(kept)
-        self.layer_calls_unshared += sum(map(len, kept))
         processes = PartialState()
-        batches = self._batches[processes.process_index :: processes.num_processes]
-        bar = tqdm(total=len(batches) * len(steps), desc="layer calls", disable=not self.progress, leave=False)
-        for batch in batches:
+        own = range(processes.process_index, len(self._batches), processes.num_processes)
+        made = 0
+        bar = tqdm(total=len(own) * len(steps), desc="layer calls", disable=not self.progress, leave=False)
+        for number in own:
+            batch = self._batches[number]
             hidden, context = self.clip.stack.start(input_ids=batch.input_ids)
             path = [hidden]
-            for depth, layer, ending in steps:
-                del path[depth:]
-                path.append(self.clip.stack.run(path[-1], context, [layer]))
+            for prefix, ending in steps:
+                del path[len(prefix) :]
+                state = self._states.get((number, prefix))
+                if state is None:
+                    state = self.clip.stack.run(path[-1], context, prefix[-1:])
+                    made += 1
+                    if ending is None and len(kept) <= MOST_TO_KEEP_STATES:
+                        self._states.put((number, prefix), state)
+                path.append(state)
                 if ending is not None:
-                    embeddings[ending, batch.rows] = self.clip.embed(path[-1], batch).float()
+                    embeddings[ending, batch.rows] = self.clip.embed(state, batch).float()
                 bar.update()
+        self.layer_calls += made / max(1, len(own))
+        self.layer_calls_unshared += sum(map(len, kept))
         bar.close()
         return reduce(embeddings, reduction="sum")  # of what the processes filled in
 
@@ -203,6 +218,25 @@ class FineSearch:
             values["embedding"] = 1 - (text * self._full).sum(-1).double()
         chosen = values[self.objective].cpu().numpy()
         return Evaluation(proposal, float(chosen.mean()), task_loss, recall, chosen)
+
+
+class RecentStates:
+    """Hidden states by key, the least recently used given up beyond a number of bytes."""
+
+    def __init__(self, most_bytes: int):
+        self._most_bytes, self._bytes, self._states = most_bytes, 0, OrderedDict()
+
+    def get(self, key: Hashable) -> Tensor | None:
+        if key in self._states:
+            self._states.move_to_end(key)
+        return self._states.get(key)
+
+    def put(self, key: Hashable, state: Tensor) -> None:
+        self._states[key] = state
+        self._bytes += state.nbytes
+        while self._bytes > self._most_bytes:
+            _, oldest = self._states.popitem(last=False)
+            self._bytes -= oldest.nbytes
 
 
 def rank_key(evaluation: Evaluation) -> tuple[float, Proposal]:

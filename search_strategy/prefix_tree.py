@@ -10,16 +10,16 @@ def distinct_prefixes(kept: Iterable[KeptLayers]) -> int:
     return len({layers[:depth] for layers in kept for depth in range(1, len(layers) + 1)})
 
 
-def walk(kept: Sequence[KeptLayers]) -> Iterator[tuple[int, int, int | None]]:
-    """Depth-first steps through the tree of distinct, non-empty tuples: (depth, layer, number of the tuple that ends here).
+def walk(kept: Sequence[KeptLayers]) -> Iterator[tuple[KeptLayers, int | None]]:
+    """Depth-first through the tree of distinct, non-empty tuples: (prefix, number of the tuple that is this prefix, or None).
 
-    A step says: take the hidden state at `depth` - 1 of the current path (0 is the embeddings), run `layer`, and keep the
-    result as the state at `depth`. Only the states of one path are needed at a time. There are `distinct_prefixes` steps.
+    The state of a prefix is that of the prefix without its last layer, after this layer. The walk comes to it while the path
+    to it is at hand, so only the states of one path are needed at a time. There are `distinct_prefixes` steps.
     """
     previous: KeptLayers = ()
     for number in sorted(range(len(kept)), key=lambda number: kept[number]):
         layers = kept[number]
         shared = next((i for i, (a, b) in enumerate(zip(previous, layers, strict=False)) if a != b), len(previous))
         for depth in range(shared + 1, len(layers) + 1):
-            yield depth, layers[depth - 1], number if depth == len(layers) else None
+            yield layers[:depth], number if depth == len(layers) else None
         previous = layers

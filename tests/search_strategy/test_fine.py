@@ -96,6 +96,33 @@ def test_a_layer_is_called_once_a_prefix_and_batch(make, clip, monkeypatch):
     assert (search.layer_calls, search.layer_calls_unshared) == (len(prefixes), 12)
 
 
+def test_states_of_an_earlier_call_serve_a_later_one_and_change_no_bit(make):
+    search = make()
+    search.evaluate([(3, 4)])
+    later = search.evaluate([(2, 4), (2, 3)])  # keeps layers 1 and 3, 1 and 4; that of layer 1 is there
+    assert search.layer_calls == 2 + 2
+    assert [e.task_loss for e in later] == [e.task_loss for e in make().evaluate([(2, 4), (2, 3)])]
+
+
+def test_states_beyond_the_limit_are_run_again_and_change_no_bit(make, monkeypatch):
+    monkeypatch.setattr(fine_module, "STATE_BYTES", 0)
+    search = make()
+    search.evaluate([(3, 4)])
+    later = search.evaluate([(2, 4), (2, 3)])
+    assert search.layer_calls == 2 + 3
+    assert [e.task_loss for e in later] == [e.task_loss for e in make().evaluate([(2, 4), (2, 3)])]
+
+
+def test_the_least_recently_used_state_is_given_up_first():
+    states = fine_module.RecentStates(most_bytes=8)
+    one, two, three = (torch.zeros(1) for _ in range(3))
+    states.put("one", one)
+    states.put("two", two)
+    assert states.get("one") is one
+    states.put("three", three)
+    assert states.get("two") is None and states.get("one") is one and states.get("three") is three
+
+
 def test_nothing_is_evaluated_twice(make):
     search = make()
     first = search.evaluate([(1, 2), (1, 3)])

@@ -10,9 +10,10 @@ from search_strategy.prefix_tree import distinct_prefixes, walk
 def run_steps(kept):
     """Follow the steps with tuples instead of hidden states; returns what ends where, and the longest path held."""
     path, ended, longest = [()], {}, 0
-    for depth, layer, ending in walk(kept):
-        del path[depth:]
-        path.append((*path[-1], layer))
+    for prefix, ending in walk(kept):
+        del path[len(prefix) :]
+        path.append((*path[-1], prefix[-1]))
+        assert path[-1] == prefix
         longest = max(longest, len(path))
         if ending is not None:
             ended[ending] = path[-1]
