@@ -13,14 +13,24 @@ from pathlib import Path
 import numpy as np
 import torch
 import torch.nn.functional as F
+from safetensors import SafetensorError
 from torch import Tensor, nn
 from tqdm import tqdm
-from transformers import AutoConfig, AutoTokenizer, CLIPConfig, CLIPImageProcessorPil, CLIPModel, CLIPProcessor
+from transformers import (
+    AutoConfig,
+    AutoTokenizer,
+    CLIPConfig,
+    CLIPImageProcessorPil,
+    CLIPModel,
+    CLIPProcessor,
+    PreTrainedTokenizerBase,
+)
 
 from data import ImageCaptionPairs
 from models.layer_stack import LayerStack
 from models.open_clip_folder import find_open_clip, load_open_clip, read_open_clip
 
+NUM_BYTES = 256  # tokens that every CLIP tokenizer has at least
 LEGACY_EOS_TOKEN_ID = 2  # old configs: the end token is the largest id in the caption, whatever this says
 
 
@@ -203,9 +213,26 @@ def load_clip(name: str, device: str = "cpu", weights: bool = True) -> Clip:
         model, processor = load_open_clip(open_clip_folder, weights)
     else:
         config = read_config(name)
-        model = CLIPModel.from_pretrained(name, dtype=torch.float32) if weights else CLIPModel(config)
-        processor = CLIPProcessor(CLIPImageProcessorPil.from_pretrained(name), AutoTokenizer.from_pretrained(name))
+        model = _read_weights(name) if weights else CLIPModel(config)
+        processor = CLIPProcessor(CLIPImageProcessorPil.from_pretrained(name), _read_tokenizer(name))
     return Clip(model.eval().to(device), processor, name)
+
+
+def _read_weights(name: str) -> CLIPModel:
+    try:
+        return CLIPModel.from_pretrained(name, dtype=torch.float32)
+    except SafetensorError as error:
+        raise ValueError(f"{name}: the weights cannot be read ({error}); download or copy them again") from error
+
+
+def _read_tokenizer(name: str) -> PreTrainedTokenizerBase:
+    """The tokenizer; where its files are missing, `transformers` makes an empty one without a word."""
+    tokenizer = AutoTokenizer.from_pretrained(name)
+    if len(tokenizer) < NUM_BYTES:
+        raise ValueError(
+            f"{name}: no tokenizer with a vocabulary; expected tokenizer.json, or vocab.json and merges.txt, beside the model"
+        )
+    return tokenizer
 
 
 def state_hash(module: nn.Module) -> str:

@@ -138,6 +138,21 @@ def test_missing_models_and_models_of_another_kind_are_errors(tmp_path):
         load_clip(str(tmp_path))
 
 
+@pytest.mark.parametrize(
+    ("file", "message"),
+    [("model.safetensors", "the weights cannot be read"), ("tokenizer.json", "no tokenizer with a vocabulary")],
+)
+def test_damaged_weights_and_a_missing_tokenizer_are_errors(tiny_clip, tmp_path, file, message):
+    shutil.copytree(tiny_clip, tmp_path / "damaged")
+    path = tmp_path / "damaged" / file
+    if file == "tokenizer.json":
+        path.unlink()
+    else:
+        path.write_bytes(path.read_bytes()[:1000])
+    with pytest.raises(ValueError, match=message):
+        load_clip(str(tmp_path / "damaged"))
+
+
 def test_fresh_weights_are_not_the_saved_ones(tiny_clip, clip):
     fresh = load_clip(str(tiny_clip), weights=False)
     assert fresh.num_layers == clip.num_layers
