@@ -18,6 +18,7 @@ from accelerate import Accelerator, DataLoaderConfiguration, DistributedDataPara
 
 import experiment
 from experiment import boolean, bounded, positive_int
+from models.clip import read_config
 from training.averaging import parse_average
 from training.loop import Settings
 from training.losses import DISTILLATION
@@ -26,6 +27,10 @@ from training.schedule import parse_schedule, search, stages
 from training.start import check_numbers, choose_layers, pruned
 from training.states import check_output_dir
 
+LR_TIMES_WIDTH = (
+    3e-4 * 128
+)  # rates of Adam carry over between widths as 1 / width (Yang et al. 2022, Tensor Programs V)
+FEATURE_WEIGHT = 4.0  # as in CLIP-KD (Yang et al. 2024): 2000 times the mean over 512 dimensions
 PRECISIONS = {"fp32": "no", "bf16": "bf16", "fp16": "fp16"}  # accelerate's names
 
 
@@ -51,7 +56,7 @@ def build_parser() -> argparse.ArgumentParser:
     add("--freeze_logit_scale", type=boolean, default=False, help="keep the logit scale (default: false)")
     add("--images", type=boolean, default=True, help="false: captions alone, distilled by feature (default: true)")
     add("--distill_mode", choices=("none", *DISTILLATION), help="distance to the full model (default: none)")
-    add("--distill_weight", type=bounded(float, 0), default=1.0, help="of that distance in the loss (default: 1)")
+    add("--distill_weight", type=bounded(float, 0), help="beside the contrastive loss (default: feature 4, others 1)")
     add("--temperature", type=bounded(float, 1e-6), default=1.0, help="of logit and affinity (default: 1)")
     add("--negatives", type=bounded(int, 0), default=0, help="images beyond the batch for each caption (default: 0)")
     group = parser.add_argument_group("optimisation")
@@ -59,7 +64,11 @@ def build_parser() -> argparse.ArgumentParser:
     add("--max_epoch", type=positive_int, default=50, help="default: 50")
     add("--batch_size", type=positive_int, default=256, help="pairs in a batch over all processes (default: 256)")
     add("--grad_accum", type=positive_int, default=1, help="batches in an optimiser step (default: 1)")
-    add("--lr", type=bounded(float, 0), default=1e-4, help="peak learning rate (default: 1e-4)")
+    add(
+        "--lr",
+        type=bounded(float, 0),
+        help="peak learning rate (default: 3e-4 at width 128, else in inverse proportion)",
+    )
     add("--warmup_steps", type=bounded(int, 0), help="linear, then cosine (default: 100, at most a tenth of all steps)")
     add("--weight_decay", type=bounded(float, 0), default=0.1, help="on matrices (default: 0.1)")
     add("--max_grad_norm", type=bounded(float, 0), default=1.0, help="of the whole gradient, 0: any (default: 1)")
@@ -75,9 +84,18 @@ def build_parser() -> argparse.ArgumentParser:
     return parser
 
 
+def fill_in(args: argparse.Namespace, width: int) -> None:
+    """Defaults that depend on other flags or on the width of the text tower."""
+    if args.distill_mode is None:
+        args.distill_mode = "none" if args.images else "feature"
+    if args.distill_weight is None:
+        args.distill_weight = FEATURE_WEIGHT if args.distill_mode == "feature" else 1.0
+    if args.lr is None:
+        args.lr = LR_TIMES_WIDTH / width
+
+
 def check_flags(args: argparse.Namespace, device: str) -> None:
-    """Rules between flags; fills in the default of `--distill_mode`."""
-    args.distill_mode = args.distill_mode or ("none" if args.images else "feature")
+    """Rules between flags."""
     rules = {
         "--images false trains by --distill_mode feature": not args.images and args.distill_mode != "feature",
         "--images false needs --freeze_vision true": not args.images and not args.freeze_vision,
@@ -126,9 +144,11 @@ def make_accelerator(args: argparse.Namespace, device: str, output_dir: Path) ->
 def main(argv: list[str] | None = None) -> None:
     args = build_parser().parse_args(argv)
     device = experiment.set_up(args)
-    check_flags(args, device)
     scratch = args.clip_mode == "scratch"
-    check_numbers(args.model, args.num_layers, args.num_clip_layers, smallest=0 if scratch else 1)
+    text_config = read_config(args.model).text_config
+    check_numbers(args.model, text_config, args.num_layers, args.num_clip_layers, smallest=0 if scratch else 1)
+    fill_in(args, text_config.hidden_size)
+    check_flags(args, device)
     sizes = args.schedule or [args.num_layers, args.num_layers - args.num_clip_layers]
     plan = stages(sizes, args.exp_dir / args.output_dir, args.max_epoch, args.resume_epoch)
     for number, stage in enumerate(plan):

@@ -103,7 +103,7 @@ DISTILLATION = {"feature": feature_distance, "logit": logit_divergence, "affinit
 class Objective:
     """The loss that is trained: contrastive, plus `distill_weight` times a distance to the teacher.
 
-    Without images it is that distance alone, which must then be `feature`.
+    Without images it is that distance alone, not multiplied by anything; it must then be `feature`.
 
     Args:
         distill_mode: one of `DISTILLATION`, or `none`.
@@ -132,9 +132,9 @@ class Objective:
             *(gather(batch[name]) if name in batch else None for name in ("teacher_text", "image_embeddings")),
             self.teacher_scale,
         )
-        loss = torch.zeros((), device=text.device)
-        if image is not None:
-            loss = contrastive_loss(gathered, *self._negatives(batch["image_rows"], generator))
+        if image is None:
+            return feature_distance(gathered)
+        loss = contrastive_loss(gathered, *self._negatives(batch["image_rows"], generator))
         if self.distill_mode != "none":
             loss = loss + self.distill_weight * DISTILLATION[self.distill_mode](gathered, self.temperature)
         return loss

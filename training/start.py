@@ -4,9 +4,10 @@ import json
 from dataclasses import dataclass
 from pathlib import Path
 
+from transformers import CLIPTextConfig
+
 import experiment
 from models import Clip, load_clip
-from models.clip import read_config
 from search_strategy.proposals import Proposal, check_dropped_layers, parse_clip_layers
 
 
@@ -74,9 +75,9 @@ def fresh(name: str, device: str, num_clip_layers: int, full: Clip | None) -> Cl
     return clip
 
 
-def check_numbers(model: str, num_layers: int, num_clip_layers: int, smallest: int) -> None:
+def check_numbers(model: str, config: CLIPTextConfig, num_layers: int, num_clip_layers: int, smallest: int) -> None:
     """Raise ValueError unless `num_layers` is the model's and `num_clip_layers` is in smallest..num_layers-1."""
-    found = read_config(model).text_config.num_hidden_layers
+    found = config.num_hidden_layers
     if num_layers != found:
         raise ValueError(f"--num_layers is {num_layers}, but the text tower of {model} has {found} layers")
     if not smallest <= num_clip_layers < num_layers:

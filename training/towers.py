@@ -35,7 +35,7 @@ class TrainedTowers(nn.Module):
         self.requires_grad_(True)
         self.text_model.embeddings.requires_grad_(not freeze_embeddings)
         self.logit_scale.requires_grad_(not freeze_logit_scale)
-        self._embed_images = clip.embed_images
+        self._embed_images, self._compiled = clip.embed_images, compiled
         layers = tuple(clip.stack.layers)
         self._layers = tuple(torch.compile(layer, dynamic=True) for layer in layers) if compiled else layers
 
@@ -56,8 +56,11 @@ class TrainedTowers(nn.Module):
         return text, image, self.logit_scale.exp()
 
     def _embed_text(self, input_ids: Tensor, lengths: Tensor, keep: Sequence[bool]) -> Tensor:
-        """(n, d), not normalised. On a CPU one part for each length, so that nothing is computed for padding."""
-        if input_ids.is_cuda:
+        """(n, d), not normalised. On a CPU one part for each length, so that nothing is computed for padding.
+
+        On a GPU, and where every new shape may be compiled anew, all at once.
+        """
+        if input_ids.is_cuda or self._compiled:
             return self.text_projection(self._pool(input_ids, lengths, keep))
         parts = [torch.nonzero(lengths == length).squeeze(1) for length in lengths.unique()]
         pooled = [self._pool(input_ids[rows, : lengths[rows[0]]], lengths[rows], keep) for rows in parts]
