@@ -40,7 +40,7 @@ def build_parser() -> argparse.ArgumentParser:
     add("--output_dir", required=True, help="folder under exp/ for this run")
     add("--resume_epoch", type=bounded(int, 0), default=0, help="go on after this epoch (default: 0, a new run)")
     add("--num_layers", type=positive_int, required=True, help="text layers of the model")
-    add("--num_clip_layers", type=int, required=True, help="how many of them to drop")
+    add("--num_clip_layers", type=int, required=True, help="how many of them to drop (0: the full model)")
     add("--clip_layers", help="layers to drop: [[2, 3], [5, 5]] or 2-3,5 (default: the winner of the search)")
     add("--search_result", type=Path, help="result file to take the winner from (default: the newest of this model)")
     add("--clip_mode", choices=("finetune", "scratch"), default="finetune", help="default: finetune")

@@ -24,8 +24,11 @@ def choose_layers(
 ) -> Choice:
     """The layers of `clip_layers`, else the winner of `search_result`, else that of the newest search in `folder`.
 
-    Raises ValueError where they are not a proposal for those two numbers, and FileNotFoundError where there is no result.
+    None of them where `num_clip_layers` is 0. Raises ValueError where they are not a proposal for those two numbers, and
+    FileNotFoundError where there is no result.
     """
+    if num_clip_layers == 0 and clip_layers is None and search_result is None:
+        return Choice((), "nothing is dropped")
     if clip_layers is not None:
         return Choice(
             check_dropped_layers(parse_clip_layers(clip_layers), num_layers, num_clip_layers), "--clip_layers"
@@ -80,8 +83,7 @@ def check_numbers(model: str, config: CLIPTextConfig, num_layers: int, num_clip_
     found = config.num_hidden_layers
     if num_layers != found:
         raise ValueError(f"--num_layers is {num_layers}, but the text tower of {model} has {found} layers")
-    if not smallest <= num_clip_layers < num_layers:
+    if not 0 <= num_clip_layers < num_layers:
         raise ValueError(
-            f"--num_clip_layers is {num_clip_layers}; with --num_layers {num_layers} it must be in "
-            f"{smallest}..{num_layers - 1}"
+            f"--num_clip_layers is {num_clip_layers}; with --num_layers {num_layers} it must be in 0..{num_layers - 1}"
         )
