@@ -80,6 +80,7 @@ class Trainer:
         accelerator: device, precision, processes, accumulation of gradients.
         identity: what else must be equal in a run that goes on from a state of this one.
         averaged: which epochs, from the history so far, the caller will want the mean of: their weights are kept.
+        after_batch: called after every batch with its number in the epoch, from 1.
     """
 
     def __init__(
@@ -95,13 +96,14 @@ class Trainer:
         describe: Callable[[dict], str],
         identity: dict | None = None,
         averaged: Callable[[list[dict]], list[int]] = lambda history: [],
+        after_batch: Callable[[int], None] = lambda step: None,
         num_workers: int = 0,
         compiled: bool = False,
     ):
         self.clip, self.objective, self.settings, self.accelerator = clip, objective, settings, accelerator
         self.output_dir, self.states = output_dir, EpochStates(output_dir / "epochs")
         self.history: list[dict] = []
-        self.validate, self._describe, self._averaged = validate, describe, averaged
+        self.validate, self._describe, self._averaged, self._after_batch = validate, describe, averaged, after_batch
         self._identity = {"settings": asdict(settings), **(identity or {})}
         self.towers = TrainedTowers(
             clip,
@@ -188,6 +190,7 @@ class Trainer:
         for step, batch in enumerate(bar, start=1):
             with self.accelerator.accumulate(self._wrapped):
                 total += self._step(batch, generator)
+            self._after_batch(step)
             if step % LOG_STEPS == 0:
                 loss, lr = total.item() / step, self._scheduler.get_last_lr()[0]
                 logger.info("epoch %d step %d/%d loss %.4f lr %.2e", epoch, step, steps, loss, lr)

@@ -1,0 +1,126 @@
+"""How soon a pruned model recovers: steps of fine-tuning to shares of the full model's recall, with and without distillation.
+
+    python benchmarks/recovery.py --clip_layers 4-8,10
+    python benchmarks/recovery.py --clip_layers 4-8,10 --weights 4 16 --shares 0.97 0.99
+
+Text-to-image R@10 on validation, looked at every few steps. All runs start from the same pruned model, with the same batches,
+learning rate, warm-up and cosine, as the first epochs of a training of `--max_epoch` epochs.
+"""
+
+import argparse
+import logging
+import sys
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+
+from accelerate import Accelerator
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+import experiment  # noqa: E402
+from experiment import bounded, positive_int  # noqa: E402
+from models import Clip, load_clip  # noqa: E402
+from search_strategy.proposals import check_dropped_layers, parse_clip_layers  # noqa: E402
+from training.batches import PairBatches  # noqa: E402
+from training.loop import Settings, Trainer  # noqa: E402
+from training.losses import Objective  # noqa: E402
+from training.splits import Split, load_split  # noqa: E402
+from training.start import pruned  # noqa: E402
+
+logger = logging.getLogger("comflp")
+
+RECALL = "text_to_image_recall_at_10"
+
+
+class Curve(list):
+    """(step, R@10) pairs of one run, in their order."""
+
+    def steps_to(self, recall: float) -> int | None:
+        """The first step looked at that has at least this recall; None where none has."""
+        return next((step for step, value in self if value >= recall), None)
+
+
+def train(
+    clip: Clip, train: Split, validation: Split, settings: Settings, weight: float, num_epochs: int, every: int
+) -> Curve:
+    """The recall of a run; `weight`: of the feature distance to the full model, 0 for the contrastive loss alone."""
+    curve = Curve([(0, validation.figures(clip)[RECALL])])
+    start = 0
+
+    def look(step: int) -> None:
+        if step % every == 0:
+            trainer.towers.eval()
+            curve.append((start + step, validation.figures(clip)[RECALL]))
+            trainer.towers.train()
+
+    with tempfile.TemporaryDirectory() as folder:
+        trainer = Trainer(
+            clip,
+            PairBatches(clip, train.pairs, train.image_embeddings, train.teacher_text),
+            Objective("feature" if weight else "none", weight),
+            settings,
+            Accelerator(cpu=clip.device.type == "cpu"),
+            Path(folder),
+            validate=dict,
+            describe=str,
+            after_batch=look,
+        )
+        for epoch in range(1, num_epochs + 1):
+            trainer.train_epoch(epoch, experiment.show_progress())
+            start += len(train.pairs) // min(settings.batch_size, len(train.pairs))
+    return curve
+
+
+def build_parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(description="Steps of fine-tuning to shares of the full model's recall.")
+    add = parser.add_argument
+    add("--clip_layers", required=True, help="layers to drop: [[2, 3], [5, 5]] or 2-3,5")
+    add(
+        "--weights",
+        type=bounded(float, 0),
+        nargs="+",
+        default=[4.0],
+        help="of the distillation, by feature (default: 4)",
+    )
+    add("--shares", type=bounded(float, 0, 1), nargs="+", default=[0.95, 0.97, 0.99], help="default: 0.95 0.97 0.99")
+    add("--every", type=positive_int, default=10, help="steps between two looks (default: 10)")
+    add("--num_epochs", type=positive_int, default=1, help="epochs that are run (default: 1)")
+    add("--max_epoch", type=positive_int, default=4, help="epochs that the learning rate is planned for (default: 4)")
+    add("--batch_size", type=positive_int, default=256, help="default: 256")
+    add("--lr", type=bounded(float, 0), default=3e-4, help="default: 3e-4")
+    add("--out", type=Path, help="also write the curves to this JSON file")
+    experiment.add_common_flags(parser)
+    return parser
+
+
+@experiment.script
+def main(argv: Sequence[str] | None = None) -> None:
+    args = build_parser().parse_args(argv)
+    device = experiment.set_up(args)
+    record = experiment.Record(args, device)
+    full = load_clip(args.model, device)
+    dropped = check_dropped_layers(parse_clip_layers(args.clip_layers), full.num_layers)
+    columns = {"image_column": args.image_column, "caption_column": args.caption_column}
+    cache_dir = experiment.model_dir(args.exp_dir, args.model) / "cache"
+    train_split, validation = (
+        load_split(full, args.dataset, split, columns=columns, cache_dir=cache_dir, teacher_text=split == "train")
+        for split in ("train", "validation")
+    )
+    settings = Settings(args.max_epoch, args.batch_size, args.lr, 0.1, None, args.seed)
+    recall, curves = validation.figures(full)[RECALL], {}
+    for weight in (0.0, *args.weights):
+        name = f"distilled by feature, weight {weight:g}" if weight else "contrastive loss alone"
+        curves[name] = train(
+            pruned(full, dropped), train_split, validation, settings, weight, args.num_epochs, args.every
+        )
+        logger.info("%s: R@10 %.4f before, %.4f after", name, curves[name][0][1], curves[name][-1][1])
+    if args.out:
+        experiment.write_json(args.out, {"full": recall, "curves": curves, "record": record.content()})
+    rows = [(name, *(curve.steps_to(share * recall) for share in args.shares)) for name, curve in curves.items()]
+    print(experiment.table(rows, ("steps to a share of the full R@10", *(f"{share:.0%}" for share in args.shares))))
+    print(f"full model: R@10 {recall:.4f}; an epoch has {len(train_split.pairs) // args.batch_size} steps")
+
+
+if __name__ == "__main__":
+    main()
