@@ -97,11 +97,18 @@ def test_from_scratch_a_frozen_image_tower_is_the_models(run, tiny_clip):
     assert CLIPModel.from_pretrained(folder).config.text_config.num_hidden_layers == 1
 
 
+def test_with_no_layer_to_drop_the_full_model_is_tuned(run, tiny_clip):
+    folder = run("--max_epoch 1 --layerdrop 0.5", num_clip_layers=0)
+    trained, before = (CLIPModel.from_pretrained(path).state_dict() for path in (folder, tiny_clip))
+    assert trained.keys() == before.keys()
+    assert not trained["text_projection.weight"].equal(before["text_projection.weight"])
+
+
 WRONG = {
     "no search result: looked for .*clip4to2_[*]_[*].json; run: python search_strategy/.* --num_clip_layers 2 ": "",
     "--num_layers is 5, but the text tower of .* has 4 layers": ("--clip_layers 2-3", 2, 5),
-    "--num_clip_layers is 4; with --num_layers 4 it must be in 1[.][.]3": ("", 4),
-    "--num_clip_layers is 0; with --num_layers 4 it must be in 1[.][.]3": ("", 0),
+    "--num_clip_layers is 4; with --num_layers 4 it must be in 0[.][.]3": ("", 4),
+    "--num_clip_layers is -1; with --num_layers 4 it must be in 0[.][.]3": ("", -1),
     "layer 5 cannot be dropped: the model has layers 1 to 4": "--clip_layers 4-5",
     "'2' repeats layer 2": "--clip_layers 2,2",
     "3 layers are to be dropped, .*, but num_clip_layers is 2": "--clip_layers 1-3",
