@@ -146,7 +146,7 @@ def main(argv: list[str] | None = None) -> None:
     device = experiment.set_up(args)
     scratch = args.clip_mode == "scratch"
     text_config = read_config(args.model).text_config
-    check_numbers(args.model, text_config, args.num_layers, args.num_clip_layers, smallest=0 if scratch else 1)
+    check_numbers(args.model, text_config.num_hidden_layers, args.num_layers, args.num_clip_layers)
     fill_in(args, text_config.hidden_size)
     check_flags(args, device)
     sizes = args.schedule or [args.num_layers, args.num_layers - args.num_clip_layers]

@@ -58,6 +58,8 @@ class ModelCard:
             return (
                 f"A CLIP with {left} text layers in the shape of `{model}`, its {towers} trained from scratch {data}."
             )
+        if not self.choice.dropped_layers:
+            return f"`{model}` with all its {left} text layers, its {towers} fine-tuned {data}."
         return (
             f"`{model}` with {left} of its {self.stage.num_layers} text layers: CoMFLP dropped "
             f"{segments(self.choice.dropped_layers)} (counted from 1; from {self.choice.origin}), then its {towers} "

@@ -176,7 +176,7 @@ def write_report(
     test, models = material.load_test(), {}
     if material.full:
         models["full"] = model_figures(material.full, test)
-    if choice:
+    if choice and choice.dropped_layers:
         models["pruned"] = model_figures(pruned(before, choice.dropped_layers), test)
     models["fine-tuned" if choice else "trained"] = model_figures(trainer.clip, test, trainer.settings.freeze_vision)
     draw_curves(trainer.history, trainer.output_dir / "curves.png")
@@ -197,7 +197,7 @@ def write_report(
 def log_start(stage: Stage, choice: Choice | None, material: Material, num_processes: int) -> None:
     if stage.resume_epoch:
         logger.info("goes on after epoch %d", stage.resume_epoch)
-    if choice:
+    if choice and choice.dropped_layers:
         logger.info("drops the layers %s, from %s", segments(choice.dropped_layers), choice.origin)
     logger.info(
         "%d text layers, %d training and %d validation pairs, processes: %d",

@@ -4,8 +4,6 @@ import json
 from dataclasses import dataclass
 from pathlib import Path
 
-from transformers import CLIPTextConfig
-
 import experiment
 from models import Clip, load_clip
 from search_strategy.proposals import Proposal, check_dropped_layers, parse_clip_layers
@@ -78,9 +76,8 @@ def fresh(name: str, device: str, num_clip_layers: int, full: Clip | None) -> Cl
     return clip
 
 
-def check_numbers(model: str, config: CLIPTextConfig, num_layers: int, num_clip_layers: int, smallest: int) -> None:
-    """Raise ValueError unless `num_layers` is the model's and `num_clip_layers` is in smallest..num_layers-1."""
-    found = config.num_hidden_layers
+def check_numbers(model: str, found: int, num_layers: int, num_clip_layers: int) -> None:
+    """Raise ValueError unless `num_layers` is the number `found` in the model and `num_clip_layers` is in 0..num_layers-1."""
     if num_layers != found:
         raise ValueError(f"--num_layers is {num_layers}, but the text tower of {model} has {found} layers")
     if not 0 <= num_clip_layers < num_layers:
