@@ -25,17 +25,19 @@ START, END = "<|startoftext|>", "<|endoftext|>"
 def train_tokenizer(captions: list[str], num_merges: int, max_length: int) -> CLIPTokenizer:
     """A CLIP tokenizer: every byte, inside and at the end of a word, up to `num_merges` merges, start and end token."""
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    endings = [f"{byte}</w>" for byte in alphabet]
     tokenizer = CLIPTokenizer().backend_tokenizer  # for its normaliser and its words
     tokenizer.model = models.BPE(continuing_subword_prefix="", end_of_word_suffix="</w>")
     trainer = trainers.BpeTrainer(
-        vocab_size=len(alphabet) + num_merges,
+        vocab_size=len(alphabet) + len(endings) + num_merges,
         initial_alphabet=alphabet,
+        special_tokens=endings,  # numbered before any merge: merges of equal count are then taken in the same order every time
         end_of_word_suffix="</w>",
         show_progress=False,
     )
     tokenizer.train_from_iterator(captions, trainer)
     merges = [tuple(merge) for merge in json.loads(tokenizer.to_str())["model"]["merges"]]
-    tokens = [*alphabet, *(f"{byte}</w>" for byte in alphabet), *map("".join, merges), START, END]
+    tokens = [*alphabet, *endings, *map("".join, merges), START, END]
     vocab = {token: number for number, token in enumerate(dict.fromkeys(tokens))}
     return CLIPTokenizer(vocab=vocab, merges=merges, model_max_length=max_length)
 

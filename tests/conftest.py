@@ -9,6 +9,7 @@ from pathlib import Path
 os.environ["HF_HUB_OFFLINE"] = "1"
 _cache = tempfile.TemporaryDirectory(prefix="comflp_tests_")  # removed when the interpreter ends
 os.environ["HF_DATASETS_CACHE"] = _cache.name
+os.environ["OMP_NUM_THREADS"] = "1"  # also of the processes that tests start: they are small, and several run at once
 
 import numpy as np  # noqa: E402
 import pytest  # noqa: E402
@@ -36,6 +37,14 @@ def pairs() -> list[dict]:
     words = list(product(SIZES, COLOURS, SHAPES, STYLES, PLACES))
     order = np.random.default_rng(0).permutation(len(words))
     return [{"image": draw(*words[i]), "caption": " ".join(filter(None, words[i]))} for i in order]
+
+
+@pytest.fixture(scope="session", autouse=True)
+def one_thread() -> None:
+    """One thread a process, whatever an imported library has set: threads that wait for each other cost most of the time."""
+    import torch
+
+    torch.set_num_threads(1)
 
 
 @pytest.fixture(scope="session")

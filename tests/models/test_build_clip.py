@@ -1,0 +1,19 @@
+"""The tokenizer of a new CLIP: CLIP's conventions, and the same every time."""
+
+from models.build_clip import END, START, train_tokenizer
+
+CAPTIONS = [f"{first}{second} {third}" for first in "abcd" for second in "efgh" for third in ("Arrow", "up", "Down")]
+
+
+def test_captions_are_lower_case_between_a_start_and_an_end():
+    tokenizer = train_tokenizer(CAPTIONS, num_merges=20, max_length=16)
+    ids = tokenizer("Arrow UP").input_ids
+    assert tokenizer.decode(ids[1:-1]).strip() == "arrow up"
+    assert tokenizer.convert_ids_to_tokens([ids[0], ids[-1]]) == [START, END]
+    assert (ids[0], ids[-1]) == (len(tokenizer) - 2, len(tokenizer) - 1)
+    assert len(tokenizer) == 256 + 256 + 20 + 2
+
+
+def test_merges_of_equal_count_are_taken_in_the_same_order_every_time():
+    vocabularies = [train_tokenizer(CAPTIONS, num_merges=20, max_length=16).get_vocab() for _ in range(10)]
+    assert all(vocabulary == vocabularies[0] for vocabulary in vocabularies)
