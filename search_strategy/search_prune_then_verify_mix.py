@@ -34,13 +34,14 @@ from search_strategy.pipeline import (  # noqa: E402
     rank_correlation,
     verify,
 )
-from search_strategy.proposals import check_num_clip_layers  # noqa: E402
+from search_strategy.proposals import check_num_clip_layers, segments  # noqa: E402
 
 logger = logging.getLogger("comflp")
 
 MODES = tuple(mode for mode in SEARCH_MODES if mode != "random")  # random proposals are --select_measure rand
 MAX_LAYERS_TO_CHECK = 200  # up to here the exact search takes a moment, so the log can say what another mode missed
 TABLE_ROWS = 10
+SCORE_FORMAT = ".6f"  # biased DC of few samples differs in the fourth decimal and later
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -161,7 +162,7 @@ def log_missed(args: argparse.Namespace, scored: list, matrix: np.ndarray | None
         return
     exact = coarse_search(matrix, args.num_clip_layers, mode="exact", num_proposals=len(scored), score=args.score)
     missed, proposals = missed_by(scored, exact)
-    best = f"; the best of them: {proposals[0]}" if missed else ""
+    best = f"; the best of them: {segments(proposals[0][0])} with {proposals[0][1]:{SCORE_FORMAT}}" if missed else ""
     logger.info("%s missed %d of the true %d best%s", args.search_mode, missed, len(scored), best)
 
 
@@ -169,7 +170,7 @@ def print_table(proposals: list[dict], verification: Verification | None, object
     """The best proposals, the full model first; recall in percent (t>i: text to image)."""
     if verification is None:
         rows = [(p["rank"], p["segments"], p["coarse_score"]) for p in proposals[:TABLE_ROWS]]
-        print(experiment.table(rows, ("rank", "dropped layers", "coarse score")))
+        print(experiment.table(rows, ("rank", "dropped layers", "coarse score"), ("", "", SCORE_FORMAT)))
         return
     full = verification.full_model
     rows = [("full", [], None, full.objective, full.task_loss, *_percent(full.recall), "")]
@@ -180,7 +181,7 @@ def print_table(proposals: list[dict], verification: Verification | None, object
         )
     headers = ["rank", "dropped layers", "coarse score", objective, "task loss"]
     headers += [f"{way} R@{k}" for way in ("t>i", "i>t") for k in RECALL_AT] + ["found by"]
-    formats = ["", "", ".4f", ".4f", ".4f", *[".1f"] * 6, ""]
+    formats = ["", "", SCORE_FORMAT, ".4f", ".4f", *[".1f"] * 6, ""]
     if objective == "task_loss":  # once is enough
         rows = [row[:3] + row[4:] for row in rows]
         del headers[3], formats[3]

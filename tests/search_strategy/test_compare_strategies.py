@@ -1,0 +1,156 @@
+"""The panel of rivals: its ranks against the truth, its figures, its files."""
+
+import json
+from itertools import combinations
+
+import numpy as np
+import pytest
+from scipy.stats import spearmanr
+
+from data import load_pairs
+from matrix_files import MatrixSettings
+from measures import MEASURES
+from models import load_clip
+from search_strategy import compare_strategies as script
+from search_strategy.coarse import SCORES, coarse_score
+from search_strategy.comparison import DEPTHS, Truth, judge_scores
+from search_strategy.fine import FineSearch
+from search_strategy.proposals import segments
+
+SUBSETS = list(combinations(range(1, 5), 2))
+
+
+@pytest.fixture(scope="module")
+def losses(tiny_clip, tiny_pairs):
+    """The task loss of every way to drop two of the four layers, on validation."""
+    fine = FineSearch.from_pairs(
+        load_clip(str(tiny_clip), "cpu"), load_pairs(str(tiny_pairs), "validation"), loss_batch_size=20
+    )
+    return dict(zip(SUBSETS, fine.objectives(SUBSETS), strict=True))
+
+
+@pytest.fixture(scope="module")
+def folder(tiny_clip, tmp_path_factory):
+    """Where the matrices are looked for and the comparison is written."""
+    folder = script.experiment.model_dir(tmp_path_factory.mktemp("exp"), str(tiny_clip))
+    folder.mkdir()
+    return folder
+
+
+@pytest.fixture(scope="module")
+def flags(tiny_clip, tiny_pairs, folder):
+    places = ["--model", str(tiny_clip), "--dataset", str(tiny_pairs), "--exp_dir", str(folder.parent)]
+    return ["--num_layers", "4", "--num_clip_layers", "2", "--loss_batch_size", "20", "--num_random", "5", *places]
+
+
+@pytest.fixture(scope="module")
+def matrices(folder, tiny_pairs):
+    """A matrix of every measure, from a random walk of its own."""
+    made = {}
+    for seed, name in enumerate(MEASURES):
+        walk = np.cumsum(np.random.default_rng(seed).normal(size=(5, 30)), axis=0)
+        made[name] = np.corrcoef(walk)
+        np.save(MatrixSettings(name, dataset=str(tiny_pairs)).path(folder), made[name])
+    return made
+
+
+@pytest.fixture(scope="module")
+def comparison(folder, flags, matrices):
+    """The files of one run with every number of layers."""
+    script.main([*flags, "--all_k", "true"])
+    return [json.loads((folder / f"compare_clip4{tag}.json").read_text()) for tag in ("to2", "_all_k")]
+
+
+def test_missing_matrices_are_named_with_the_commands_that_make_them(tiny_clip, tiny_pairs, tmp_path, capsys):
+    places = ["--model", str(tiny_clip), "--dataset", str(tiny_pairs), "--exp_dir", str(tmp_path)]
+    with pytest.raises(SystemExit) as error:
+        script.main(["--num_layers", "4", "--num_clip_layers", "2", *places])
+    assert error.value.code == 2
+    message = capsys.readouterr().err
+    assert f"{len(MEASURES)} matrices not found" in message
+    assert all(
+        text in message for text in ("svcca_analysis.py", "dc_analysis.py", "similarity_analysis.py --measure cka")
+    )
+
+
+def test_every_row_has_the_loss_of_its_layers_and_its_rank_among_all(comparison, losses):
+    rows = comparison[0]["strategies"]
+    for row in rows:
+        proposal = tuple(layer for first, last in row["segments"] for layer in range(first, last + 1))
+        assert row["task_loss"] == pytest.approx(losses[proposal], abs=1e-6)
+        assert row["rank"] == 1 + sum(loss < losses[proposal] for loss in losses.values())
+        assert row["regret"] == pytest.approx(losses[proposal] - min(losses.values()), abs=1e-6)
+    assert [row["task_loss"] for row in rows] == sorted(row["task_loss"] for row in rows)
+
+
+def test_every_strategy_is_there_with_what_it_cost(comparison):
+    rows = {row["strategy"]: row for row in comparison[0]["strategies"]}
+    assert rows["first layers"]["segments"] == [[1, 2]] and rows["last layers"]["segments"] == [[3, 4]]
+    assert rows["every other layer, from 1"]["segments"] == [[1, 1], [3, 3]]
+    assert rows["first layers"]["proposals_evaluated"] == rows["first layers"]["layer_calls"] == 0
+    assert rows["greedy by task loss"]["proposals_evaluated"] == 4 + 3
+    assert rows["random, best of 5"]["task_loss"] <= rows["random, median of 5"]["task_loss"]
+    for measure in ("dc", "svcca"):
+        assert rows[f"CoMFLP as published ({measure}, beam 10)"]["rank"] == 1  # ten proposals are all there are
+        assert rows[f"ours: exact and refine ({measure})"]["layer_calls"] <= 4 + 3 * 2 + 2 * 2
+
+
+def test_the_figures_of_test_are_those_of_the_test_split(comparison, tiny_clip, tiny_pairs):
+    test = FineSearch.from_pairs(
+        load_clip(str(tiny_clip), "cpu"), load_pairs(str(tiny_pairs), "test"), loss_batch_size=20
+    )
+    row = next(row for row in comparison[0]["strategies"] if row["strategy"] == "last layers")
+    evaluation = test.evaluate([(3, 4)])[0]
+    assert row["test_task_loss"] == pytest.approx(evaluation.task_loss, abs=1e-6)
+    assert row["test_recall"] == evaluation.recall
+
+
+def test_coarse_scores_are_judged_against_all_losses(comparison, matrices, losses):
+    judged = {(row["measure"], row["score"]): row for row in comparison[0]["coarse_scores"]}
+    assert set(judged) == {(measure, score) for measure in MEASURES for score in SCORES}
+    for (measure, score), row in judged.items():
+        scores = {proposal: coarse_score(matrices[measure], proposal, score) for proposal in SUBSETS}
+        expected = spearmanr(list(scores.values()), [-losses[proposal] for proposal in SUBSETS]).statistic
+        assert row["spearman"] == pytest.approx(expected)
+        first = max(SUBSETS, key=scores.get)
+        assert row["rank_of_best_within"]["1"] == 1 + sum(loss < losses[first] for loss in losses.values())
+        assert row["rank_of_best_within"]["10"] == 1 and row["regret_at_10"] == 0
+
+
+def test_every_number_of_layers_has_its_best_proposal(comparison, losses):
+    sizes = comparison[1]["sizes"]
+    assert [row["layers_kept"] for row in sizes] == [4, 3, 2, 1]
+    assert all(row["all_known"] for row in sizes)
+    assert sizes[2]["segments"] == [list(segment) for segment in segments(min(losses, key=losses.get))]
+    assert sizes[2]["task_loss"] == pytest.approx(min(losses.values()), abs=1e-6)
+    for before, row in zip(sizes, sizes[1:], strict=False):
+        assert row["nested"] == (set(before["dropped_layers"]) <= set(row["dropped_layers"]))
+
+
+def test_tables_and_pictures_are_written(comparison, folder):
+    for tag in ("to2", "_all_k"):
+        assert (folder / f"compare_clip4{tag}.png").read_bytes().startswith(b"\x89PNG")
+    assert "ours: exact and refine (dc)" in (folder / "compare_clip4to2.log").read_text()
+
+
+def test_without_the_truth_there_are_no_ranks(folder, flags, matrices, comparison):
+    script.main([*flags, "--max_subsets", "5", "--all_k", "true"])
+    content = json.loads((folder / "compare_clip4to2.json").read_text())
+    assert content["coarse_scores"] == [] and all(row["rank"] is None for row in content["strategies"])
+    sizes = json.loads((folder / "compare_clip4_all_k.json").read_text())["sizes"]
+    assert [row["all_known"] for row in sizes] == [True, True, False, True]
+
+
+def test_the_best_within_more_proposals_is_never_worse():
+    class Drawn(Truth):
+        """Objectives that are drawn, not measured."""
+
+        def __init__(self):
+            proposals = list(combinations(range(1, 13), 3))
+            values = np.random.default_rng(0).normal(size=len(proposals)).tolist()
+            self.objective, self.sorted = dict(zip(proposals, values, strict=True)), np.sort(values)
+
+    matrix = np.corrcoef(np.cumsum(np.random.default_rng(1).normal(size=(13, 30)), axis=0))
+    for row in judge_scores({"dc": matrix}, 3, Drawn()):
+        ranks = [row["rank_of_best_within"][depth] for depth in DEPTHS]
+        assert ranks == sorted(ranks, reverse=True) and len(set(ranks)) > 1
