@@ -6,8 +6,9 @@ under the names of `matrix_files`.
 """
 
 import argparse
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import fields
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -29,20 +30,21 @@ PER_TOKEN_MODES = ("T", "seq")  # nothing is pooled
 FORWARD_TOKENS = 4096  # in a forward pass: enough for full speed, few enough to stay in the cache of a CPU
 CHUNK_VALUES = 2**24  # of all hidden states that wait for the measure: 128 MiB in float64
 
+# (clip, draws of captions, record) -> the matrix of each draw, and of its shuffled rows where there are any
+Make = Callable[[Clip, Sequence[list[str]], Record], tuple[list[np.ndarray], list[np.ndarray]]]
+
 
 # --- command line
 
 
 def add_flags(parser: argparse.ArgumentParser, measure: str | None = None) -> None:
-    """The flags of every analysis script; `measure` is the script's own, None where `--measure` chooses."""
-    batch_size, iter_num = default_draws(measure or "")
+    """The flags of the scripts that measure hidden states; `measure` is the script's own, None where `--measure` chooses."""
+    add_draw_flags(parser, measure)
     choices = modes(measure or "")
     unit = "one sample a caption (U) or a token (T)"
     if measure == "dc":
         unit = "a caption is the mean of its tokens, or the whole sequence of them"
     add = parser.add_argument
-    add("--batch_size", type=positive_int, default=batch_size, help="captions in a batch (default: %(default)s)")
-    add("--iter_num", type=positive_int, default=iter_num, help="batches (default: %(default)s)")
     add("--mode", choices=choices, default=choices[0], help=f"{unit} (default: %(default)s)")
     add(
         "--pool",
@@ -51,16 +53,24 @@ def add_flags(parser: argparse.ArgumentParser, measure: str | None = None) -> No
         help="vector of a caption: the mean of its tokens, or its end token's (default: %(default)s)",
     )
     add(
-        "--repeats",
-        type=positive_int,
-        default=MatrixSettings.repeats,
-        help="disjoint draws of captions; their mean, and the standard deviation beside it (default: %(default)s)",
-    )
-    add(
         "--baseline",
         type=boolean,
         default=False,
         help="also the matrix of row-shuffled layers: what the measure gives by chance (default: false)",
+    )
+
+
+def add_draw_flags(parser: argparse.ArgumentParser, measure: str | None = None) -> None:
+    """The flags of every analysis script: which captions, and how they go through the model."""
+    batch_size, iter_num = default_draws(measure or "")
+    add = parser.add_argument
+    add("--batch_size", type=positive_int, default=batch_size, help="captions in a batch (default: %(default)s)")
+    add("--iter_num", type=positive_int, default=iter_num, help="batches (default: %(default)s)")
+    add(
+        "--repeats",
+        type=positive_int,
+        default=MatrixSettings.repeats,
+        help="disjoint draws of captions; their mean, and the standard deviation beside it (default: %(default)s)",
     )
     add(
         "--precision",
@@ -104,6 +114,8 @@ def settings_from(args: argparse.Namespace) -> MatrixSettings:
         flags = "--batch_size" if settings.measure == "dc" else "--batch_size times --iter_num"
         raise ValueError(f"{flags} is {captions}; with these flags {settings.measure} needs at least {needed} captions")
     vars(args).update(options)
+    if settings.measure in MEASURES:
+        new_measure(settings)  # refuses an option out of range before anything is read
     return settings
 
 
@@ -170,13 +182,12 @@ def new_measure(settings: MatrixSettings) -> object:
     return MEASURES[settings.measure](**settings.options())
 
 
-def similarities(
-    clip: Clip, draws: Sequence[list[str]], settings: MatrixSettings, baseline: bool, record: Record
-) -> dict[str, np.ndarray]:
-    """The matrix of the draws of captions, by the end of its file's name: "", and "_std", "_baseline" where asked for.
+def measured(
+    clip: Clip, draws: Sequence[list[str]], record: Record, *, settings: MatrixSettings, baseline: bool
+) -> tuple[list[np.ndarray], list[np.ndarray]]:
+    """The matrix of each draw of captions, and with `baseline` of its shuffled rows, by a measure of hidden states.
 
-    With several draws: their mean and, as "_std", their sample standard deviation. Notes the measure's diagnostics in
-    the record, and the seconds of forward passes, measure and baseline.
+    Notes the measure's diagnostics in the record, and the seconds of forward passes, measure and baseline.
     """
     generator = torch.Generator().manual_seed(settings.seed + PartialState().process_index)
     matrices, chance, diagnostics = [], [], []
@@ -196,10 +207,16 @@ def similarities(
                 with record.timed("baseline"):
                     chance.append(measures["baseline"].matrix())
     record.note(**diagnostics[0] if len(draws) == 1 else {"draws": diagnostics})
+    return matrices, chance
+
+
+def summary(matrices: list[np.ndarray], chance: list[np.ndarray]) -> dict[str, np.ndarray]:
+    """What is written, by the end of the file's name: "" for the mean matrix; "_std", the sample standard deviation of
+    several draws; "_baseline", the mean matrix of shuffled rows where there are any."""
     results = {"": np.mean(matrices, axis=0)}
-    if len(draws) > 1:
+    if len(matrices) > 1:
         results["_std"] = np.std(matrices, axis=0, ddof=1)
-    if baseline:
+    if chance:
         results["_baseline"] = np.mean(chance, axis=0)
     return results
 
@@ -244,10 +261,10 @@ def show(
 # --- the script
 
 
-def run(args: argparse.Namespace) -> None:
-    """From flags to files under `exp/` and a printed table."""
+def run(args: argparse.Namespace, make: Make | None = None) -> None:
+    """From flags to files under `exp/` and a printed table. `make` is for matrices that no measure of MEASURES gives."""
     settings = settings_from(args)
-    new_measure(settings)  # refuses an option out of range before anything is read
+    make = make or partial(measured, settings=settings, baseline=args.baseline)
     device = experiment.set_up(args)
     record = Record(args, device)
     with record.warnings():
@@ -256,7 +273,7 @@ def run(args: argparse.Namespace) -> None:
         clip = load_clip(args.model, device)
         record.note(model=clip.identity(), data=pairs.identity(), captions=len(draws[0]))
         clip.model.to(getattr(torch, args.precision))
-        results = similarities(clip, draws, settings, args.baseline, record)
+        results = summary(*make(clip, draws, record))
     if not experiment.is_main_process():
         return
     path = settings.path(experiment.model_dir(args.exp_dir, args.model))

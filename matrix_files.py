@@ -14,13 +14,19 @@ import numpy as np
 
 import experiment
 from experiment import safe_name
+from measures import MEASURES
 
+MATRICES = (*MEASURES, "ablation")  # what matrices are made of; each has a command
 MEASURE_TAGS = {"svcca": "cca"}  # in file names, as in the original; every other measure has its own name
-SCRIPTS = {"svcca": "svcca_analysis.py", "dc": "dc_analysis.py"}  # every other: similarity_analysis.py --measure <name>
+SCRIPTS = {
+    "svcca": "svcca_analysis.py",
+    "dc": "dc_analysis.py",
+    "ablation": "ablation_analysis.py",
+}  # every other: similarity_analysis.py --measure <name>
 OPTIONS = {"svcca": ("thre", "thre_on"), "pwcca": ("thre", "thre_on"), "dc": ("estimator",), "cka": ("debiased",)}
-MODES = {"dc": ("mean", "seq")}  # the first is the default
+MODES = {"dc": ("mean", "seq"), "ablation": ("U",)}  # the first is the default
 OTHER_MODES = ("U", "T")
-DRAWS = {"dc": (4, 10)}  # default (batch_size, iter_num)
+DRAWS = {"dc": (4, 10), "ablation": (4, 10)}  # default (batch_size, iter_num)
 OTHER_DRAWS = (32, 300)
 
 
@@ -64,6 +70,7 @@ class MatrixSettings:
             batch_size=self.batch_size or batch_size,
             iter_num=self.iter_num or iter_num,
             mode=self.mode or modes(self.measure)[0],
+            pool=self.pool if self.measure in MEASURES else MatrixSettings.pool,  # only hidden states are pooled
         )
 
     @property
@@ -97,6 +104,7 @@ class MatrixSettings:
         script = os.path.relpath(experiment.ROOT / SCRIPTS.get(s.measure, "similarity_analysis.py"))
         words = ["python", script] + ([] if s.measure in SCRIPTS else ["--measure", s.measure])
         unused = {name for names in OPTIONS.values() for name in names} - set(s.options())
+        unused |= {"mode"} if len(modes(s.measure)) == 1 else set()
         for field in fields(s)[1:]:
             value = getattr(s, field.name)
             if field.name not in unused and (value != field.default or field.name == "thre"):

@@ -22,9 +22,10 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import analysis  # noqa: E402
 import experiment  # noqa: E402
+from ablation_analysis import ablations  # noqa: E402
 from data import load_pairs  # noqa: E402
 from experiment import bounded, positive_int  # noqa: E402
-from matrix_files import MatrixSettings  # noqa: E402
+from matrix_files import MATRICES, MatrixSettings  # noqa: E402
 from measures import MEASURES  # noqa: E402
 from models import Clip, load_clip  # noqa: E402
 from search_strategy.coarse import SCORES, coarse_search  # noqa: E402
@@ -70,7 +71,9 @@ def matrices_of(clip: Clip, captions: list[str], seed: int, record: experiment.R
         with tqdm(disable=True) as bar:
             analysis.show(clip, [captions[row] for row in rows], first, measures, record, bar)
         matrices |= {name: measure.matrix() for name, measure in measures.items()}
-    return matrices
+    rows = analysis.draw_captions(len(captions), MatrixSettings("ablation", seed=seed).filled())[0]
+    ablation, _ = ablations(clip, [[captions[row] for row in rows]], record)
+    return matrices | {"ablation": ablation[0]}
 
 
 @dataclass(frozen=True)
@@ -114,7 +117,7 @@ def judge(args: argparse.Namespace, table: dict[Proposal, float], greedy: Found,
     rows = [common | _row("greedy by task loss", "-", [greedy], best, greedy.value)]
     for score in SCORES:
         for rounds, way in ((0, "coarse and fine"), (args.refine, "and refine")):
-            for measure in MEASURES:
+            for measure in MATRICES:
                 options = {"mode": args.search_mode, "score": score, "rounds": rounds}
                 found = [replay(table, of_seed[measure], k, **options) for of_seed in matrices.values()]
                 rows.append(common | _row(f"{measure}, {score}", way, found, best, greedy.value))

@@ -22,8 +22,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import experiment  # noqa: E402
 from data import load_pairs  # noqa: E402
 from experiment import boolean, bounded, positive_int  # noqa: E402
-from matrix_files import MatrixSettings, read_matrix  # noqa: E402
-from measures import MEASURES  # noqa: E402
+from matrix_files import MATRICES, MatrixSettings, read_matrix  # noqa: E402
 from models.clip import load_clip, read_config  # noqa: E402
 from plots import quality_curve, strategy_panel  # noqa: E402
 from search_strategy.comparison import (  # noqa: E402
@@ -65,7 +64,7 @@ def read_matrices(args: argparse.Namespace, folder: Path) -> dict[str, np.ndarra
     """The matrix of every measure at its default settings; the message names the commands for all that are missing."""
     settings = {
         name: MatrixSettings(name, seed=args.seed, dataset=args.dataset, caption_column=args.caption_column)
-        for name in MEASURES
+        for name in MATRICES
     }
     missing = [s.command(args.model, args.exp_dir) for s in settings.values() if not s.path(folder).exists()]
     if missing:

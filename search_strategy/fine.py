@@ -174,7 +174,8 @@ class FineSearch:
         """(K, n, d): text embeddings of every caption under every proposal; each process runs a part of the batches."""
         kept = [kept_layers(proposal, self.clip.num_layers) for proposal in proposals]
         width = self.clip.model.config.projection_dim
-        embeddings = torch.zeros(len(kept), self.num_captions, width, device=self.clip.device)
+        dtype = torch.promote_types(self.clip.model.dtype, torch.float32)
+        embeddings = torch.zeros(len(kept), self.num_captions, width, dtype=dtype, device=self.clip.device)
         steps = list(walk(kept))
         processes = PartialState()
         own = range(processes.process_index, len(self._batches), processes.num_processes)
@@ -194,7 +195,7 @@ class FineSearch:
                         self._states.put((number, prefix), state)
                 path.append(state)
                 if ending is not None:
-                    embeddings[ending, batch.rows] = self.clip.embed(state, batch).float()
+                    embeddings[ending, batch.rows] = self.clip.embed(state, batch).to(dtype)
                 bar.update()
         self.layer_calls += made / max(1, len(own))
         self.layer_calls_unshared += sum(map(len, kept))

@@ -19,8 +19,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import experiment  # noqa: E402
 from data import load_pairs  # noqa: E402
 from experiment import boolean, bounded, positive_int  # noqa: E402
-from matrix_files import MatrixSettings, modes, read_matrix, safe_name  # noqa: E402
-from measures import MEASURES, combine  # noqa: E402
+from matrix_files import MATRICES, MatrixSettings, modes, read_matrix, safe_name  # noqa: E402
+from measures import combine  # noqa: E402
 from models.clip import load_clip, read_config  # noqa: E402
 from models.retrieval import RECALL_AT  # noqa: E402
 from plots import heat_map  # noqa: E402
@@ -53,10 +53,10 @@ def build_parser() -> argparse.ArgumentParser:
     coarse = parser.add_argument_group("coarse search")
     coarse.add_argument("--search_mode", choices=MODES, default="beam", help="default: beam")
     coarse.add_argument(
-        "--select_measure", choices=(*MEASURES, "rand", "combine"), default="dc", help="matrix to search (default: dc)"
+        "--select_measure", choices=(*MATRICES, "rand", "combine"), default="dc", help="matrix to search (default: dc)"
     )
     coarse.add_argument(
-        "--combine", nargs="+", choices=tuple(MEASURES), metavar="MEASURE", help="for --select_measure combine"
+        "--combine", nargs="+", choices=tuple(MATRICES), metavar="MEASURE", help="for --select_measure combine"
     )
     coarse.add_argument(
         "--score", choices=tuple(SCORES), default="mean", help="over the segments (default: mean, as published)"

@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+import ablation_analysis
 import analysis
 import dc_analysis
 import experiment
@@ -33,9 +34,9 @@ VARIED_OPTIONS = {"thre": 0.95, "thre_on": "variance", "estimator": "unbiased", 
 
 def settings_of_every_kind():
     """For each measure: the defaults, and each setting that it has changed by itself."""
-    for measure in MEASURES:
+    for measure in matrix_files.MATRICES:
         yield MatrixSettings(measure)
-        yield MatrixSettings(measure, mode=matrix_files.modes(measure)[1])
+        yield MatrixSettings(measure, mode=matrix_files.modes(measure)[-1])
         for name, value in VARIED.items():
             yield MatrixSettings(measure, **{name: value})
         for name in matrix_files.OPTIONS.get(measure, ()):
@@ -52,6 +53,7 @@ def settings_of_every_kind():
         (MatrixSettings("pwcca", thre_on="variance"), "pwcca_mat_9600U_svthre0.99_variance.npy"),
         (MatrixSettings("cka", debiased=True, repeats=3, seed=2), "cka_mat_9600U_debiased_rep3_seed2.npy"),
         (MatrixSettings("cosine", dataset="a/b c"), "cosine_mat_9600U_a--b--c.npy"),
+        (MatrixSettings("ablation"), "ablation_mat_40U.npy"),
         (MatrixSettings("cosine", caption_column="title"), "cosine_mat_9600U_title.npy"),
     ],
 )
@@ -93,6 +95,7 @@ def settings_of_command(command):
     assert python == "python"
     assert Path(script).resolve().parent == experiment.ROOT
     parsers = {
+        "ablation_analysis.py": ablation_analysis.build_parser,
         "svcca_analysis.py": svcca_analysis.build_parser,
         "dc_analysis.py": dc_analysis.build_parser,
         "similarity_analysis.py": similarity_analysis.build_parser,

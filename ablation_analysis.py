@@ -1,0 +1,60 @@
+"""Step 1 by the effect itself: how much the text embedding changes when consecutive layers are skipped.
+
+    python ablation_analysis.py
+    python ablation_analysis.py --batch_size 32 --iter_num 10
+
+Entry [i, j] is the mean cosine between a caption's text embedding and the one it gets without the layers i+1 .. j;
+symmetric, ones on the diagonal. The other measures compare hidden states; this one also knows what the rest of the model
+makes of the difference. It needs no image and no label. The skipped segments are run as a tree of prefixes: about L^3 / 6
+calls of a layer a caption. Search it with `--select_measure ablation --score sum`: small changes of an embedding add up.
+
+Writes exp/<model>/ablation_mat_<captions>U.npy, its picture (.png) and its run record (.json).
+"""
+
+import argparse
+from collections.abc import Sequence
+from itertools import combinations
+
+import numpy as np
+
+import analysis
+from experiment import Record, script, show_progress
+from models import Clip
+from search_strategy.fine import FineSearch
+
+
+def ablation_matrix(search: FineSearch) -> np.ndarray:
+    """The (L+1, L+1) matrix of a fine search with `objective="embedding"`."""
+    states = range(search.clip.num_layers + 1)
+    skipped = list(combinations(states, 2))
+    distances = search.objectives(tuple(range(first + 1, last + 1)) for first, last in skipped)
+    matrix = np.eye(len(states))
+    for (first, last), distance in zip(skipped, distances, strict=True):
+        matrix[first, last] = matrix[last, first] = 1 - distance
+    return matrix
+
+
+def ablations(clip: Clip, draws: Sequence[list[str]], record: Record) -> tuple[list[np.ndarray], list[np.ndarray]]:
+    """The matrix of each draw of captions; a model has no shuffled rows to compare with."""
+    options = {"objective": "embedding", "progress": show_progress()}
+    searches = [FineSearch(clip, captions, None, None, **options) for captions in draws]
+    with record.timed("measure"):
+        matrices = [ablation_matrix(search) for search in searches]
+    record.note(samples=len(draws[0]), layer_calls=round(searches[0].layer_calls))
+    return matrices, []
+
+
+def build_parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(description="Effect of skipping consecutive layers on the text embedding of CLIP.")
+    parser.set_defaults(measure="ablation", mode="U")
+    analysis.add_draw_flags(parser, "ablation")
+    return parser
+
+
+@script
+def main(argv: Sequence[str] | None = None) -> None:
+    analysis.run(build_parser().parse_args(argv), ablations)
+
+
+if __name__ == "__main__":
+    main()

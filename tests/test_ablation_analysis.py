@@ -1,0 +1,80 @@
+"""The matrix of what skipping layers does to the text embedding."""
+
+import json
+from copy import deepcopy
+
+import numpy as np
+import pytest
+import torch
+
+import ablation_analysis
+from data import load_pairs
+from models import load_clip
+from search_strategy import search_prune_then_verify_mix as search
+from search_strategy.coarse import coarse_search
+
+NUM_LAYERS = 4
+
+
+@pytest.fixture(scope="module")
+def places(tiny_clip, tiny_pairs, tmp_path_factory):
+    return ["--model", str(tiny_clip), "--dataset", str(tiny_pairs), "--exp_dir", str(tmp_path_factory.mktemp("exp"))]
+
+
+@pytest.fixture(scope="module")
+def folder(places):
+    """The files of a run on two draws of ten captions."""
+    ablation_analysis.main(["--batch_size", "5", "--iter_num", "2", "--repeats", "2", *places])
+    return ablation_analysis.analysis.experiment.model_dir(ablation_analysis.analysis.Path(places[-1]), places[1])
+
+
+def plain_matrix(tiny_clip, captions):
+    """The same by rebuilding the model for every run of layers, one caption at a time."""
+    clip = load_clip(str(tiny_clip), "cpu")
+    clip.model.double()
+
+    def embed(model):
+        ids = [torch.tensor([tokens]) for tokens in clip.tokenize(captions)]
+        with torch.no_grad():
+            rows = torch.cat([model.get_text_features(input_ids=one).pooler_output for one in ids])
+        return torch.nn.functional.normalize(rows, dim=-1)
+
+    full, matrix = embed(clip.model), np.eye(NUM_LAYERS + 1)
+    for first in range(NUM_LAYERS + 1):
+        for last in range(first + 1, NUM_LAYERS + 1):
+            pruned = deepcopy(clip.model)
+            del pruned.text_model.encoder.layers[first:last]
+            matrix[first, last] = matrix[last, first] = (embed(pruned) * full).sum(-1).mean()
+    return matrix
+
+
+def test_matrix_is_that_of_rebuilt_models(folder, tiny_clip, tiny_pairs):
+    captions = load_pairs(str(tiny_pairs), "train", images=False).captions
+    order = np.random.default_rng(0).permutation(len(captions))[:20].reshape(2, 10)
+    draws = [plain_matrix(tiny_clip, [captions[row] for row in rows]) for rows in order]
+    (path,) = (path for path in folder.glob("ablation_mat_*_rep2_*.npy") if not path.stem.endswith("_std"))
+    assert path.name.startswith("ablation_mat_10U")
+    assert np.abs(np.load(path) - np.mean(draws, axis=0)).max() < 1e-12
+    assert np.abs(np.load(path.with_name(f"{path.stem}_std.npy")) - np.std(draws, axis=0, ddof=1)).max() < 1e-12
+
+
+def test_prefixes_are_shared(folder):
+    (path,) = folder.glob("ablation_mat_*.json")
+    record = json.loads(path.read_text())
+    unshared = NUM_LAYERS + sum(NUM_LAYERS - (last - first) for last in range(NUM_LAYERS + 1) for first in range(last))
+    assert record["layer_calls"] == (NUM_LAYERS**3 + 5 * NUM_LAYERS) // 6 < unshared
+    assert path.with_suffix(".png").exists()
+
+
+def test_the_search_reads_it_and_names_the_command_where_it_is_missing(places, folder, capsys):
+    flags = ["--num_layers", "4", "--num_clip_layers", "2", "--select_measure", "ablation", "--score", "sum", *places]
+    flags += ["--coarse_search_only", "true"]
+    with pytest.raises(SystemExit):
+        search.main(flags)
+    assert "ablation_analysis.py --batch_size 4 --iter_num 10" in capsys.readouterr().err
+    search.main([*flags, "--bs", "5", "--iter", "2", "--repeats", "2"])
+    (path,) = folder.glob("clip4to2_*ablation*.json")
+    (matrix,) = (np.load(file) for file in folder.glob("ablation_mat_*.npy") if not file.stem.endswith("_std"))
+    expected = coarse_search(matrix, 2, mode="beam", num_proposals=10, score="sum")
+    found = json.loads(path.read_text())["proposals"]
+    assert [tuple(p["dropped_layers"]) for p in found] == [proposal for proposal, _ in expected]
