@@ -14,6 +14,7 @@ from pathlib import Path
 import datasets
 import numpy as np
 from PIL import Image
+from pyarrow import ArrowException
 
 BUNDLED = {"icons": Path(__file__).resolve().parent / "icons"}
 IMAGE_COLUMNS = ("image", "images", "img", "jpg", "png", "image_path", "file_name", "path")
@@ -178,10 +179,22 @@ def _read_source(dataset: str) -> datasets.DatasetDict:
     if path.is_file():
         if path.suffix not in FILE_FORMATS:
             raise ValueError(f"{path}: expected a folder or a file of the kind {', '.join(FILE_FORMATS)}")
-        return datasets.load_dataset(FILE_FORMATS[path.suffix], data_files={"train": str(path)})
+        return _load(str(path), FILE_FORMATS[path.suffix], data_files={"train": str(path)})
     if path.is_dir():
         return _read_folder(path)
     return _read_hub(dataset)
+
+
+class UnreadableError(ValueError):
+    """A file that the reader of its format gives up on."""
+
+
+def _load(dataset: str, *args: str, **options: object) -> datasets.DatasetDict:
+    try:
+        return datasets.load_dataset(*args, **options)
+    except (datasets.exceptions.DatasetGenerationError, ArrowException) as error:
+        cause = error.__cause__ or error
+        raise UnreadableError(f"{dataset}: cannot be read ({type(cause).__name__}: {str(cause)[:200]})") from error
 
 
 def _read_folder(path: Path) -> datasets.DatasetDict:
@@ -190,7 +203,9 @@ def _read_folder(path: Path) -> datasets.DatasetDict:
     if (path / "dataset_info.json").exists():
         return datasets.DatasetDict(train=datasets.load_from_disk(str(path)))
     try:
-        return datasets.load_dataset(str(path))
+        return _load(str(path), str(path))
+    except UnreadableError:
+        raise
     except (FileNotFoundError, datasets.exceptions.DatasetNotFoundError, ValueError) as error:
         found = ", ".join(sorted(file.name for file in path.iterdir())[:8]) or "nothing"
         raise ValueError(
@@ -200,7 +215,7 @@ def _read_folder(path: Path) -> datasets.DatasetDict:
 
 def _read_hub(dataset: str) -> datasets.DatasetDict:
     try:
-        return datasets.load_dataset(dataset)
+        return _load(dataset, dataset)
     except (OSError, ValueError) as error:
         raise FileNotFoundError(
             f"data set not found: {dataset!r} is not a bundled name ({', '.join(BUNDLED)}), not a local file or "

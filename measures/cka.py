@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from measures.base import SummedMeasure
-from measures.inputs import check_samples, finished
+from measures.inputs import check_samples, finished, without_gradients
 from measures.moments import Moments
 
 
@@ -33,7 +33,7 @@ class CKA(SummedMeasure):
     def __init__(self, *, debiased: bool = False, dtype: str = "float64") -> None:
         super().__init__(Moments(norms=debiased, dtype=dtype), debiased=debiased, dtype=dtype)
 
-    @torch.no_grad()
+    @without_gradients
     def matrix(self) -> np.ndarray:
         """The (L+1, L+1) matrix. ValueError below 2 samples (debiased: 4)."""
         debiased = self.options["debiased"]

@@ -6,7 +6,7 @@ import numpy as np
 import torch
 
 from measures.base import SummedMeasure
-from measures.inputs import check_samples, finished
+from measures.inputs import check_samples, finished, without_gradients
 from measures.moments import Moments
 
 
@@ -25,7 +25,7 @@ class CovCorr(SummedMeasure):
     def __init__(self) -> None:
         super().__init__(Moments(cross=False, same_width=True))
 
-    @torch.no_grad()
+    @without_gradients
     def matrix(self) -> np.ndarray:
         """The (L+1, L+1) matrix. ValueError below 2 samples."""
         check_samples(self.samples)

@@ -20,6 +20,7 @@ from measures.inputs import (
     check_samples,
     check_values,
     finished,
+    without_gradients,
 )
 
 SMALLEST = 1e-150  # norms below it, whose squares leave float64's range, count as zero
@@ -55,7 +56,7 @@ class DC:
         self._total: Tensor | None = None  # sum over draws of the (L+1, L+1) correlations
         self._constant_draws: Tensor | None = None  # (L+1), draws in which a layer was constant
 
-    @torch.no_grad()
+    @without_gradients
     def update(self, hidden_states: Sequence[Tensor]) -> None:
         """Add one draw: one (n, d_i) tensor for each layer, n >= 2 (unbiased: 4). ValueError for unfit input."""
         min_rows = 4 if self.options["estimator"] == "unbiased" else 2

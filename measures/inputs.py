@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import torch
@@ -12,6 +12,12 @@ from torch import Tensor
 
 LARGEST = 1e70  # fourth powers of values are summed in float64, whose largest number is 1.8e308
 PRODUCT_DTYPES = {"float64": torch.float64, "float32": torch.float32}
+
+
+def without_gradients(method: Callable) -> Callable:
+    """For methods that keep tensors: without a graph, and outside `torch.inference_mode` also when called inside it, so that
+    what is kept can be updated from anywhere."""
+    return torch.inference_mode(False)(torch.no_grad()(method))
 
 
 def check_option(name: str, value: object, choices: Sequence[object]) -> None:

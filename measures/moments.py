@@ -12,7 +12,14 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from measures.inputs import PRODUCT_DTYPES, check_hidden_states, check_option, check_same_layers, check_values
+from measures.inputs import (
+    PRODUCT_DTYPES,
+    check_hidden_states,
+    check_option,
+    check_same_layers,
+    check_values,
+    without_gradients,
+)
 
 BLOCK_ROWS = 1024  # large enough for the matrix product to dominate, small enough for exact float32 sums
 
@@ -48,7 +55,7 @@ class Moments:
         """The number of rows seen."""
         return self._rows + self._pending
 
-    @torch.no_grad()
+    @without_gradients
     def update(self, hidden_states: Sequence[Tensor]) -> None:
         """Add the rows of one (n, d_i) tensor for each layer."""
         states = check_hidden_states(hidden_states, self.widths, same_width=self.same_width)
@@ -84,7 +91,7 @@ class Moments:
             self._norm_rows = torch.zeros(layers, total, **zeros)  # sum of p_i x_j
             self._norm_products = torch.zeros(layers, layers, **zeros)  # sum of p_i p_j
 
-    @torch.no_grad()
+    @without_gradients
     def flush(self) -> None:
         """Bring the rows that wait in the block into the sums."""
         if self._pending == 0:
@@ -155,7 +162,7 @@ class Moments:
         flat = squares <= self._rows * (64 * eps * self._shift) ** 2
         return [layer for layer, features in enumerate(flat.split(self.widths)) if bool(features.all())]
 
-    @torch.no_grad()
+    @without_gradients
     def merge(self, other: Moments) -> None:
         """Add the sums of `other`, translated to this instance's shift."""
         if other.samples == 0:

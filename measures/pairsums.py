@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
-from measures.inputs import check_hidden_states, check_same_layers, check_values
+from measures.inputs import check_hidden_states, check_same_layers, check_values, without_gradients
 
 VALUES_AT_ONCE = 2**22
 
@@ -28,7 +28,7 @@ class PairSums:
         self._first: Tensor | None = None  # (L+1, d), the first sample
         self._varies: Tensor | None = None  # (L+1), whether another sample differs from it
 
-    @torch.no_grad()
+    @without_gradients
     def update(self, hidden_states: Sequence[Tensor]) -> None:
         """Add the rows of one (n, d) tensor for each layer."""
         states = check_hidden_states(hidden_states, self.widths, same_width=True)

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from measures.base import SummedMeasure
-from measures.inputs import check_option, check_samples, check_threshold, finished
+from measures.inputs import check_option, check_samples, check_threshold, finished, without_gradients
 from measures.moments import Moments
 
 FLOAT32_ERROR = 2e-8  # of an entry for well-conditioned layers, by trials over 8 orders of magnitude of condition
@@ -60,7 +60,7 @@ class SVCCA(SummedMeasure):
         super().__init__(Moments(dtype=dtype), thre=thre, thre_on=thre_on, dtype=dtype)
         self._dims: tuple[int, list[int]] = (0, [])  # effective dimensions, and at how many samples
 
-    @torch.no_grad()
+    @without_gradients
     def matrix(self) -> np.ndarray:
         """The (L+1, L+1) matrix. ValueError below 2 samples; a warning where there are too few for the threshold."""
         directions = self._directions()

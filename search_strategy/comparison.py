@@ -3,7 +3,7 @@
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from itertools import combinations
+from itertools import chain, combinations
 from math import comb
 from statistics import median
 
@@ -159,13 +159,16 @@ def best_of_every_size(
 
     `nested`: whether it contains the best proposal of the size before.
     """
+    num_layers = fine.clip.num_layers
+    known = [k for k in range(1, num_layers) if comb(num_layers, k) <= max_subsets]
+    fine.evaluate(chain.from_iterable(all_subsets(num_layers, k) for k in known))  # at once: sizes share prefixes
     rows, previous = [], set()
-    for k in range(1, fine.clip.num_layers):
-        known = comb(fine.clip.num_layers, k) <= max_subsets
-        if known:
+    for k in range(1, num_layers):
+        if k in known:
             best = Truth(fine, k).best
         else:
             best = search_for(matrix, k, mode="exact", num_proposals=10, seed=seed, refine_rounds=refine_rounds)(fine)
-        rows.append({"num_clip_layers": k, "dropped_layers": best, "all_known": known, "nested": previous <= set(best)})
+        facts = {"all_known": k in known, "nested": previous <= set(best)}
+        rows.append({"num_clip_layers": k, "dropped_layers": best, **facts})
         previous = set(best)
     return rows

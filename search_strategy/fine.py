@@ -110,9 +110,9 @@ class FineSearch:
 
     def restarted(self) -> "FineSearch":
         """The same search, knowing nothing yet."""
-        return self._on(range(self.num_captions))
+        return self.on(range(self.num_captions))
 
-    def _on(self, rows: Sequence[int]) -> "FineSearch":
+    def on(self, rows: Sequence[int]) -> "FineSearch":
         """The same search on some of the captions."""
         return FineSearch(
             self.clip,
@@ -141,8 +141,10 @@ class FineSearch:
         if new and self.objective == "embedding" and self._full is None:
             self._full = self._text_embeddings([()])[0]
         for part in self._parts(new):
-            for proposal, text in zip(part, self._text_embeddings(part), strict=True):
-                self._known[proposal] = self._evaluate_embeddings(proposal, text)
+            # One array for all: small ones made in between would break up the memory that the large temporary ones come from.
+            values = np.empty((len(part), self.num_captions))
+            for proposal, text, row in zip(part, self._text_embeddings(part), values, strict=True):
+                self._known[proposal] = self._evaluate_embeddings(proposal, text, row)
         return [self._known[proposal] for proposal in proposals]
 
     def objectives(self, proposals: Iterable[Proposal]) -> list[float]:
@@ -151,7 +153,7 @@ class FineSearch:
 
     def objectives_on(self, proposals: Iterable[Proposal], rows: np.ndarray) -> list[float]:
         """The objective of each proposal on some of the captions alone; not remembered, and counted by their share."""
-        part, share = self._on(rows), len(rows) / self.num_captions
+        part, share = self.on(rows), len(rows) / self.num_captions
         values = part.objectives(proposals)
         self.layer_calls += share * part.layer_calls
         self.layer_calls_unshared += share * part.layer_calls_unshared
@@ -184,6 +186,9 @@ class FineSearch:
         for number in own:
             batch = self._batches[number]
             hidden, context = self.clip.stack.start(input_ids=batch.input_ids)
+            for ending, layers in enumerate(kept):
+                if not layers:  # no step of the walk leads to it
+                    embeddings[ending, batch.rows] = self.clip.embed(hidden, batch).to(dtype)
             path = [hidden]
             for prefix, ending in steps:
                 del path[len(prefix) :]
@@ -202,8 +207,8 @@ class FineSearch:
         bar.close()
         return reduce(embeddings, reduction="sum")  # of what the processes filled in
 
-    def _evaluate_embeddings(self, proposal: Proposal, text: Tensor) -> Evaluation:
-        """All figures of one proposal from its text embeddings (n, d)."""
+    def _evaluate_embeddings(self, proposal: Proposal, text: Tensor, row: np.ndarray) -> Evaluation:
+        """All figures of one proposal from its text embeddings (n, d); `row`: (n,), where the values of the captions go."""
         task_loss = recall = None
         values = {}
         if self.images is not None:
@@ -217,8 +222,8 @@ class FineSearch:
             values["recall"] = -both_ways / 2
         if self._full is not None:
             values["embedding"] = 1 - (text * self._full).sum(-1).double()
-        chosen = values[self.objective].cpu().numpy()
-        return Evaluation(proposal, float(chosen.mean()), task_loss, recall, chosen)
+        row[:] = values[self.objective].cpu().numpy()
+        return Evaluation(proposal, float(row.mean()), task_loss, recall, row)
 
 
 class RecentStates:

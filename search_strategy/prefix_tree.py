@@ -11,10 +11,11 @@ def distinct_prefixes(kept: Iterable[KeptLayers]) -> int:
 
 
 def walk(kept: Sequence[KeptLayers]) -> Iterator[tuple[KeptLayers, int | None]]:
-    """Depth-first through the tree of distinct, non-empty tuples: (prefix, number of the tuple that is this prefix, or None).
+    """Depth-first through the tree of distinct tuples: (prefix, number of the tuple that is this prefix, or None).
 
     The state of a prefix is that of the prefix without its last layer, after this layer. The walk comes to it while the path
-    to it is at hand, so only the states of one path are needed at a time. There are `distinct_prefixes` steps.
+    to it is at hand, so only the states of one path are needed at a time. There are `distinct_prefixes` steps; none leads to the
+    empty tuple, whose state is the one to start from.
     """
     previous: KeptLayers = ()
     for number in sorted(range(len(kept)), key=lambda number: kept[number]):

@@ -209,3 +209,13 @@ def test_the_bundled_images_are_small_grey_and_not_blank(icons):
     assert all((image[:, :, 0] == image[:, :, 1]).all() for image in images)
     assert all(image.min() < 128 < image.max() for image in images)
     assert sum(file.stat().st_size for file in BUNDLED["icons"].iterdir()) < 16_000_000
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [("bad.parquet", "PAR0" * 9), ("bad.csv", 'caption\n"a,b\n1,2,3\n'), ("bad.json", '{"caption": [1, 2')],
+)
+def test_a_file_that_cannot_be_read_is_named(tmp_path, name, content):
+    (tmp_path / name).write_text(content)
+    with pytest.raises(ValueError, match=f"{name}: cannot be read"):
+        load_pairs(str(tmp_path / name), "train", images=False)

@@ -162,6 +162,17 @@ def test_a_matrix_can_be_taken_halfway(case):
 
 
 @every_case
+def test_updates_inside_and_outside_inference_mode_mix(case):
+    updates = split(walk(60, 8), 20)
+    measure = new(case)
+    with torch.inference_mode():
+        measure.update([state.clone() for state in updates[0]])
+        measure.update(updates[1])
+    measure.update(updates[2])
+    assert difference(measure.matrix(), measured(case, *updates)) < 1e-12
+
+
+@every_case
 def test_inputs_are_unchanged_and_not_kept(case):
     states = [state.requires_grad_() for state in walk(60, 8)]
     before = [state.detach().clone() for state in states]

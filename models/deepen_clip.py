@@ -1,0 +1,55 @@
+"""Write a CLIP whose text transformer has every layer several times: a deeper model to search, where none is at hand.
+
+    python models/deepen_clip.py --model exp/iconclip --output_dir exp/iconclip24
+
+Depth up-scaling by repetition ("stacking", Gong et al. 2019). What a layer adds to its input is divided by the number of its
+copies, so the deeper model begins near the old one; tune it (`clip_finetune_train.py --num_clip_layers 0`) before use.
+"""
+
+import argparse
+import copy
+import sys
+from pathlib import Path
+
+import torch
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from experiment import DEFAULT_MODEL, positive_int, script  # noqa: E402
+from models import Clip, load_clip  # noqa: E402
+
+
+def deepen(clip: Clip, copies: int) -> None:
+    """Replace each text layer by `copies` of it, one after the other, each with 1 / `copies` of its two branches."""
+    layers = clip.stack.layers
+    for layer in layers:
+        for output in (layer.self_attn.out_proj, layer.mlp.fc2):
+            with torch.no_grad():
+                output.weight /= copies
+                output.bias /= copies
+    deeper = [layer if number == 0 else copy.deepcopy(layer) for layer in layers for number in range(copies)]
+    layers.extend(deeper)
+    del layers[: len(layers) - len(deeper)]
+    clip.model.config.text_config.num_hidden_layers = len(layers)
+
+
+def build_parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(description="Write a CLIP with every text layer several times.")
+    parser.add_argument("--model", default=str(DEFAULT_MODEL), help="CLIP: local folder or hub name (default: bundled)")
+    parser.add_argument("--output_dir", type=Path, required=True, help="folder to write")
+    parser.add_argument("--copies", type=positive_int, default=2, help="of each layer (default: 2)")
+    return parser
+
+
+@script
+def main(argv: list[str] | None = None) -> None:
+    args = build_parser().parse_args(argv)
+    clip = load_clip(args.model, "cpu")
+    deepen(clip, args.copies)
+    clip.model.save_pretrained(args.output_dir)
+    clip.processor.save_pretrained(args.output_dir)
+    print(f"wrote {args.output_dir}: {clip.num_layers} text layers")
+
+
+if __name__ == "__main__":
+    main()
