@@ -64,10 +64,7 @@ def load_split(
     pairs = load_pairs(dataset, split, images=images, **columns)
     embeddings = None
     if images and image_embeddings:
-        embeddings = clip.image_embeddings(pairs.images, cache_dir, progress=progress)
-        broken = torch.isnan(embeddings).any(1)
-        embeddings = embeddings[~broken]
-        pairs = pairs.without_images(broken.cpu().numpy())
+        pairs, embeddings = clip.embed_pairs(pairs, cache_dir, progress)
     elif images:
         pairs = pairs.without_images(np.array([image is None for image in pairs.images]))
     return Split(pairs, embeddings, cached_text_embeddings(clip, pairs.captions, cache_dir) if teacher_text else None)
