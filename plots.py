@@ -138,7 +138,7 @@ def _draw_losses(ax: Axes, strategies: Sequence[dict], all_losses: np.ndarray | 
     ax.hlines(rows, min(full_loss, *losses), losses, color="0.85", linewidth=1)
     ax.plot(losses, rows, "o", color=COLOURS(0.35), markersize=5)
     for row, strategy in enumerate(strategies):
-        calls = f"{strategy['layer_calls']} calls" if strategy["layer_calls"] else "no evaluation"
+        calls = f"{strategy['layer_calls']:.0f} calls" if strategy["layer_calls"] else "no evaluation"
         ax.annotate(
             calls, (losses[row], row), xytext=(7, 0), textcoords="offset points", va="center", fontsize=7, color="0.35"
         )
