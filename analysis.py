@@ -197,7 +197,7 @@ def measured(
             measures = {"measure": new_measure(settings)}
             if baseline:
                 measures["baseline"] = Shuffled(new_measure(settings), generator)
-            show(clip, own_batches(captions, settings.batch_size), settings, measures, record, bar)
+            show(clip, clip.tokenize(captions), settings, measures, record, bar)
             with record.timed("merge"):
                 measures = merged(measures)
             with record.timed("measure"):
@@ -221,11 +221,11 @@ def summary(matrices: list[np.ndarray], chance: list[np.ndarray]) -> dict[str, n
     return results
 
 
-def own_batches(captions: Sequence[str], batch_size: int) -> list[str]:
-    """The batches of captions that are this process's part: every n-th of n processes."""
+def own_batches(tokens: Sequence[list[int]], batch_size: int) -> list[list[int]]:
+    """The batches of tokenised captions that are this process's part: every n-th of n processes."""
     processes = PartialState()
-    starts = range(processes.process_index * batch_size, len(captions), processes.num_processes * batch_size)
-    return [caption for start in starts for caption in captions[start : start + batch_size]]
+    starts = range(processes.process_index * batch_size, len(tokens), processes.num_processes * batch_size)
+    return [caption for start in starts for caption in tokens[start : start + batch_size]]
 
 
 def merged(measures: dict[str, object]) -> dict[str, object]:
@@ -238,14 +238,19 @@ def merged(measures: dict[str, object]) -> dict[str, object]:
 
 
 def show(
-    clip: Clip, captions: list[str], settings: MatrixSettings, measures: dict[str, object], record: Record, bar: tqdm
+    clip: Clip,
+    tokens: list[list[int]],
+    settings: MatrixSettings,
+    measures: dict[str, object],
+    record: Record,
+    bar: tqdm,
 ) -> None:
-    """Show the hidden states of captions to measures, batch by batch where each update of a measure is a draw."""
-    if not captions:  # more processes than batches
-        return
-    tokens = clip.tokenize(captions)
+    """Show the hidden states of this process's part to measures, batch by batch where each update of a measure is a draw.
+
+    `tokens`: of all captions of a draw, since flattened sequences are as wide as the longest of them all.
+    """
     longest = max(map(len, tokens))
-    for part in chunks(clip, tokens, settings.mode, settings.batch_size):
+    for part in chunks(clip, own_batches(tokens, settings.batch_size), settings.mode, settings.batch_size):
         with record.timed("forward"):
             states = hidden_states(clip, part, settings.mode, settings.pool, longest)
             if clip.device.type == "cuda":

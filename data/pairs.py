@@ -1,7 +1,7 @@
 """Image-caption pairs through `datasets`: a bundled name, a local file or folder, or a hub name.
 
-Splits are disjoint by caption: where a source has no validation or test split, it is cut from train by the hash of the
-caption, the same way on every machine.
+Splits that a source has are taken as they are. Where it has no validation or test split, that is cut from train, or from
+the only split there is, by the hash of the caption: disjoint by caption, and the same on every machine.
 """
 
 import hashlib
@@ -121,8 +121,9 @@ def load_pairs(
     """The pairs of one split (`train`, `validation` or `test`).
 
     A row holds one image and one caption or a list of captions; rows that name the same image file share it. Empty
-    captions are skipped with one warning; more than 1 % of them is an error. With `images=False` no image is read.
-    Raises FileNotFoundError where there is no such source and ValueError where it has no such column.
+    captions are skipped with one warning, and images that have no other; more than 1 % of them is an error. With
+    `images=False` no image is read. Raises FileNotFoundError where there is no such source and ValueError where it has no
+    such column or split.
     """
     rows = _read_split(dataset, split, caption_column)
     caption_column = _find_column(rows, caption_column, CAPTION_COLUMNS, "caption", dataset)
@@ -132,9 +133,8 @@ def load_pairs(
     image_column = _find_column(rows, image_column, IMAGE_COLUMNS, "image", dataset)
     rows = _as_image_files(rows.select_columns([image_column]), image_column, dataset)
     first_row, image_of_row = _distinct_images(rows, image_column)
-    return ImageCaptionPairs(
-        captions, image_of_row[row_of_caption], ImageFiles(rows, image_column, first_row), dataset, split
-    )
+    used, image_index = np.unique(image_of_row[row_of_caption], return_inverse=True)
+    return ImageCaptionPairs(captions, image_index, ImageFiles(rows, image_column, first_row[used]), dataset, split)
 
 
 def load_labels(
@@ -157,13 +157,17 @@ def load_labels(
 
 
 def _read_split(dataset: str, split: str, caption_column: str | None) -> datasets.Dataset:
-    """The rows of a split; cut from train by the hash of the caption where the source has no such split."""
+    """The rows of a split; cut from train, or from the only split, where the source has no such split."""
     source = _read_source(dataset)
     named = {name: rows for name, aliases in SPLIT_NAMES.items() for alias in aliases if (rows := source.get(alias))}
+    if "train" not in named and len(source) == 1:
+        named = {"train": next(iter(source.values()))}
     missing = [name for name in ("validation", "test") if name not in named]
     if split in named and (split != "train" or not missing):
         return named[split]
-    rows = named.get("train") or next(iter(source.values()))
+    if "train" not in named:
+        raise ValueError(f"{dataset}: no split train to take {split} from; it has the splits {', '.join(source)}")
+    rows = named["train"]
     column = _find_column(rows, caption_column, CAPTION_COLUMNS, "caption", dataset)
     kept = [i for i, value in enumerate(rows[column]) if _assigned_split(value, missing) == split]
     if not kept:
@@ -236,7 +240,14 @@ def _find_column(rows: datasets.Dataset, asked: str | None, usual: tuple[str, ..
 
 
 def _captions_of(value: str | list[str] | None) -> list[str]:
-    return [caption or "" for caption in value] if isinstance(value, (list, tuple)) else [value or ""]
+    """The captions of a row, stripped. Raises ValueError where they are not text."""
+    captions = [caption or "" for caption in (value if isinstance(value, (list, tuple)) else [value])]
+    other = next((caption for caption in captions if not isinstance(caption, str)), None)
+    if other is not None:
+        raise ValueError(
+            f"expected captions to be text or lists of text; found {other!r}: name another --caption_column"
+        )
+    return [caption.strip() for caption in captions]
 
 
 def _assigned_split(value: str | list[str] | None, missing: list[str]) -> str:
@@ -247,7 +258,7 @@ def _assigned_split(value: str | list[str] | None, missing: list[str]) -> str:
 
 def _flatten_captions(column: Sequence, dataset: str) -> tuple[list[str], np.ndarray]:
     """All captions and the row of each; empty ones left out."""
-    pairs = [(caption.strip(), row) for row, value in enumerate(column) for caption in _captions_of(value)]
+    pairs = [(caption, row) for row, value in enumerate(column) for caption in _captions_of(value)]
     kept = [(caption, row) for caption, row in pairs if caption]
     if len(kept) < len(pairs):
         _check_skipped(len(pairs) - len(kept), len(pairs), "caption", "are empty", dataset)
@@ -276,10 +287,10 @@ def _as_image_files(rows: datasets.Dataset, column: str, dataset: str) -> datase
 
 
 def _distinct_images(rows: datasets.Dataset, column: str) -> tuple[np.ndarray, np.ndarray]:
-    """The first row of each image, and the image of each row: rows with the same path and no bytes share one."""
+    """The first row of each image, and the image of each row: rows with the same path, and the same bytes, share one."""
     numbers, first_row, image_of_row = {}, [], np.empty(len(rows), dtype=np.int64)
-    for row, (path, has_bytes) in enumerate(_paths(rows, column)):
-        key = row if has_bytes or not path else path
+    for row, (path, content) in enumerate(_files(rows, column)):
+        key = (path, content and hashlib.sha256(content).digest()) if path else row
         if key not in numbers:
             numbers[key] = len(first_row)
             first_row.append(row)
@@ -287,8 +298,8 @@ def _distinct_images(rows: datasets.Dataset, column: str) -> tuple[np.ndarray, n
     return np.asarray(first_row, dtype=np.int64), image_of_row
 
 
-def _paths(rows: datasets.Dataset, column: str) -> Iterator[tuple[str | None, bool]]:
-    """Path and whether there are bytes, for every row (arrow: without decoding a row at a time)."""
+def _files(rows: datasets.Dataset, column: str) -> Iterator[tuple[str | None, bytes | None]]:
+    """Path and bytes of every row, as they are stored; bytes only where there is a path too."""
     for chunk in rows.with_format("arrow")[:].column(column).chunks:
-        has_bytes = chunk.field("bytes").is_valid().to_pylist()
-        yield from zip(chunk.field("path").to_pylist(), has_bytes, strict=True)
+        for path, content in zip(chunk.field("path"), chunk.field("bytes"), strict=True):
+            yield path.as_py(), content.as_py() if path.is_valid else None

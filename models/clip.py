@@ -6,6 +6,7 @@ token can change the result: captions are cut there, batches are cut to their lo
 
 import hashlib
 import json
+import os
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -219,10 +220,20 @@ def load_clip(name: str, device: str = "cpu", weights: bool = True) -> Clip:
 
 
 def _read_weights(name: str) -> CLIPModel:
+    """Raises ValueError where weights are damaged, missing, or of another shape than the configuration says."""
     try:
-        return CLIPModel.from_pretrained(name, dtype=torch.float32)
+        model, found = CLIPModel.from_pretrained(name, dtype=torch.float32, output_loading_info=True)
     except SafetensorError as error:
         raise ValueError(f"{name}: the weights cannot be read ({error}); download or copy them again") from error
+    except RuntimeError as error:
+        raise ValueError(f"{name}: the weights do not fit its config.json ({str(error)[:200]})") from error
+    missing = sorted(found["missing_keys"])
+    if missing:
+        raise ValueError(
+            f"{name}: {len(missing)} weights that its config.json asks for are missing ({', '.join(missing[:3])}, ...); "
+            f"download or copy them again, or correct the configuration"
+        )
+    return model
 
 
 def _read_tokenizer(name: str) -> PreTrainedTokenizerBase:
@@ -253,6 +264,6 @@ def _end_position(ids: list[int], eos_token_id: int) -> int:
 
 def _save_array(path: Path, array: np.ndarray) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_suffix(".tmp.npy")
+    temporary = path.with_name(f".{path.stem}.{os.getpid()}.npy")
     np.save(temporary, array, allow_pickle=False)
     temporary.replace(path)

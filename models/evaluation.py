@@ -26,7 +26,7 @@ def evaluate_retrieval(
     image_index = torch.from_numpy(pairs.image_index).to(text.device)
     image = image_embeddings.to(text.device)
     recall = retrieval_recall(text, image, image_index)
-    loss = task_loss(text, image[image_index], clip.logit_scale, loss_batch_size)
+    loss = task_loss(text, image[image_index], clip.logit_scale, loss_batch_size, image_index)
     return {"task_loss": loss, **recall, "mean_recall": sum(recall.values()) / len(recall)}
 
 

@@ -104,7 +104,11 @@ def _read_weights(folder: Path) -> dict[str, Tensor]:
     if path is None:
         raise FileNotFoundError(f"{folder}: no weights; looked for {', '.join(WEIGHTS_NAMES)}")
     try:
-        state = load_file(path) if path.suffix == ".safetensors" else torch.load(path, weights_only=True)
+        state = (
+            load_file(path)
+            if path.suffix == ".safetensors"
+            else torch.load(path, map_location="cpu", weights_only=True)
+        )
     except (SafetensorError, pickle.UnpicklingError, RuntimeError) as error:
         raise ValueError(f"{path}: not a readable state dict ({type(error).__name__}: {str(error)[:200]})") from error
     return state.get("state_dict", state)

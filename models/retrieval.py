@@ -18,17 +18,33 @@ def symmetric_cross_entropy(logits: Tensor, reduction: str = "mean") -> Tensor:
     ) / 2
 
 
-def pair_losses(text: Tensor, image: Tensor, logit_scale: float, batch_size: int) -> Tensor:
+def pair_losses(
+    text: Tensor, image: Tensor, logit_scale: float, batch_size: int, image_index: Tensor | None = None
+) -> Tensor:
     """Symmetric contrastive loss of each pair within fixed batches of consecutive pairs; the task loss is its mean.
 
     `text`, `image`: (n, d), L2-normalised, row i of one belongs to row i of the other; `logit_scale`: the factor itself,
-    not its logarithm. Returns (n,) float64, nats. The last batch may be smaller.
+    not its logarithm. `image_index`: (n,), the number of each pair's image, where images have several captions: batches
+    are then of consecutive pairs in the order of `in_rounds`. Returns (n,) float64, nats. The last batch may be smaller.
     """
-    losses = [
-        symmetric_cross_entropy(logit_scale * text_batch @ image_batch.T, reduction="none")
-        for text_batch, image_batch in zip(text.split(batch_size), image.split(batch_size), strict=True)
-    ]
-    return torch.cat(losses).double()
+    order = torch.arange(len(text), device=text.device) if image_index is None else in_rounds(image_index)
+    losses = torch.empty(len(text), dtype=torch.float64, device=text.device)
+    for rows in order.split(batch_size):
+        losses[rows] = symmetric_cross_entropy(logit_scale * text[rows] @ image[rows].T, reduction="none").double()
+    return losses
+
+
+def in_rounds(image_index: Tensor) -> Tensor:
+    """The order (n,) of pairs in which the first captions of all images come before any second one, and so on.
+
+    Captions of one image, which are no negatives of each other, are then as far apart as they can be. Where every image has
+    one caption nothing moves.
+    """
+    by_image = image_index.argsort(stable=True)
+    grouped = image_index[by_image]
+    rounds = torch.empty_like(by_image)
+    rounds[by_image] = torch.arange(len(grouped), device=grouped.device) - torch.searchsorted(grouped, grouped)
+    return rounds.argsort(stable=True)
 
 
 def recall_hits(text: Tensor, image: Tensor, image_index: Tensor, chunk: int = 4096) -> dict[str, dict[int, Tensor]]:
@@ -77,6 +93,8 @@ def retrieval_recall(text: Tensor, image: Tensor, image_index: Tensor) -> dict[s
     return summarise_hits(recall_hits(text, image, image_index))
 
 
-def task_loss(text: Tensor, image: Tensor, logit_scale: float, batch_size: int) -> float:
+def task_loss(
+    text: Tensor, image: Tensor, logit_scale: float, batch_size: int, image_index: Tensor | None = None
+) -> float:
     """Mean of `pair_losses`."""
-    return pair_losses(text, image, logit_scale, batch_size).mean().item()
+    return pair_losses(text, image, logit_scale, batch_size, image_index).mean().item()

@@ -213,7 +213,7 @@ class FineSearch:
         values = {}
         if self.images is not None:
             values["task_loss"] = pair_losses(
-                text, self.images[self.image_index], self.clip.logit_scale, self.loss_batch_size
+                text, self.images[self.image_index], self.clip.logit_scale, self.loss_batch_size, self.image_index
             )
             task_loss = values["task_loss"].mean().item()
             hits = recall_hits(text, self.images, self.image_index)

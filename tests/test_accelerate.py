@@ -16,11 +16,12 @@ ROOT = Path(__file__).resolve().parents[1]
 LAUNCH = [sys.executable, "-m", "accelerate.commands.launch", "--cpu", "--num_processes", "2", "--num_machines", "1"]
 LAUNCH += ["--num_cpu_threads_per_process", "1", "--mixed_precision", "no", "--dynamo_backend", "no"]
 DRAWS = ["--batch_size", "5", "--iter_num", "7"]  # an odd number: the parts are not equal
-COMMANDS = {
-    svcca_analysis: DRAWS,
-    dc_analysis: DRAWS,
-    search: ["--num_layers", "4", "--num_clip_layers", "2", "--bs", "5", "--iter", "7", "--loss_batch_size", "20"],
-}
+COMMANDS = [
+    (svcca_analysis, DRAWS),
+    (dc_analysis, DRAWS),
+    (dc_analysis, [*DRAWS, "--mode", "seq"]),  # as wide as the longest caption of both parts
+    (search, ["--num_layers", "4", "--num_clip_layers", "2", "--bs", "5", "--iter", "7", "--loss_batch_size", "20"]),
+]
 
 
 @pytest.fixture(scope="module")
@@ -28,11 +29,11 @@ def both(tiny_clip, tiny_pairs, tmp_path_factory):
     """The result folders of one process and of two, and what the two printed."""
     folders = [tmp_path_factory.mktemp(name) for name in ("one", "two")]
     places = ["--model", str(tiny_clip), "--dataset", str(tiny_pairs), "--exp_dir"]
-    for module, flags in COMMANDS.items():
+    for module, flags in COMMANDS:
         module.main([*flags, *places, str(folders[0])])
     script = folders[1] / "run.py"  # all commands in one start of the processes
     lines = [f"import sys; sys.path.insert(0, {str(ROOT)!r})"]
-    for module, flags in COMMANDS.items():
+    for module, flags in COMMANDS:
         lines += [f"from {module.__name__} import main", f"main({[*flags, *places, str(folders[1])]!r})"]
     script.write_text("\n".join(lines))
     done = subprocess.run([*LAUNCH, str(script)], capture_output=True, text=True)
@@ -40,7 +41,7 @@ def both(tiny_clip, tiny_pairs, tmp_path_factory):
     return *folders, done.stdout
 
 
-@pytest.mark.parametrize("name", ["cca_mat_*", "dc_mat_*"])
+@pytest.mark.parametrize("name", ["cca_mat_*", "dc_mat_mean_*", "dc_mat_seq_*"])
 def test_matrices_are_the_same_to_rounding(both, name):
     one, two = (np.load(next(folder.glob(f"*/{name}.npy"))) for folder in both[:2])
     assert np.abs(one - two).max() < 1e-9
@@ -57,5 +58,5 @@ def test_the_search_gives_the_same_losses_and_layer_calls(both):
 
 
 def test_only_one_process_prints(both):
-    assert both[2].count("wrote ") == 2
+    assert both[2].count("wrote ") == 3
     assert both[2].count("winner: drop") == 1

@@ -61,8 +61,8 @@ class ModelCard:
         if not self.choice.dropped_layers:
             return f"`{model}` with all its {left} text layers, its {towers} fine-tuned {data}."
         return (
-            f"`{model}` with {left} of its {self.stage.num_layers} text layers: CoMFLP dropped "
-            f"{segments(self.choice.dropped_layers)} (counted from 1; from {self.choice.origin}), then its {towers} "
+            f"`{model}` with {left} of its {self.stage.num_layers} text layers, without "
+            f"{segments(self.choice.dropped_layers)} (counted from 1; from {self.choice.origin}); its {towers} "
             f"was fine-tuned {data}."
         )
 

@@ -114,8 +114,10 @@ def check_output_dir(output_dir: Path, resume_epoch: int, first_epoch: int = 0) 
 
 
 def remove_leftovers(output_dir: Path) -> None:
-    """Unfinished files of a killed run: hidden, and of no use to a new one."""
-    for path in [*output_dir.glob(".*"), *output_dir.glob("last/.*"), *output_dir.glob("epochs/.*")]:
+    """Unfinished files of a killed run, by the names this project gives them: of no use to a new one."""
+    unfinished = (".checkpoint", ".writing", ".removed", ".*.[0-9]*.*")
+    folders = (output_dir, output_dir / "last", output_dir / "epochs")
+    for path in [path for folder in folders for name in unfinished for path in folder.glob(name)]:
         shutil.rmtree(path) if path.is_dir() else path.unlink()
 
 

@@ -51,18 +51,10 @@ def test_a_folder_with_splits_gives_each_split(tiny_pairs):
 
 def test_an_imagefolder_is_read_with_its_metadata(folder_of_images):
     pairs = load_pairs(str(folder_of_images), "train")
-    by_caption = dict(zip(pairs.captions, pairs.image_index, strict=True))
-    if "picture a" in by_caption:  # the hash of a caption may put it into another split
-        assert pairs.images[by_caption["picture a"]].getpixel((0, 0)) == RED
-    everything = [c for split in ("train", "validation", "test") for c in _captions_or_none(folder_of_images, split)]
-    assert sorted(everything) == ["picture a", "picture b", "picture c"]
-
-
-def _captions_or_none(path, split):
-    try:
-        return load_pairs(str(path), split).captions
-    except ValueError:  # no rows fell into this split
-        return []
+    assert pairs.captions == ["picture a", "picture b", "picture c"]  # by their hashes none of them is held out
+    assert [pairs.images[image].getpixel((0, 0)) for image in pairs.image_index] == [RED, BLUE, BLUE]
+    with pytest.raises(ValueError, match="no rows for the split validation; it has the splits train"):
+        load_pairs(str(folder_of_images), "validation")
 
 
 def test_a_csv_with_paths_shares_the_image_among_its_captions(tmp_path):
@@ -98,6 +90,47 @@ def test_splits_that_are_missing_are_cut_from_train_disjoint_by_caption(tmp_path
     assert len(splits[0]) > 5 * len(splits[1]) > 0 and splits[2]
 
 
+@pytest.mark.parametrize("only", ["train", "validation", "test"])
+def test_the_only_split_is_cut_into_three_whatever_its_name(tmp_path, only):
+    write_parquet(tmp_path / f"{only}.parquet", [image_row(f"caption {i}") for i in range(100)])
+    splits = [set(load_pairs(str(tmp_path), name).captions) for name in ("train", "validation", "test")]
+    assert sum(map(len, splits)) == len(set.union(*splits)) == 100
+    assert len(splits[0]) > 60
+
+
+def test_without_train_there_is_nothing_to_cut_train_from(tmp_path):
+    for name in ("validation", "test"):
+        write_parquet(tmp_path / f"{name}.parquet", [image_row(f"{name} {i}") for i in range(4)])
+    assert len(load_pairs(str(tmp_path), "test")) == 4
+    with pytest.raises(ValueError, match="no split train to take train from; it has the splits validation, test"):
+        load_pairs(str(tmp_path), "train")
+
+
+def test_captions_that_differ_in_outer_spaces_fall_into_one_split(tmp_path):
+    write_parquet(tmp_path / "pairs.parquet", [image_row(f"caption {i // 2}" + " " * (i % 2)) for i in range(200)])
+    splits = [
+        set(load_pairs(str(tmp_path / "pairs.parquet"), name).captions) for name in ("train", "validation", "test")
+    ]
+    assert sum(map(len, splits)) == 100
+
+
+def test_rows_of_one_embedded_file_share_its_image(tmp_path):
+    """Same path and bytes; the same picture under another name, or without one, is another image."""
+    rows = [image_row(f"caption {i}") for i in range(5)]
+    for row, name in zip(rows, ("a.png", "a.png", "b.png", None, None), strict=True):
+        row["image"]["path"] = name
+    for split in ("train", "validation", "test"):
+        write_parquet(tmp_path / f"{split}.parquet", rows)
+    assert load_pairs(str(tmp_path), "test").image_index.tolist() == [0, 0, 1, 2, 3]
+
+
+def test_captions_that_are_no_text_are_an_error(tmp_path):
+    lines = [f"{i}.png,{i}" for i in range(20)]
+    (tmp_path / "pairs.csv").write_text("image,caption\n" + "\n".join(lines))
+    with pytest.raises(ValueError, match="expected captions to be text or lists of text; found .*--caption_column"):
+        load_pairs(str(tmp_path / "pairs.csv"), "train")
+
+
 def test_columns_can_be_named(tmp_path):
     rows = [{"photo": {"bytes": png(), "path": None}, "title": f"t{i}", "name": f"n{i}"} for i in range(50)]
     write_parquet(tmp_path / "train.parquet", rows, image_column="photo")
@@ -126,7 +159,8 @@ def test_a_few_empty_captions_are_skipped_with_a_counted_warning(tmp_path):
         write_parquet(tmp_path / f"{split}.parquet", rows)
     with pytest.warns(UserWarning, match="skipped 1 of 200 captions"):
         pairs = load_pairs(str(tmp_path), "train")
-    assert len(pairs) == 199 and 7 not in pairs.image_index
+    assert len(pairs) == len(pairs.images) == 199
+    assert 7 not in pairs.images.row_numbers  # nobody could find it by words
 
 
 def test_many_empty_captions_are_an_error(tmp_path):

@@ -1,5 +1,6 @@
 """CLIP through the layer stack: the same embeddings as the model's own, cut captions, cached images."""
 
+import json
 import shutil
 
 import numpy as np
@@ -151,6 +152,23 @@ def test_damaged_weights_and_a_missing_tokenizer_are_errors(tiny_clip, tmp_path,
         path.write_bytes(path.read_bytes()[:1000])
     with pytest.raises(ValueError, match=message):
         load_clip(str(tmp_path / "damaged"))
+
+
+@pytest.mark.parametrize(
+    ("setting", "value", "message"),
+    [
+        ("num_hidden_layers", 5, "16 weights that its config.json asks for are missing"),
+        ("intermediate_size", 8, "do not fit"),
+    ],
+)
+def test_weights_that_do_not_fit_the_configuration_are_errors(tiny_clip, tmp_path, setting, value, message):
+    shutil.copytree(tiny_clip, tmp_path / "other")
+    path = tmp_path / "other" / "config.json"
+    config = json.loads(path.read_text())
+    config["text_config"][setting] = value
+    path.write_text(json.dumps(config))
+    with pytest.raises(ValueError, match=message):
+        load_clip(str(tmp_path / "other"))
 
 
 def test_fresh_weights_are_not_the_saved_ones(tiny_clip, clip):

@@ -7,7 +7,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from models.retrieval import pair_losses, recall_hits, retrieval_recall, symmetric_cross_entropy, task_loss
+from models.retrieval import in_rounds, pair_losses, recall_hits, retrieval_recall, symmetric_cross_entropy, task_loss
 
 
 def unit_rows(n, d, seed):
@@ -54,6 +54,21 @@ def test_loss_depends_on_which_pairs_share_a_batch_and_on_nothing_else_in_their_
     base = task_loss(text, image, 5, 20)
     assert task_loss(text[within], image[within], 5, 20) == pytest.approx(base, abs=1e-6)
     assert abs(task_loss(text[across], image[across], 5, 20) - base) > 1e-4
+
+
+def test_captions_of_one_image_are_no_rivals_while_there_are_others():
+    image_index = torch.arange(8).repeat_interleave(3)  # three captions an image, side by side
+    assert in_rounds(image_index).tolist() == [3 * i + k for k in range(3) for i in range(8)]
+    image = unit_rows(8, 16, 0)[image_index]
+    losses = pair_losses(image, image, 100, 8, image_index)
+    assert losses.max() < 0.1  # every caption is found
+    assert pair_losses(image, image, 100, 8).min() > 0.5 * math.log(2)  # beside its image's other captions none is sure
+
+
+def test_with_one_caption_an_image_the_order_stays():
+    assert in_rounds(torch.tensor([3, 1, 0, 2])).tolist() == [0, 1, 2, 3]
+    text, image = unit_rows(50, 8, 0), unit_rows(50, 8, 1)
+    assert torch.equal(pair_losses(text, image, 5, 20), pair_losses(text, image, 5, 20, torch.arange(50)))
 
 
 @pytest.mark.parametrize("chunk", [7, 4096])

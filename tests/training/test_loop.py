@@ -148,7 +148,7 @@ def test_the_output_folder_is_a_checkpoint_with_fewer_layers(new_trainer, tmp_pa
         CLIPProcessor.from_pretrained(folder)
         assert model.config.text_config.num_hidden_layers == 2 == len(model.text_model.encoder.layers)
         assert changed(weights(trainer), model.state_dict()) == set()
-    assert "CoMFLP dropped [[2, 3]]" in (tmp_path / "run/README.md").read_text()
+    assert "text layers, without [[2, 3]]" in (tmp_path / "run/README.md").read_text()
 
 
 def test_an_average_replaces_the_best_epoch_only_where_it_is_better(new_trainer, tmp_path):
