@@ -13,7 +13,7 @@ import svcca_analysis
 from search_strategy import search_prune_then_verify_mix as search
 
 ROOT = Path(__file__).resolve().parents[1]
-LAUNCH = [sys.executable, "-m", "accelerate.commands.launch", "--cpu", "--num_processes", "2", "--num_machines", "1"]
+LAUNCH = [sys.executable, "-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", "2", "--num_machines", "1"]
 LAUNCH += ["--num_cpu_threads_per_process", "1", "--mixed_precision", "no", "--dynamo_backend", "no"]
 DRAWS = ["--batch_size", "5", "--iter_num", "7"]  # an odd number: the parts are not equal
 COMMANDS = [
@@ -28,13 +28,14 @@ COMMANDS = [
 def both(tiny_clip, tiny_pairs, tmp_path_factory):
     """The result folders of one process and of two, and what the two printed."""
     folders = [tmp_path_factory.mktemp(name) for name in ("one", "two")]
-    places = ["--model", str(tiny_clip), "--dataset", str(tiny_pairs), "--exp_dir"]
+    places = ["--model", str(tiny_clip), "--dataset", str(tiny_pairs), "--device", "cpu", "--exp_dir"]
     for module, flags in COMMANDS:
         module.main([*flags, *places, str(folders[0])])
     script = folders[1] / "run.py"  # all commands in one start of the processes
     lines = [f"import sys; sys.path.insert(0, {str(ROOT)!r})"]
     for module, flags in COMMANDS:
         lines += [f"from {module.__name__} import main", f"main({[*flags, *places, str(folders[1])]!r})"]
+    lines += ["from accelerate import PartialState", "print(f'processes: {PartialState().num_processes}')"]
     script.write_text("\n".join(lines))
     done = subprocess.run([*LAUNCH, str(script)], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
@@ -57,6 +58,7 @@ def test_the_search_gives_the_same_losses_and_layer_calls(both):
     assert losses[1] == pytest.approx(losses[0], abs=1e-6)
 
 
-def test_only_one_process_prints(both):
+def test_there_are_two_processes_and_only_one_of_them_prints_results(both):
+    assert both[2].count("processes: 2") == 2
     assert both[2].count("wrote ") == 3
     assert both[2].count("winner: drop") == 1

@@ -62,7 +62,7 @@ def test_captions_of_one_image_are_no_rivals_while_there_are_others():
     image = unit_rows(8, 16, 0)[image_index]
     losses = pair_losses(image, image, 100, 8, image_index)
     assert losses.max() < 0.1  # every caption is found
-    assert pair_losses(image, image, 100, 8).min() > 0.5 * math.log(2)  # beside its image's other captions none is sure
+    assert pair_losses(image, image, 100, 8).mean() > math.log(2)  # side by side they are taken for each other
 
 
 def test_with_one_caption_an_image_the_order_stays():
