@@ -174,6 +174,7 @@ def main(argv: list[str] | None = None) -> None:
         accelerator = make_accelerator(args, device, stage.output_dir)
         train_stage(stage, choice, clip, before, material, options, accelerator, experiment.Record(args, device))
         before = clip
+    accelerator.wait_for_everyone()  # the main process reports
     accelerator.end_training()
 
 

@@ -1,6 +1,7 @@
 """What the scripts share: common flags, seed, device, logging, run record, and the names of the files under `exp/`."""
 
 import argparse
+import atexit
 import contextlib
 import functools
 import inspect
@@ -90,9 +91,11 @@ def script(main: Callable) -> Callable:
     def wrapper(argv: Sequence[str] | None = None) -> object:
         global _command
         argv = sys.argv[1:] if argv is None else list(argv)
-        _command = shlex.join(["python", *map(_plain, [str(path), *argv])])
+        _command = shlex.join(["python", *map(plain, [str(path), *argv])])
         try:
-            return main(argv)
+            result = main(argv)
+            _wait_for_the_others()
+            return result
         except (ValueError, OSError) as error:
             if os.environ.get("COMFLP_TRACEBACK"):
                 raise
@@ -101,6 +104,13 @@ def script(main: Callable) -> Callable:
             raise SystemExit(2) from error
 
     return wrapper
+
+
+def _wait_for_the_others() -> None:
+    """One of several processes that leaves while another still works can be aborted, and takes all with it."""
+    torch = sys.modules.get("torch")
+    if torch and torch.distributed.is_initialized():
+        torch.distributed.barrier()
 
 
 # --- seed, device, logging
@@ -115,7 +125,7 @@ def seed_everything(seed: int) -> None:
     torch.manual_seed(seed)
 
 
-def set_up(args: argparse.Namespace, log_file: Path | None = None, append: bool = False) -> str:
+def set_up(args: argparse.Namespace) -> str:
     """Processes, logging, threads, seed and device of a script; returns the device.
 
     Started by `accelerate launch`, a script runs in several processes that share the work: each sees a part of the data, and
@@ -126,7 +136,8 @@ def set_up(args: argparse.Namespace, log_file: Path | None = None, append: bool 
 
     device = select_device(args.device)
     processes = PartialState(cpu=device == "cpu")
-    set_up_logging(log_file, append)
+    atexit.register(processes.destroy_process_group)
+    set_up_logging()
     if args.threads:
         torch.set_num_threads(args.threads)
     seed_everything(args.seed)
@@ -249,7 +260,7 @@ def git_state() -> str:
 def hardware(device: str) -> str:
     import torch
 
-    name = torch.cuda.get_device_name() if device == "cuda" else platform.processor() or platform.machine()
+    name = torch.cuda.get_device_name() if device.startswith("cuda") else platform.processor() or platform.machine()
     return f"{device} ({name}, {torch.get_num_threads()} CPU threads)"
 
 
@@ -260,7 +271,7 @@ class Record:
         self._start = time.perf_counter()
         self._content = {
             "command": _command,
-            "flags": {name: _plain(value) for name, value in sorted(vars(args).items())},
+            "flags": {name: plain(value) for name, value in sorted(vars(args).items())},
             "commit": git_state(),
             "device": hardware(device),
             "versions": {name: version(name) for name in ("torch", "numpy", "scipy", "transformers", "datasets")},
@@ -268,7 +279,7 @@ class Record:
         }
 
     def note(self, **facts: object) -> None:
-        self._content |= {name: _plain(fact) for name, fact in facts.items()}
+        self._content |= {name: plain(fact) for name, fact in facts.items()}
 
     @contextlib.contextmanager
     def timed(self, name: str) -> Iterator[None]:
@@ -298,18 +309,16 @@ class Record:
         return self._content | {"seconds": round(time.perf_counter() - self._start, 3)}
 
 
-def _plain(value: object) -> object:
+def plain(value: object) -> object:
     """A JSON value; paths inside the project are written relative to it."""
     if isinstance(value, dict):
-        return {name: _plain(part) for name, part in value.items()}
+        return {name: plain(part) for name, part in value.items()}
     if isinstance(value, list | tuple):
-        return [_plain(part) for part in value]
+        return [plain(part) for part in value]
     if isinstance(value, Path):
         return str(value.relative_to(ROOT)) if value.is_relative_to(ROOT) else str(value)
     if isinstance(value, str) and value.startswith(f"{ROOT}{os.sep}"):
         return os.path.relpath(value, ROOT)
-    if isinstance(value, (list, tuple)):
-        return [_plain(item) for item in value]
     return value
 
 

@@ -69,7 +69,7 @@ def matrices_of(clip: Clip, captions: list[str], seed: int, record: experiment.R
         rows = analysis.draw_captions(len(captions), first)[0]
         measures = {name: analysis.new_measure(settings[name]) for name in names}
         with tqdm(disable=True) as bar:
-            analysis.show(clip, [captions[row] for row in rows], first, measures, record, bar)
+            analysis.show(clip, clip.tokenize([captions[row] for row in rows]), first, measures, record, bar)
         matrices |= {name: measure.matrix() for name, measure in measures.items()}
     rows = analysis.draw_captions(len(captions), MatrixSettings("ablation", seed=seed).filled())[0]
     ablation, _ = ablations(clip, [[captions[row] for row in rows]], record)
@@ -156,11 +156,12 @@ def main(argv: list[str] | None = None) -> None:
     device = experiment.set_up(args)
     record = experiment.Record(args, device)
     clip = load_clip(args.model, device)
-    captions = load_pairs(args.dataset, "train", images=False).captions
+    columns = {"image_column": args.image_column, "caption_column": args.caption_column}
+    captions = load_pairs(args.dataset, "train", images=False, caption_column=args.caption_column).captions
     matrices = {seed: matrices_of(clip, captions, seed, record) for seed in range(args.num_seeds)}
     cache = experiment.model_dir(args.exp_dir, args.model) / "cache"
     fine = FineSearch.from_pairs(
-        clip, load_pairs(args.dataset, "validation"), cache, progress=experiment.show_progress()
+        clip, load_pairs(args.dataset, "validation", **columns), cache, progress=experiment.show_progress()
     )
     rows = []
     for k in args.num_clip_layers:

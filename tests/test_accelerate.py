@@ -13,7 +13,16 @@ import svcca_analysis
 from search_strategy import search_prune_then_verify_mix as search
 
 ROOT = Path(__file__).resolve().parents[1]
-LAUNCH = [sys.executable, "-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", "2", "--num_machines", "1"]
+LAUNCH = [
+    sys.executable,
+    "-m",
+    "accelerate.commands.launch",
+    "--multi_gpu",
+    "--num_processes",
+    "2",
+    "--num_machines",
+    "1",
+]
 LAUNCH += ["--num_cpu_threads_per_process", "1", "--mixed_precision", "no", "--dynamo_backend", "no"]
 DRAWS = ["--batch_size", "5", "--iter_num", "7"]  # an odd number: the parts are not equal
 COMMANDS = [

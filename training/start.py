@@ -32,7 +32,7 @@ def choose_layers(
             check_dropped_layers(parse_clip_layers(clip_layers), num_layers, num_clip_layers), "--clip_layers"
         )
     path = search_result or newest_search_result(folder, model, num_layers, num_clip_layers)
-    return Choice(check_dropped_layers(read_winner(path), num_layers, num_clip_layers), str(path))
+    return Choice(check_dropped_layers(read_winner(path), num_layers, num_clip_layers), experiment.plain(path))
 
 
 def newest_search_result(folder: Path, model: str, num_layers: int, num_clip_layers: int) -> Path:
