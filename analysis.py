@@ -22,11 +22,10 @@ import experiment
 import plots
 from data import load_pairs
 from experiment import Record, boolean, bounded, positive_int
-from matrix_files import OPTIONS, MatrixSettings, default_draws, modes
+from matrix_files import OPTIONS, PER_TOKEN_MODES, MatrixSettings, default_draws, modes
 from measures import MEASURES, Shuffled
 from models import Clip, load_clip
 
-PER_TOKEN_MODES = ("T", "seq")  # nothing is pooled
 FORWARD_TOKENS = 4096  # in a forward pass: enough for full speed, few enough to stay in the cache of a CPU
 CHUNK_VALUES = 2**24  # of all hidden states that wait for the measure: 128 MiB in float64
 
@@ -106,8 +105,7 @@ def settings_from(args: argparse.Namespace) -> MatrixSettings:
     for option in {option for names in OPTIONS.values() for option in names} - set(options) & set(given):
         owners = ", ".join(measure for measure, names in OPTIONS.items() if option in names)
         raise ValueError(f"--{option} is an option of {owners}, not of {settings.measure}; leave it out")
-    if settings.mode in PER_TOKEN_MODES and settings.pool != "mean":
-        raise ValueError(f"--pool {settings.pool}: --mode {settings.mode} pools nothing; leave one of them out")
+    settings.check_pool()
     captions = settings.batch_size if settings.measure == "dc" else settings.batch_size * settings.iter_num
     needed = 4 if settings.estimator == "unbiased" or settings.debiased else 2
     if captions < needed:

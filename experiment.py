@@ -210,6 +210,13 @@ def atomic_path(path: Path) -> Iterator[Path]:
         temporary.unlink(missing_ok=True)
 
 
+def check_new_folder(path: Path) -> None:
+    """Raise ValueError where there is something in the folder already."""
+    found = sorted(file.name for file in path.iterdir()) if path.is_dir() else []
+    if found:
+        raise ValueError(f"{path} is not empty ({', '.join(found[:5])}); pass another --output_dir")
+
+
 def write_text(path: Path, text: str) -> None:
     with atomic_path(path) as temporary:
         temporary.write_text(text, encoding="utf-8")

@@ -28,6 +28,8 @@ MODES = {"dc": ("mean", "seq"), "ablation": ("U",)}  # the first is the default
 OTHER_MODES = ("U", "T")
 DRAWS = {"dc": (4, 10), "ablation": (4, 10)}  # default (batch_size, iter_num)
 OTHER_DRAWS = (32, 300)
+PER_TOKEN_MODES = ("T", "seq")  # nothing is pooled
+LONGEST_TAG = 200  # characters; file systems take names of 255 bytes
 
 
 def modes(measure: str) -> tuple[str, ...]:
@@ -72,6 +74,11 @@ class MatrixSettings:
             mode=self.mode or modes(self.measure)[0],
             pool=self.pool if self.measure in MEASURES else MatrixSettings.pool,  # only hidden states are pooled
         )
+
+    def check_pool(self) -> None:
+        """Raise ValueError where a pooling is asked for and nothing is pooled."""
+        if self.mode in PER_TOKEN_MODES and self.pool != MatrixSettings.pool:
+            raise ValueError(f"--pool {self.pool}: --mode {self.mode} pools nothing; leave one of them out")
 
     @property
     def tag(self) -> str:

@@ -17,7 +17,7 @@ from transformers import CLIPConfig, CLIPImageProcessorPil, CLIPProcessor, CLIPT
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from data import load_pairs  # noqa: E402
-from experiment import positive_int, script  # noqa: E402
+from experiment import check_new_folder, positive_int, script  # noqa: E402
 
 START, END = "<|startoftext|>", "<|endoftext|>"
 
@@ -80,6 +80,7 @@ def build_parser() -> argparse.ArgumentParser:
 @script
 def main(argv: list[str] | None = None) -> None:
     args = build_parser().parse_args(argv)
+    check_new_folder(args.output_dir)
     captions = load_pairs(args.dataset, "train", images=False).captions
     tokenizer = train_tokenizer(captions, args.num_merges, args.max_length)
     size = args.image_size

@@ -15,7 +15,7 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from experiment import DEFAULT_MODEL, positive_int, script  # noqa: E402
+from experiment import DEFAULT_MODEL, check_new_folder, positive_int, script  # noqa: E402
 from models import Clip, load_clip  # noqa: E402
 
 
@@ -44,6 +44,7 @@ def build_parser() -> argparse.ArgumentParser:
 @script
 def main(argv: list[str] | None = None) -> None:
     args = build_parser().parse_args(argv)
+    check_new_folder(args.output_dir)
     clip = load_clip(args.model, "cpu")
     deepen(clip, args.copies)
     clip.model.save_pretrained(args.output_dir)

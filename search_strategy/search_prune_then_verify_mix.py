@@ -8,6 +8,7 @@ Reads the matrix that an analysis script cached under exp/<model>/, and writes c
 """
 
 import argparse
+import hashlib
 import logging
 import sys
 from pathlib import Path
@@ -19,7 +20,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import experiment  # noqa: E402
 from data import load_pairs  # noqa: E402
 from experiment import boolean, bounded, positive_int  # noqa: E402
-from matrix_files import MATRICES, MatrixSettings, modes, read_matrix, safe_name  # noqa: E402
+from matrix_files import LONGEST_TAG, MATRICES, OPTIONS, MatrixSettings, modes, read_matrix, safe_name  # noqa: E402
 from measures import combine  # noqa: E402
 from models.clip import load_clip, read_config  # noqa: E402
 from models.retrieval import RECALL_AT  # noqa: E402
@@ -96,11 +97,12 @@ def build_parser() -> argparse.ArgumentParser:
 
 
 def matrix_settings(args: argparse.Namespace) -> list[MatrixSettings]:
-    """The matrices asked for; none for random proposals."""
-    if args.select_measure == "rand":
-        return []
+    """The matrices asked for; none for random proposals. Raises ValueError for flags that would change nothing."""
     if (args.select_measure == "combine") != bool(args.combine):
         raise ValueError("--select_measure combine and --combine MEASURE ... go together")
+    refuse_unused(args)
+    if args.select_measure == "rand":
+        return []
     if args.combine:
         common = {"pool": args.pool, "seed": args.seed, "dataset": args.dataset, "caption_column": args.caption_column}
         return [MatrixSettings(name, **common) for name in args.combine]
@@ -108,34 +110,59 @@ def matrix_settings(args: argparse.Namespace) -> list[MatrixSettings]:
     mode = args.svcca_mode if measure == "svcca" and args.svcca_mode else args.mode
     if mode is not None and mode not in modes(measure):
         raise ValueError(f"--mode {mode}: {measure} has the modes {', '.join(modes(measure))}")
-    return [
-        MatrixSettings(
-            measure,
-            batch_size=args.bs,
-            iter_num=args.iter,
-            mode=mode,
-            thre=args.thre,
-            thre_on=args.thre_on,
-            estimator=args.estimator,
-            debiased=args.debiased,
-            pool=args.pool,
-            repeats=args.repeats,
-            seed=args.seed,
-            dataset=args.dataset,
-            caption_column=args.caption_column,
-        )
-    ]
+    settings = MatrixSettings(
+        measure,
+        batch_size=args.bs,
+        iter_num=args.iter,
+        mode=mode,
+        thre=args.thre,
+        thre_on=args.thre_on,
+        estimator=args.estimator,
+        debiased=args.debiased,
+        pool=args.pool,
+        repeats=args.repeats,
+        seed=args.seed,
+        dataset=args.dataset,
+        caption_column=args.caption_column,
+    )
+    settings.check_pool()
+    return [settings]
+
+
+def refuse_unused(args: argparse.Namespace) -> None:
+    """Raise ValueError for a flag of another matrix than the one that is searched."""
+    measure = args.select_measure
+    flags = {
+        "bs",
+        "iter",
+        "mode",
+        "svcca_mode",
+        "repeats",
+        "pool",
+        *(name for names in OPTIONS.values() for name in names),
+    }
+    used = {"pool"} if measure == "combine" else {"bs", "iter", "mode", "repeats", "pool", *OPTIONS.get(measure, ())}
+    used |= {"svcca_mode"} if measure == "svcca" else set()
+    unused = flags - (set() if measure == "rand" else used)
+    parser = build_parser()
+    given = sorted(f"--{name}" for name in unused if getattr(args, name) != parser.get_default(name))
+    if given:
+        why = "the matrices of --combine are those of their default commands" if measure == "combine" else "leave out"
+        raise ValueError(f"--select_measure {measure} takes no {', '.join(given)}: {why}")
 
 
 def result_tag(args: argparse.Namespace, settings: list[MatrixSettings]) -> str:
-    """The end of the result's name: the matrix, and the search settings that are not at their default."""
+    """The end of the result's name: the matrix, and the score and objective that are not at their default."""
     matrix = {"rand": f"rand_seed{args.seed}", "combine": "combine_" + "_".join(s.tag for s in settings)}
     parts = [matrix.get(args.select_measure) or settings[0].tag]
     parts += [f"score_{args.score}"] if args.score != "mean" else []
     parts += [args.objective] if args.objective != "task_loss" else []
     if args.select_measure == "rand" and args.dataset != experiment.DEFAULT_DATASET:
         parts.append(safe_name(args.dataset))
-    return "_".join(parts)
+    tag = "_".join(parts)
+    if len(tag) <= LONGEST_TAG:
+        return tag
+    return f"{tag[:LONGEST_TAG]}_{hashlib.sha256(tag.encode()).hexdigest()[:8]}"
 
 
 def make_fine_search(args: argparse.Namespace, device: str, folder: Path, record: experiment.Record) -> FineSearch:

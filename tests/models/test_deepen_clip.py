@@ -44,3 +44,11 @@ def embedded(clip):
 def deepened(model, folder, copies):
     deepen_clip.main(["--model", str(model), "--output_dir", str(folder), "--copies", str(copies)])
     return folder
+
+
+def test_a_folder_that_holds_something_is_left_alone(tiny_clip, tmp_path, capsys):
+    (tmp_path / "notes.txt").write_text("mine")
+    with pytest.raises(SystemExit):
+        deepened(tiny_clip, tmp_path, 2)
+    assert "is not empty (notes.txt); pass another --output_dir" in capsys.readouterr().err
+    assert [path.name for path in tmp_path.iterdir()] == ["notes.txt"]

@@ -156,3 +156,31 @@ def test_flags_that_contradict_each_other_are_errors(fails):
 def test_missing_model_and_data_are_errors(fails):
     assert "model not found: 'nowhere'" in fails("--model", "nowhere")
     assert "data set not found" in fails("--dataset", "nowhere.parquet", "--select_measure", "rand")
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (
+            ("--select_measure", "combine", "--combine", "dc", "cka", "--bs", "8"),
+            "combine takes no --bs: the matrices of",
+        ),
+        (("--select_measure", "cka", "--estimator", "unbiased"), "cka takes no --estimator: leave out"),
+        (("--select_measure", "dc", "--svcca_mode", "U"), "dc takes no --svcca_mode"),
+        (("--select_measure", "rand", "--iter", "3", "--pool", "eos"), "rand takes no --iter, --pool"),
+        (("--select_measure", "dc", "--mode", "seq", "--pool", "eos"), "--pool eos: --mode seq pools nothing"),
+    ],
+)
+def test_flags_that_would_change_nothing_are_refused(fails, flags, message):
+    assert message in fails(*flags)
+
+
+def test_names_of_results_fit_a_file_system():
+    def tag(*datasets):
+        args = script.build_parser().parse_args(["--num_layers", "4", "--num_clip_layers", "2"])
+        args.select_measure = "combine"
+        return script.result_tag(args, [script.MatrixSettings("dc", dataset=name) for name in datasets])
+
+    first, other = tag("a" * 200, "b" * 200), tag("a" * 200, "c" * 200)
+    assert len(first) < 230 and first != other
+    assert tag("a") == "combine_dc_mat_mean_bs4_iter10_a"
