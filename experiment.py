@@ -16,7 +16,7 @@ import subprocess
 import sys
 import time
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from importlib.metadata import version
 from pathlib import Path
 
@@ -210,9 +210,9 @@ def atomic_path(path: Path) -> Iterator[Path]:
         temporary.unlink(missing_ok=True)
 
 
-def check_new_folder(path: Path) -> None:
-    """Raise ValueError where there is something in the folder already."""
-    found = sorted(file.name for file in path.iterdir()) if path.is_dir() else []
+def check_new_folder(path: Path, allowed: Collection[str] = ()) -> None:
+    """Raise ValueError where there is something in the folder already, other than the names that are `allowed`."""
+    found = sorted({file.name for file in path.iterdir()} - set(allowed)) if path.is_dir() else []
     if found:
         raise ValueError(f"{path} is not empty ({', '.join(found[:5])}); pass another --output_dir")
 

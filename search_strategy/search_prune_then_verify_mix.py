@@ -132,20 +132,12 @@ def matrix_settings(args: argparse.Namespace) -> list[MatrixSettings]:
 def refuse_unused(args: argparse.Namespace) -> None:
     """Raise ValueError for a flag of another matrix than the one that is searched."""
     measure = args.select_measure
-    flags = {
-        "bs",
-        "iter",
-        "mode",
-        "svcca_mode",
-        "repeats",
-        "pool",
-        *(name for names in OPTIONS.values() for name in names),
-    }
-    used = {"pool"} if measure == "combine" else {"bs", "iter", "mode", "repeats", "pool", *OPTIONS.get(measure, ())}
-    used |= {"svcca_mode"} if measure == "svcca" else set()
-    unused = flags - (set() if measure == "rand" else used)
+    common = {"bs", "iter", "mode", "repeats", "pool"}
+    options = {"svcca_mode"}.union(*OPTIONS.values())
+    own = {"svcca_mode"} if measure == "svcca" else set()
+    used = {"rand": set(), "combine": {"pool"}}.get(measure, common | own | set(OPTIONS.get(measure, ())))
     parser = build_parser()
-    given = sorted(f"--{name}" for name in unused if getattr(args, name) != parser.get_default(name))
+    given = sorted(f"--{name}" for name in (common | options) - used if getattr(args, name) != parser.get_default(name))
     if given:
         why = "the matrices of --combine are those of their default commands" if measure == "combine" else "leave out"
         raise ValueError(f"--select_measure {measure} takes no {', '.join(given)}: {why}")

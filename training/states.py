@@ -17,6 +17,7 @@ from pathlib import Path
 from safetensors.torch import load_file
 from torch import Tensor
 
+import experiment
 from models import Clip
 
 WEIGHTS = "weights.safetensors"
@@ -97,7 +98,6 @@ def check_output_dir(output_dir: Path, resume_epoch: int, first_epoch: int = 0) 
 
     `first_epoch`: how many epochs come before those of this folder in a run of several stages.
     """
-    found = sorted(path.name for path in output_dir.iterdir()) if output_dir.is_dir() else []
     states = [first_epoch + epoch for epoch in EpochStates(output_dir / "epochs").resumable()]
     listed = ", ".join(map(str, states)) or "none"
     if resume_epoch and first_epoch + resume_epoch not in states:
@@ -108,9 +108,8 @@ def check_output_dir(output_dir: Path, resume_epoch: int, first_epoch: int = 0) 
             f"{output_dir} holds another run; pass --resume_epoch {states[-1]} to go on with it "
             f"(there are states of the epochs {listed}), or another --output_dir"
         )
-    others = [name for name in found if name not in STARTED | {"epochs"}]
-    if not resume_epoch and others:
-        raise ValueError(f"{output_dir} is not empty ({', '.join(others[:5])}); pass another --output_dir")
+    if not resume_epoch:
+        experiment.check_new_folder(output_dir, allowed=STARTED | {"epochs"})
 
 
 def remove_leftovers(output_dir: Path) -> None:
