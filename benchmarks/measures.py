@@ -31,6 +31,14 @@ from torch import Tensor
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import experiment  # noqa: E402
+from benchmarks.plain_measures import (  # noqa: E402
+    anatome_svcca,
+    dcor_dc,
+    numpy_svcca,
+    per_layer_dc,
+    per_pair_dc,
+    plain_svcca,
+)
 from experiment import boolean, bounded, positive_int  # noqa: E402
 from measures import DC, SVCCA  # noqa: E402
 
@@ -73,29 +81,18 @@ def fastest(
     return min(times), result
 
 
+def in_own_process(function: Callable, *args: object) -> object:
+    """The result of a function in a fresh process: what others left in the heap changes peaks and the cost of memory."""
+    with multiprocessing.get_context("spawn").Pool(1) as pool:
+        return pool.apply(function, args)
+
+
 def synchronize(device: str) -> None:
     if device == "cuda":
         torch.cuda.synchronize()
 
 
 # --- SVCCA
-
-
-def plain_svcca(x: Tensor, y: Tensor, thre: float) -> float:
-    """As commonly written: centre, SVD of both, keep, covariances, their inverse roots, SVD."""
-    kept = []
-    for layer in (x.double(), y.double()):
-        u, s, _ = torch.linalg.svd(layer - layer.mean(0), full_matrices=False)
-        k = int((s.cumsum(0) / s.sum() <= thre).sum()) + 1
-        kept.append(u[:, :k] * s[:k])
-    first, second = kept
-    whitened = inverse_root(first.T @ first) @ (first.T @ second) @ inverse_root(second.T @ second)
-    return torch.linalg.svdvals(whitened).mean().item()
-
-
-def inverse_root(product: Tensor) -> Tensor:
-    values, vectors = torch.linalg.eigh(product)
-    return vectors / values.sqrt() @ vectors.T
 
 
 def strips(stacked: Tensor, width: int, with_own: bool) -> None:
@@ -116,12 +113,6 @@ def our_svcca(states: list[Tensor], batch_size: int, thre: float, dtype: str) ->
     return measure.matrix()
 
 
-def anatome_svcca(x: Tensor, y: Tensor, thre: float) -> float:
-    from anatome.distance import svcca_distance
-
-    return 1 - float(svcca_distance(x.double(), y.double(), thre, "svd"))
-
-
 def chosen_pairs(args: argparse.Namespace) -> tuple[list[tuple[int, int]], float, str]:
     """The pairs on which a per-pair version is timed, the factor from its time to that of all pairs, and a note."""
     pairs = list(itertools.combinations_with_replacement(range(args.layers), 2))
@@ -139,14 +130,6 @@ def by_pair(function: Callable, states: list[Tensor], args: argparse.Namespace) 
         values[i, j] = function(states[i], states[j], args.thre)
         synchronize(args.device)
     return (time.perf_counter() - start) * factor, note, values
-
-
-def anatome_row(states: list[Tensor], plain: tuple, args: argparse.Namespace) -> tuple:
-    if importlib.util.find_spec("anatome") is None:
-        return "anatome", None, None, None, None, "not installed"
-    seconds, note, values = by_pair(anatome_svcca, states, args)
-    largest = max(abs(value - plain[2][pair]) for pair, value in values.items())
-    return "anatome", seconds, plain[0] / seconds, None, largest, note
 
 
 def product_seconds(states: list[Tensor], args: argparse.Namespace) -> dict[str, float]:
@@ -176,93 +159,73 @@ def svcca_part(args: argparse.Namespace) -> list[tuple]:
         run = functools.partial(our_svcca, states, args.batch_size, args.thre, dtype)
         ours[dtype] = fastest(run, args.device, args.repeats)
         logger.info("our SVCCA in %s: %.2f s", dtype, ours[dtype][0])
-    plain = by_pair(plain_svcca, states, args)
+    by_name: dict[str, Callable] = {"plain, per pair": plain_svcca, "plain, per pair, NumPy": numpy_svcca}
+    if importlib.util.find_spec("anatome"):
+        for dtype in (torch.float64, torch.float32):
+            name = f"anatome, {str(dtype).removeprefix('torch.')}"
+            by_name[name] = functools.partial(anatome_svcca, dtype=dtype)
+    others = {name: by_pair(function, states, args) for name, function in by_name.items()}
+    plain_seconds, _, expected = others["plain, per pair"]
     for dtype, (seconds, matrix) in ours.items():
-        largest = max(abs(matrix[pair] - value) for pair, value in plain[2].items())
-        rows.append((f"ours, {dtype}", seconds, plain[0] / seconds, seconds / products[dtype], largest, ""))
-    rows.append(("plain, per pair, float64", plain[0], 1.0, plain[0] / products["float64"], 0.0, plain[1]))
-    return [*rows, anatome_row(states, plain, args)]
+        largest = max(abs(matrix[pair] - value) for pair, value in expected.items())
+        rows.append((f"ours, {dtype}", seconds, plain_seconds / seconds, seconds / products[dtype], largest, ""))
+    for name, (seconds, note, values) in others.items():
+        largest = max(abs(value - expected[pair]) for pair, value in values.items())
+        rows.append((name, seconds, plain_seconds / seconds, seconds / products["float64"], largest, note))
+    if len(others) == 2:
+        rows.append(("anatome", None, None, None, None, "not installed"))
+    return rows
 
 
 # --- distance correlation
 
 
-def centred_distances(state: Tensor, dtype: torch.dtype) -> Tensor:
-    """As commonly written: by broadcast differences."""
-    rows = torch.nn.functional.normalize(state.to(dtype))
-    distances = (rows.unsqueeze(1) - rows.unsqueeze(0)).square().sum(-1).sqrt()
-    return distances - distances.mean(0) - distances.mean(1, keepdim=True) + distances.mean()
-
-
-def correlation(a: Tensor, b: Tensor) -> float:
-    return ((a * b).sum() / ((a * a).sum() * (b * b).sum()).sqrt()).item()
-
-
-def per_layer_dc(states: list[Tensor], dtype: torch.dtype) -> np.ndarray:
-    """Distances once a layer, three sums a pair."""
-    centred = [centred_distances(state, dtype) for state in states]
-    matrix = np.eye(len(states))
-    for (i, a), (j, b) in itertools.combinations_with_replacement(enumerate(centred), 2):
-        matrix[i, j] = matrix[j, i] = correlation(a, b)
-    return matrix
-
-
-def per_pair_dc(states: list[Tensor], pairs: list[tuple[int, int]]) -> np.ndarray:
-    """Everything for each pair; entries of other pairs are NaN."""
-    matrix = np.full((len(states), len(states)), np.nan)
-    for i, j in pairs:
-        matrix[i, j] = correlation(*(centred_distances(states[layer], torch.float64) for layer in (i, j)))
-    return matrix
-
-
-def our_dc(states: list[Tensor], dtype: str) -> np.ndarray:
+def our_dc(draws: list[list[Tensor]], dtype: str) -> np.ndarray:
     measure = DC(dtype=dtype)
-    measure.update(states)
-    return measure.matrix()
-
-
-def dcor_dc(states: list[Tensor], pairs: list[tuple[int, int]]) -> np.ndarray:
-    import dcor
-
-    arrays = [torch.nn.functional.normalize(state.double()).cpu().numpy() for state in states]
-    matrix = np.full((len(states), len(states)), np.nan)
-    for i, j in pairs:
-        matrix[i, j] = dcor.distance_correlation_sqr(arrays[i], arrays[j])
-    return matrix
+    for states in draws:
+        measure.update(states)
+    return np.triu(measure.matrix())
 
 
 def dc_part(args: argparse.Namespace) -> list[tuple]:
     rows = []
-    pairs, factor, note = chosen_pairs(args)
     for batch_size in args.dc_batch_sizes:
-        states = residual_walk(batch_size, args.width, args.layers, args.seed, args.device)
-        per_layer = functools.partial(per_layer_dc, states)
-        ours = functools.partial(our_dc, states)
-        runs = {  # name: what makes the matrix, what the time counts for, note
-            "plain, per layer, float64": (functools.partial(per_layer, torch.float64), 1.0, ""),
-            "plain, per layer, float32": (functools.partial(per_layer, torch.float32), 1.0, ""),
-            "plain, per pair, float64": (functools.partial(per_pair_dc, states, pairs), factor, note),
-            "ours, float64": (functools.partial(ours, "float64"), 1.0, ""),
-            "ours, float32": (functools.partial(ours, "float32"), 1.0, ""),
-        }
-        if importlib.util.find_spec("dcor"):
-            importlib.import_module("dcor")  # slow, and not to be timed
-            runs["dcor"] = (functools.partial(dcor_dc, states, pairs), factor, note)
-        rows += dc_rows(runs, batch_size, args)
-        if "dcor" not in runs:
-            rows.append(("dcor", batch_size, None, None, None, None, "not installed"))
+        rows += in_own_process(dc_rows, batch_size, args)
+        spent = {row[0]: f"{row[2]:.2f} ms" for row in rows if row[1] == batch_size and row[2]}
+        logger.info("DC of a batch of %d: %s", batch_size, spent)
     return rows
 
 
-def dc_rows(runs: dict[str, tuple[Callable, float, str]], batch_size: int, args: argparse.Namespace) -> list[tuple]:
+def dc_rows(batch_size: int, args: argparse.Namespace) -> list[tuple]:
+    torch.set_num_threads(args.threads or torch.get_num_threads())
+    pairs, factor, note = chosen_pairs(args)
+    count = max(1, args.dc_rows // batch_size)
+    draws = [residual_walk(batch_size, args.width, args.layers, args.seed + draw, args.device) for draw in range(count)]
+    per_layer, ours = functools.partial(per_layer_dc, draws), functools.partial(our_dc, draws)
+    runs = {  # name: what makes the matrix, what the time counts for, note
+        "plain, per layer, float64": (functools.partial(per_layer, torch.float64), 1.0, ""),
+        "plain, per layer, float32": (functools.partial(per_layer, torch.float32), 1.0, ""),
+        "plain, per pair, float64": (functools.partial(per_pair_dc, draws, pairs), factor, note),
+        "ours, float64": (functools.partial(ours, "float64"), 1.0, ""),
+        "ours, float32": (functools.partial(ours, "float32"), 1.0, ""),
+    }
+    if importlib.util.find_spec("dcor"):
+        importlib.import_module("dcor")  # slow, and not to be timed
+        runs["dcor"] = (functools.partial(dcor_dc, draws, pairs), factor, note)
+    rows = timed_dc(runs, batch_size, count, args)
+    return rows if "dcor" in runs else [*rows, ("dcor", batch_size, None, None, None, None, "not installed")]
+
+
+def timed_dc(
+    runs: dict[str, tuple[Callable, float, str]], batch_size: int, count: int, args: argparse.Namespace
+) -> list[tuple]:
     seconds, differences, expected = {}, {}, None
     for name, (run, factor, _) in runs.items():
         repeats = 1 if "per pair" in name or name == "dcor" else args.repeats
         fastest_seconds, matrix = fastest(run, args.device, repeats, at_least_seconds=0.3 if args.repeats > 1 else 0)
-        seconds[name] = factor * fastest_seconds
+        seconds[name] = factor * fastest_seconds / count  # of one batch
         expected = matrix if expected is None else expected
         differences[name] = np.nanmax(np.abs(matrix - expected))
-    logger.info("DC of a batch of %d: %s", batch_size, {name: f"{1000 * s:.2f} ms" for name, s in seconds.items()})
     per_layer, per_pair = (seconds[f"plain, per {what}, float64"] for what in ("layer", "pair"))
     return [
         (name, batch_size, 1000 * spent, per_layer / spent, per_pair / spent, differences[name], runs[name][2])
@@ -295,11 +258,9 @@ def peak_mib() -> float:
 
 
 def tokens_part(args: argparse.Namespace) -> list[tuple]:
-    """Each number of tokens in a process of its own, since a process' peak never falls."""
     rows = []
     for tokens in (args.tokens // 4, args.tokens):
-        with multiprocessing.get_context("spawn").Pool(1) as pool:
-            seconds, mib = pool.apply(token_run, (tokens, args))
+        seconds, mib = in_own_process(token_run, tokens, args)
         rows.append(("ours, float64", tokens, seconds, mib))
         logger.info("SVCCA over %d tokens: peak %.0f MiB", tokens, mib)
     return rows
@@ -318,6 +279,9 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--batch_size", type=positive_int, default=32, help="rows in an SVCCA update (default: 32)")
     parser.add_argument(
         "--dc_batch_sizes", type=bounded(int, 2), nargs="+", default=[4, 32, 256], help="default: 4 32 256"
+    )
+    parser.add_argument(
+        "--dc_rows", type=bounded(int, 2), default=256, help="rows in all, in batches of each size (default: 256)"
     )
     parser.add_argument(
         "--tokens", type=bounded(int, 4), default=64_000, help="tokens of the memory part, beside a quarter of it"

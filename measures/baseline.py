@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from measures.inputs import check_hidden_states, check_values
+from measures.inputs import check_hidden_states, check_values, without_gradients
 
 ROWS_AT_ONCE = 1024
 
@@ -39,6 +39,7 @@ class Shuffled:
     def _rows_waiting(self) -> int:
         return sum(states[0].shape[0] for states in self._waiting)
 
+    @without_gradients
     def update(self, hidden_states: Sequence[Tensor]) -> None:
         """Add samples: one (n, d_i) tensor for each layer, as for the measure."""
         if self.per_draw:

@@ -24,7 +24,7 @@ from measures.inputs import (
 )
 
 SMALLEST = 1e-150  # norms below it, whose squares leave float64's range, count as zero
-VALUES_AT_ONCE = 2**22  # layers are taken together up to 32 MiB of float64
+VALUES_AT_ONCE = 2**19  # small draws wait to be taken together, large ones are taken in parts: 4 MiB of float64
 
 
 class DC:
@@ -55,50 +55,69 @@ class DC:
         self._widths: list[int] | None = None
         self._total: Tensor | None = None  # sum over draws of the (L+1, L+1) correlations
         self._constant_draws: Tensor | None = None  # (L+1), draws in which a layer was constant
+        self._block: Tensor | None = (
+            None  # (draws, L+1, n, d) float64, of which the first `_waiting` are not in the sums
+        )
+        self._waiting = 0
 
     @without_gradients
     def update(self, hidden_states: Sequence[Tensor]) -> None:
         """Add one draw: one (n, d_i) tensor for each layer, n >= 2 (unbiased: 4). ValueError for unfit input."""
         min_rows = 4 if self.options["estimator"] == "unbiased" else 2
         states = check_hidden_states(hidden_states, self._widths, min_rows=min_rows)
-        correlations, constant = self._correlations(states)
+        draw = _stacked(states)
+        if not draw.abs().amax().item() < LARGEST:  # NaN compares false
+            check_values(states)
         if self.draws == 0:
-            self._start([state.shape[1] for state in states], correlations.device)
-        self._total += correlations
-        self._constant_draws += constant
-        self.samples += states[0].shape[0]
+            self._start([state.shape[1] for state in states], draw.device)
+        if self._block is None or self._block.shape[1:] != draw.shape:
+            self._flush()
+            self._block = self._empty_block(*draw.shape)
+        self._block[self._waiting].copy_(draw)
+        self._waiting += 1
+        self.samples += draw.shape[1]
         self.draws += 1
+        if self._waiting == len(self._block):
+            self._flush()
 
     def _start(self, widths: list[int], device: torch.device) -> None:
         self._widths = widths
         self._total = torch.zeros(len(widths), len(widths), dtype=torch.float64, device=device)
         self._constant_draws = torch.zeros(len(widths), dtype=torch.int64, device=device)
 
-    def _correlations(self, states: list[Tensor]) -> tuple[Tensor, Tensor]:
-        rows = states[0].shape[0]
-        at_once = max(1, VALUES_AT_ONCE // (rows * max(state.shape[1] for state in states)))
-        groups = [states[start : start + at_once] for start in range(0, len(states), at_once)]
-        distances = [pairwise_distances(self._unit_rows(group)) for group in groups]
-        distances = distances[0] if len(distances) == 1 else torch.cat(distances)  # (L+1, n, n)
-        centred = self._centred(distances.double()).flatten(1)
-        products = centred @ centred.T
+    def _empty_block(self, layers: int, rows: int, width: int) -> Tensor:
+        draws = max(1, VALUES_AT_ONCE // (layers * rows * max(rows, width)))
+        return torch.empty(draws, layers, rows, width, dtype=torch.float64, device=self._total.device)
+
+    @without_gradients
+    def _flush(self) -> None:
+        """Bring the draws that wait into the sums."""
+        if self._waiting:
+            correlations, constant = self._correlations(self._block[: self._waiting])
+            self._total += correlations.sum(0)
+            self._constant_draws += constant.sum(0)
+            self._waiting = 0
+
+    def _correlations(self, draws: Tensor) -> tuple[Tensor, Tensor]:
+        """The correlations (draws, L+1, L+1), and which layers are constant (draws, L+1). Overwrites `draws`."""
+        rows, width = draws.shape[2:]
+        groups = draws.flatten(0, 1).split(max(1, VALUES_AT_ONCE // (rows * width)))
+        distances = torch.cat([pairwise_distances(self._unit_rows(group)) for group in groups])  # (draws (L+1), n, n)
+        centred = self._centred(distances.double()).view(*draws.shape[:2], rows * rows)
+        products = centred @ centred.mT
         if self.options["estimator"] == "unbiased":
             products /= rows * (rows - 3)
-        squares = products.diagonal()
+        squares = products.diagonal(dim1=1, dim2=2)
         # unit rows: centred distances below rounding mean a layer without any
         constant = squares <= (8 * rows * torch.finfo(distances.dtype).eps) ** 2
         inverses = squares.masked_fill(constant, torch.inf).rsqrt_()
-        return products * torch.outer(inverses, inverses), constant
+        return products * inverses.unsqueeze(1) * inverses.unsqueeze(2), constant
 
-    def _unit_rows(self, states: list[Tensor]) -> Tensor:
-        """The L2-normalised rows less their mean, which distances ignore: (layers, n, largest width)."""
-        rows = _stacked(states).double()
-        norms = torch.linalg.vector_norm(rows, dim=-1, keepdim=True)
-        if not norms.amax().item() < LARGEST:  # NaN compares false
-            check_values(states)
-        rows = rows / norms.clamp_min_(SMALLEST)
-        rows -= rows.mean(1, keepdim=True)
-        return rows.to(PRODUCT_DTYPES[self.options["dtype"]])
+    def _unit_rows(self, rows: Tensor) -> Tensor:
+        """The L2-normalised rows of (b, n, d) less their mean, which distances ignore; overwrites `rows`."""
+        inverses = torch.linalg.vector_norm(rows, dim=-1, keepdim=True).clamp_min_(SMALLEST).reciprocal_()
+        means = inverses.mT @ rows / rows.shape[1]
+        return torch.addcmul(-means, rows, inverses, out=rows).to(PRODUCT_DTYPES[self.options["dtype"]])
 
     def _centred(self, distances: Tensor) -> Tensor:
         """Double-centred (biased) or U-centred (unbiased) matrices: (L+1, n, n)."""
@@ -121,6 +140,8 @@ class DC:
         if self.draws == 0:
             self._start(list(other._widths), other._total.device)
         check_same_layers(self._widths, other._widths)
+        self._flush()
+        other._flush()
         self._total += other._total.to(self._total.device)
         self._constant_draws += other._constant_draws.to(self._total.device)
         self.samples += other.samples
@@ -129,6 +150,7 @@ class DC:
     def matrix(self) -> np.ndarray:
         """The (L+1, L+1) mean over draws. A layer that is constant in a draw counts as 0 there, with a warning."""
         check_samples(self.samples)
+        self._flush()
         counts = self._constant_draws.tolist()
         some = {layer: count for layer, count in enumerate(counts) if 0 < count < self.draws}
         if some:
@@ -142,12 +164,17 @@ class DC:
         return finished(mean, self._constant_layers(), lowest=lowest)
 
     def _constant_layers(self) -> list[int]:
+        self._flush()
         counts = [] if self._constant_draws is None else self._constant_draws.tolist()
         return [layer for layer, count in enumerate(counts) if count == self.draws]
 
     def diagnostics(self) -> dict:
         """`samples`, `draws` and `constant_layers` (those constant in every draw)."""
         return {"samples": self.samples, "draws": self.draws, "constant_layers": self._constant_layers()}
+
+    def __getstate__(self) -> dict:
+        self._flush()
+        return {**self.__dict__, "_block": None}
 
 
 def _stacked(states: list[Tensor]) -> Tensor:

@@ -35,7 +35,7 @@ def check_threshold(thre: float) -> None:
 def check_hidden_states(
     hidden_states: Sequence[Tensor], widths: Sequence[int] | None = None, *, min_rows: int = 1, same_width: bool = False
 ) -> list[Tensor]:
-    """The hidden states as a list of detached (n, d_i) tensors, when they are fit to be measured.
+    """The hidden states as a list of (n, d_i) tensors, when they are fit to be measured.
 
     Args:
         hidden_states: one (n, d_i) floating-point tensor a layer, at least two layers, samples as rows.
@@ -46,7 +46,7 @@ def check_hidden_states(
     Raises:
         ValueError: a shape, a number of layers, of rows or of columns other than expected.
     """
-    states = [state.detach() if isinstance(state, Tensor) else state for state in hidden_states]
+    states = list(hidden_states)
     if len(states) < 2:
         raise ValueError(f"expected the hidden states of at least 2 layers; found {len(states)}")
     for layer, state in enumerate(states):

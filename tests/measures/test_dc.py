@@ -1,4 +1,5 @@
 import math
+import pickle
 import warnings
 
 import dcor
@@ -76,6 +77,38 @@ def test_the_matrix_is_the_mean_of_the_draws(estimator):
         measure.update(draw)
     assert difference(measure.matrix(), mean) < 1e-14
     assert measure.diagnostics() == {"samples": 24, "draws": 3, "constant_layers": []}
+
+
+def test_draws_that_wait_count_whenever_they_are_asked_for():
+    draws = [walk(rows, 6, seed=rows) for rows in (8, 8, 5, 8)]  # another size brings the waiting ones in
+    expected = [np.mean([dc(draw) for draw in draws[: count + 1]], axis=0) for count in range(4)]
+    measure = DC()
+    for draw, mean in zip(draws, expected, strict=True):
+        measure.update(draw)
+        assert difference(measure.matrix(), mean) < 1e-14
+    first, second = DC(), DC()
+    for draw in draws[:2]:
+        first.update(draw)
+    for draw in draws[2:]:
+        second.update(draw)
+    first.merge(pickle.loads(pickle.dumps(second)))
+    assert difference(first.matrix(), expected[-1]) < 1e-14
+    assert first.samples == 29
+
+
+def test_small_draws_are_taken_together_and_kept_apart_from_the_caller(monkeypatch):
+    taken = []
+    correlations = DC._correlations
+    monkeypatch.setattr(DC, "_correlations", lambda self, draws: taken.append(len(draws)) or correlations(self, draws))
+    monkeypatch.setattr("measures.dc.VALUES_AT_ONCE", 3 * 5 * 8 * 16)  # three draws of 5 layers
+    draws, measure = [walk(8, seed=seed) for seed in range(7)], DC()
+    for draw in draws:
+        reused = [state.clone() for state in draw]
+        measure.update(reused)
+        for state in reused:
+            state.zero_()
+    assert difference(measure.matrix(), np.mean([dc(draw) for draw in draws], axis=0)) < 1e-14
+    assert taken[:3] == [3, 3, 1]
 
 
 def test_layers_of_different_widths_and_dtypes():
