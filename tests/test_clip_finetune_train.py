@@ -4,6 +4,7 @@ import json
 import os
 import re
 import shlex
+import shutil
 from pathlib import Path
 
 import pytest
@@ -95,6 +96,20 @@ def test_from_scratch_a_frozen_image_tower_is_the_models(run, tiny_clip):
     assert all(trained[name].equal(before[name]) for name in trained if name.startswith("vision"))
     assert not trained["text_projection.weight"].equal(before["text_projection.weight"])
     assert CLIPModel.from_pretrained(folder).config.text_config.num_hidden_layers == 1
+
+
+def test_a_schedule_is_one_command_and_goes_on_where_it_was_stopped(run, tmp_path):
+    flags = "--schedule 4,3,2 --max_epoch 1"
+    folder = run(flags)
+    first = tmp_path / "exp" / "out_4to3"
+    layers = [CLIPModel.from_pretrained(path).config.text_config.num_hidden_layers for path in (first, folder)]
+    assert layers == [3, 2]
+    reports = [json.loads((path / "report.json").read_text()) for path in (first, folder)]
+    assert [report["test"]["pruned"]["text_layers"] for report in reports] == [3, 2]
+    assert [report["test"]["full"]["text_layers"] for report in reports] == [4, 4]
+    weights = (folder / "model.safetensors").read_bytes()
+    shutil.rmtree(folder)
+    assert (run(f"{flags} --resume_epoch 1") / "model.safetensors").read_bytes() == weights
 
 
 def test_with_no_layer_to_drop_the_full_model_is_tuned(run, tiny_clip):
