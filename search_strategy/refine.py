@@ -1,6 +1,7 @@
 """Beyond the K proposals of the coarse search: racing hundreds of them, climbing from the best, and how sure the winner is."""
 
-from collections.abc import Callable, Iterator, Sequence
+import math
+from collections.abc import Callable, Sequence
 
 import numpy as np
 
@@ -9,34 +10,32 @@ from search_strategy.proposals import Proposal, kept_layers
 Objective = Callable[[list[Proposal]], list[float]]
 
 
-def swaps(proposal: Proposal, num_layers: int) -> Iterator[list[Proposal]]:
-    """Every proposal that differs by one swap of a dropped against a kept layer, in groups.
-
-    A group keeps one of the dropped layers, and drops each of the kept ones in its place. The last layer comes first: its
-    group shares the longest prefixes of kept layers, so it costs the fewest layer calls.
-    """
-    kept = kept_layers(proposal, num_layers)
-    for spared in reversed(proposal):
-        yield [tuple(sorted({*proposal, layer} - {spared})) for layer in kept]
+def swaps(proposal: Proposal, spared: int, num_layers: int) -> list[Proposal]:
+    """The proposals that keep the layer `spared`, one of the dropped, and drop one of the kept layers in its place."""
+    others = {*proposal} - {spared}
+    return [tuple(sorted({*others, layer})) for layer in kept_layers(proposal, num_layers)]
 
 
 def climb(objective: Objective, starts: Sequence[Proposal], num_layers: int, max_rounds: int) -> tuple[Proposal, int]:
     """Hill climbing by swaps from the best of `starts`.
 
-    A round tries the groups of swaps in turn and moves to the best of the first group that holds a better proposal. It ends
-    in a round that finds none, where no swap helps, or after `max_rounds`. `objective` gives the value (smaller is better) of
-    each proposal, and is expected to remember what it has evaluated. Returns the best proposal seen, never worse than the
-    best start, and the rounds made.
+    Goes through the dropped layers from the last to the first, over and over: the swaps of a late layer share the longest
+    prefixes of kept layers, so they cost the fewest layer calls. For each layer it moves to the best of its swaps, if that is
+    better, and goes on below it. The climb ends when no swap of any dropped layer helps, or after `max_rounds` times as many
+    layers as are dropped. `objective` gives the value (smaller is better) of each proposal, and is expected to remember what
+    it has evaluated. Returns the best proposal seen, never worse than the best start, and the rounds begun.
     """
     value, best = min(zip(objective(list(starts)), starts, strict=True))
-    for rounds in range(max_rounds):
-        for group in swaps(best, num_layers):
-            better, candidate = min(zip(objective(group), group, strict=True))
-            if better < value:
-                value, best = better, candidate
-                break
-        else:
-            return best, rounds + 1
+    spared, in_vain = num_layers + 1, 0
+    for tried in range(max_rounds * len(best)):
+        if in_vain == len(best):
+            return best, math.ceil(tried / len(best))
+        spared = max((layer for layer in best if layer < spared), default=best[-1])
+        candidates = swaps(best, spared, num_layers)
+        better, candidate = min(zip(objective(candidates), candidates, strict=True))
+        in_vain += 1
+        if better < value:
+            value, best, in_vain = better, candidate, 0
     return best, max_rounds
 
 
