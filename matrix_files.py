@@ -4,8 +4,10 @@ A name holds every setting that changes the matrix; those that stand at their de
 the names of the original have: `dc_mat_mean_bs4_iter10.npy`, `cca_mat_9600U_svthre0.99.npy`.
 """
 
+import json
 import os
 import shlex
+import warnings
 from collections.abc import Iterable
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
@@ -138,8 +140,7 @@ def read_matrix(settings: MatrixSettings, folder: Path, num_layers: int, model: 
     both say how to make it.
     """
     path = settings.path(folder)
-    exp_dir = experiment.EXP_DIR if folder == experiment.model_dir(experiment.EXP_DIR, model) else folder.parent
-    how = f"run: {settings.command(model, exp_dir)}"
+    how = _how_to_make(settings, folder, model)
     if not path.exists():
         raise FileNotFoundError(f"matrix not found: {path}; there are {found_matrices(folder)}; to make it, {how}")
     try:
@@ -157,6 +158,28 @@ def read_matrix(settings: MatrixSettings, folder: Path, num_layers: int, model: 
     if not np.allclose(matrix, matrix.T, rtol=0, atol=1e-9):
         raise ValueError(f"{path}: not symmetric, by up to {np.abs(matrix - matrix.T).max():.2g}; {how}")
     return (matrix + matrix.T) / 2
+
+
+def warn_of_other_weights(settings: MatrixSettings, folder: Path, identity: dict) -> None:
+    """Warn where the record beside a matrix names other weights than those of the model, as `Clip.identity` gives them."""
+    path = settings.path(folder)
+    try:
+        made_of = json.loads(path.with_suffix(".json").read_text(encoding="utf-8"))["model"]
+        other = made_of["weights_sha256"] != identity["weights_sha256"]
+    except (OSError, ValueError, KeyError, TypeError):
+        return  # a matrix without a record of ours: nothing to compare
+    if other:
+        warnings.warn(
+            f"{path}: made of other weights ({made_of.get('name')}, {made_of['weights_sha256'][:12]}) than the model "
+            f"searched ({identity['name']}, {identity['weights_sha256'][:12]}), so the proposals may be poor ones; to "
+            f"make it again, {_how_to_make(settings, folder, identity['name'])}",
+            stacklevel=2,
+        )
+
+
+def _how_to_make(settings: MatrixSettings, folder: Path, model: str) -> str:
+    exp_dir = experiment.EXP_DIR if folder == experiment.model_dir(experiment.EXP_DIR, model) else folder.parent
+    return f"run: {settings.command(model, exp_dir)}"
 
 
 def found_matrices(folder: Path) -> str:

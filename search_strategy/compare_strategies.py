@@ -22,7 +22,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import experiment  # noqa: E402
 from data import load_pairs  # noqa: E402
 from experiment import boolean, bounded, positive_int  # noqa: E402
-from matrix_files import MATRICES, MatrixSettings, read_matrix  # noqa: E402
+from matrix_files import MATRICES, MatrixSettings, read_matrix, warn_of_other_weights  # noqa: E402
 from models.clip import load_clip, read_config  # noqa: E402
 from plots import quality_curve, strategy_panel  # noqa: E402
 from search_strategy.comparison import (  # noqa: E402
@@ -60,12 +60,14 @@ def build_parser() -> argparse.ArgumentParser:
     return parser
 
 
-def read_matrices(args: argparse.Namespace, folder: Path) -> dict[str, np.ndarray]:
-    """The matrix of every measure at its default settings; the message names the commands for all that are missing."""
-    settings = {
-        name: MatrixSettings(name, seed=args.seed, dataset=args.dataset, caption_column=args.caption_column)
-        for name in MATRICES
-    }
+def default_settings(args: argparse.Namespace) -> dict[str, MatrixSettings]:
+    """Of the matrix of every measure."""
+    common = {"seed": args.seed, "dataset": args.dataset, "caption_column": args.caption_column}
+    return {name: MatrixSettings(name, **common) for name in MATRICES}
+
+
+def read_matrices(args: argparse.Namespace, settings: dict[str, MatrixSettings], folder: Path) -> dict[str, np.ndarray]:
+    """The matrix of every measure; the message names the commands for all that are missing."""
     missing = [s.command(args.model, args.exp_dir) for s in settings.values() if not s.path(folder).exists()]
     if missing:
         raise FileNotFoundError(
@@ -148,7 +150,8 @@ def main(argv: list[str] | None = None) -> None:
     found = read_config(args.model).text_config.num_hidden_layers
     if found != args.num_layers:
         raise ValueError(f"--num_layers is {args.num_layers}, but the text tower of {args.model} has {found} layers")
-    matrices = read_matrices(args, folder)
+    settings = default_settings(args)
+    matrices = read_matrices(args, settings, folder)
     device = experiment.set_up(args)
     record = experiment.Record(args, device)
     clip = load_clip(args.model, device)
@@ -159,7 +162,11 @@ def main(argv: list[str] | None = None) -> None:
         FineSearch.from_pairs(clip, load_pairs(args.dataset, split, **columns), folder / "cache", **options)
         for split in ("validation", "test")
     )
-    record.note(model=clip.identity())
+    identity = clip.identity()
+    record.note(model=identity)
+    with record.warnings():
+        for one in settings.values():
+            warn_of_other_weights(one, folder, identity)
     name = f"compare_clip{args.num_layers}to{args.num_layers - args.num_clip_layers}"
     experiment.set_up_logging(folder / f"{name}.log")
     truth = None

@@ -20,7 +20,16 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import experiment  # noqa: E402
 from data import load_pairs  # noqa: E402
 from experiment import boolean, bounded, positive_int  # noqa: E402
-from matrix_files import LONGEST_TAG, MATRICES, OPTIONS, MatrixSettings, modes, read_matrix, safe_name  # noqa: E402
+from matrix_files import (  # noqa: E402
+    LONGEST_TAG,
+    MATRICES,
+    OPTIONS,
+    MatrixSettings,
+    modes,
+    read_matrix,
+    safe_name,
+    warn_of_other_weights,
+)
 from measures import combine  # noqa: E402
 from models.clip import load_clip, read_config  # noqa: E402
 from models.retrieval import RECALL_AT  # noqa: E402
@@ -157,12 +166,18 @@ def result_tag(args: argparse.Namespace, settings: list[MatrixSettings]) -> str:
     return f"{tag[:LONGEST_TAG]}_{hashlib.sha256(tag.encode()).hexdigest()[:8]}"
 
 
-def make_fine_search(args: argparse.Namespace, device: str, folder: Path, record: experiment.Record) -> FineSearch:
+def make_fine_search(
+    args: argparse.Namespace, settings: list[MatrixSettings], device: str, folder: Path, record: experiment.Record
+) -> FineSearch:
     """Model, validation pairs and their image embeddings, ready to evaluate proposals."""
     clip = load_clip(args.model, device)
     columns = {"image_column": args.image_column, "caption_column": args.caption_column}
     pairs = load_pairs(args.dataset, "validation", images=args.objective != "embedding", **columns)
-    record.note(model=clip.identity(), data=pairs.identity())
+    identity = clip.identity()
+    record.note(model=identity, data=pairs.identity())
+    with record.warnings():
+        for one in settings:
+            warn_of_other_weights(one, folder, identity)
     with record.timed("image_embeddings"):
         return FineSearch.from_pairs(
             clip,
@@ -225,7 +240,7 @@ def main(argv: list[str] | None = None) -> None:
     )
     device = experiment.set_up(args)
     record = experiment.Record(args, device)
-    fine = None if args.coarse_search_only else make_fine_search(args, device, folder, record)
+    fine = None if args.coarse_search_only else make_fine_search(args, settings, device, folder, record)
     experiment.set_up_logging(result.with_suffix(".log"))  # all input is there: from here on, files are written
     generator = np.random.default_rng(args.seed)
     with record.timed("coarse"):

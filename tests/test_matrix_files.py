@@ -17,7 +17,7 @@ import matrix_files
 import similarity_analysis
 import svcca_analysis
 from experiment import write_array
-from matrix_files import MatrixSettings, found_matrices, read_matrix
+from matrix_files import MatrixSettings, found_matrices, read_matrix, warn_of_other_weights
 from measures import MEASURES
 
 VARIED = {
@@ -196,6 +196,26 @@ def test_a_missing_matrix_is_named_with_those_there_and_the_command_that_makes_i
 
 def test_a_folder_without_matrices(tmp_path):
     assert found_matrices(tmp_path) == found_matrices(tmp_path / "nowhere") == "none"
+
+
+IDENTITY = {"name": "m", "weights_sha256": "a" * 64, "text_layers": 2}
+
+
+def test_other_weights_than_those_in_the_record_are_a_warning_with_the_command(tmp_path):
+    settings = MatrixSettings("dc")
+    record = settings.path(tmp_path).with_suffix(".json")
+    experiment.write_json(record, {"model": IDENTITY | {"weights_sha256": "b" * 64}})
+    with pytest.warns(UserWarning, match=r"made of other weights \(m, b{12}\) than .* \(m, a{12}\).*run: python .*dc_"):
+        warn_of_other_weights(settings, tmp_path, IDENTITY)
+
+
+@pytest.mark.parametrize("content", [{"model": IDENTITY}, {"model": {}}, {}, [], "text", None])
+def test_the_same_weights_and_matrices_without_a_record_are_taken_as_they_are(tmp_path, recwarn, content):
+    settings = MatrixSettings("dc")
+    if content is not None:
+        experiment.write_json(settings.path(tmp_path).with_suffix(".json"), content)
+    warn_of_other_weights(settings, tmp_path, IDENTITY)
+    assert not recwarn.list
 
 
 # --- folders of models

@@ -110,6 +110,13 @@ def test_race_and_embedding_objective_run_without_images(run, monkeypatch):
     assert result["winner"]["objective"] == min(p["objective"] for p in result["proposals"])
 
 
+def test_a_matrix_of_other_weights_is_searched_with_a_warning(run, tiny_pairs):
+    path = MatrixSettings("dc", dataset=str(tiny_pairs)).path(run.folder)
+    script.experiment.write_json(path.with_suffix(".json"), {"model": {"name": "other", "weights_sha256": "0" * 64}})
+    (warning,) = run("--topk_num", "2", "--refine", "0")["record"]["warnings"]
+    assert warning.startswith(f"{path}: made of other weights (other, 000000000000)")
+
+
 def test_sum_score_is_searched_and_named(run):
     result = run("--score", "sum", "--search_mode", "exact", "--coarse_search_only", "true")
     assert (
