@@ -19,7 +19,6 @@ from operator import index
 from typing import NamedTuple
 
 import torch
-from huggingface_hub.errors import StrictDataclassError
 from torch import Tensor, nn
 from transformers import PreTrainedConfig, PreTrainedModel
 
@@ -35,9 +34,13 @@ PER_LAYER_LISTS = (
     "no_rope_layers",
     "layer_rope_theta",
     "sliding_windows",
+    "attention_window",
 )
 # Where the modules of a block keep the block's place in the stack, from 0 (caches need it).
 LAYER_INDEX_NAMES = ("layer_idx", "layer_id")
+# With this in its config a block divides its attention by its place: GPT-2 when it is made, ImageGPT in every forward pass.
+SCALE_BY_PLACE = "scale_attn_by_inverse_layer_idx"
+TIME_FIRST = ("xlnet",)  # model types whose states are (T, n, d)
 
 
 class LayerStack:
@@ -85,6 +88,10 @@ class LayerStack:
 
         Returns:
             h_0, (n, T, d), the output of the embeddings; and the context that `run` needs, one entry for each layer.
+
+        Raises:
+            ValueError: a tower that is no chain of its layers: it calls others than 1..L in order, changes the state between two
+                of them, or gives them other positions than those of the token ids.
         """
         if "use_cache" in inspect.signature(self.tower.forward).parameters:
             inputs["use_cache"] = False
@@ -93,7 +100,15 @@ class LayerStack:
         order = [i + 1 for i, _, _ in calls]
         if order != list(range(1, self.num_layers + 1)):
             raise ValueError(f"expected {self.path} to call layers 1..{self.num_layers} once, in order, found {order}")
-        return calls[0][1], [arguments for _, _, arguments in calls]
+        h_0 = calls[0][1]
+        for i, hidden, _ in calls:
+            # every block handed on what it received, so only the tower can have changed it (a convolution of DeBERTa-v2 does)
+            if hidden is not h_0 and not torch.equal(hidden, h_0):
+                raise ValueError(
+                    f"expected {self.path} to be a chain of layers, found that the tower changes the state before layer {i + 1}"
+                )
+        self._check_positions(h_0, inputs.get(self.tower.main_input_name))
+        return h_0, [arguments for _, _, arguments in calls]
 
     def run(self, hidden: Tensor, context: list[BlockArguments], layers: Iterable[int]) -> Tensor:
         """Run some layers in the order given, each with the arguments that the model passes to it.
@@ -152,8 +167,19 @@ class LayerStack:
         for config in _tower_configs(model, self.path, self.num_layers):
             _cut_config(config, self.path, self.num_layers, kept)
         if dropped:
-            _check_config_describes(model)
+            _check_config_describes(model, self.path)
         return model
+
+    def _check_positions(self, h_0: Tensor, given: Tensor | None) -> None:
+        """Raise ValueError where h_0 has not a position for each token (Longformer pads), or not a row for each input."""
+        if given is None:
+            return
+        expected = given.shape[: 1 if given.is_floating_point() else 2]
+        if h_0.ndim != 3 or h_0.shape[: len(expected)] != expected:
+            raise ValueError(
+                f"expected a state (n, T, d) for inputs of {tuple(given.shape)}, found {tuple(h_0.shape)} before layer 1 of "
+                f"{self.path}; where the model pads, give inputs that need no padding"
+            )
 
     def _indices(self, layers: Iterable[int]) -> list[int]:
         numbers = [index(layer) for layer in layers]
@@ -275,6 +301,8 @@ def _refusal(found: _Found) -> str | None:
         if shape != shapes[0]:
             name = next(n for n in {**shapes[0], **shape} if shape.get(n) != shapes[0].get(n))
             return f"{name} is {shapes[0].get(name)} in block 1, {shape.get(name)} in block {layer}"
+    if config.model_type in TIME_FIRST:
+        return f"the states of {config.model_type} are (T, n, d), not (n, T, d)"
     key = _depth_key(config, found.path)
     if key is not None and getattr(config, key) != len(blocks):
         return f"{len(blocks)} blocks, config.{key} is {getattr(config, key)}"
@@ -289,6 +317,11 @@ def _depth_key(config: PreTrainedConfig, path: str) -> str | None:
 
 def _renumber(block: nn.Module, old: int, new: int) -> None:
     for module in block.modules():
+        if old != new and getattr(module, SCALE_BY_PLACE, False):
+            raise ValueError(
+                f"cannot move layer {old + 1} to the place of layer {new + 1}: with {SCALE_BY_PLACE} its attention is divided by "
+                "its place in the stack; drop the last layers, or prune a model without this setting"
+            )
         for name in LAYER_INDEX_NAMES:
             if getattr(module, name, None) == old:
                 setattr(module, name, new)
@@ -327,20 +360,41 @@ def _cut_config(config: PreTrainedConfig, path: str, depth: int, kept: list[int]
         config.set_output_features_output_indices(out_features=None, out_indices=None)
 
 
-def _check_config_describes(model: PreTrainedModel) -> None:
-    """Build the model from its config as it would be saved, without weights, and compare the lengths of its lists of modules."""
+def _check_config_describes(model: PreTrainedModel, path: str) -> None:
+    """Raise ValueError where the model, built from its config as it would be saved, differs in what no weight says.
+
+    That is the lengths of its lists of modules, and the numbers that its blocks make for themselves.
+    """
     name = type(model).__name__
     try:
         with torch.device("meta"):
             rebuilt = type(model)(type(model.config).from_dict(model.config.to_dict()))
-    except (ValueError, StrictDataclassError) as error:
+    except Exception as error:  # whatever a model raises at a config that it cannot use
         raise ValueError(f"the config of {name} cannot describe what is left of the model: {error}") from error
     expected, found = (
-        {path: len(module) for path, module in m.named_modules() if isinstance(module, nn.ModuleList)}
+        {list_path: len(module) for list_path, module in m.named_modules() if isinstance(module, nn.ModuleList)}
         for m in (model, rebuilt)
     )
-    for path in expected:
-        if found.get(path) != expected[path]:
+    for list_path in expected:
+        if found.get(list_path) != expected[list_path]:
             raise ValueError(
-                f"expected {path} of length {expected[path]} from the config of {name}, found {found.get(path)}"
+                f"expected {list_path} of length {expected[list_path]} from the config of {name}, found {found.get(list_path)}"
             )
+    expected, found = (_numbers_by_place(m.get_submodule(path)) for m in (model, rebuilt))
+    for attribute in expected:
+        if found.get(attribute) != expected[attribute]:
+            raise ValueError(
+                f"the config of {name} cannot describe what is left of the model: {path}.{attribute} depends on the layer's place"
+            )
+
+
+def _numbers_by_place(blocks: nn.ModuleList) -> dict[str, float]:
+    """The fractions that modules of the blocks hold beside their weights, such as scales of attention (DiffLlama: `lambda_init`)."""
+    return {
+        f"{path}.{name}": value
+        for path, module in blocks.named_modules()
+        if not isinstance(module, nn.Dropout)
+        for name, value in vars(module).items()
+        # the rate of a drop path may depend on the place; it is for training alone
+        if isinstance(value, float) and "drop" not in name
+    }
