@@ -15,7 +15,7 @@ demo: .venv/run
 	rm -rf exp/$(OUT)
 	$(BIN)/python clip_finetune_train.py --output_dir $(OUT) --resume_epoch 0 --num_layers 12 --num_clip_layers 6 --max_epoch 2
 	$(BIN)/python evaluate_clip.py --model exp/iconclip exp/$(OUT)
-	$(BIN)/python examples/icon_search.py "heart filled" --split train --pruned exp/$(OUT)
+	$(BIN)/python -m examples.icon_search "heart filled" --split train --pruned exp/$(OUT)
 
 test: .venv/dev lint
 	$(BIN)/python -m pytest

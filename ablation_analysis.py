@@ -13,35 +13,9 @@ Writes exp/<model>/ablation_mat_<captions>U.npy, its picture (.png) and its run 
 
 import argparse
 from collections.abc import Sequence
-from itertools import combinations
 
-import numpy as np
-
-import analysis
-from experiment import Record, script, show_progress
-from models import Clip
-from search_strategy.fine import FineSearch
-
-
-def ablation_matrix(search: FineSearch) -> np.ndarray:
-    """The (L+1, L+1) matrix of a fine search with `objective="embedding"`."""
-    states = range(search.clip.num_layers + 1)
-    skipped = list(combinations(states, 2))
-    distances = search.objectives(tuple(range(first + 1, last + 1)) for first, last in skipped)
-    matrix = np.eye(len(states))
-    for (first, last), distance in zip(skipped, distances, strict=True):
-        matrix[first, last] = matrix[last, first] = 1 - distance
-    return matrix
-
-
-def ablations(clip: Clip, draws: Sequence[list[str]], record: Record) -> tuple[list[np.ndarray], list[np.ndarray]]:
-    """The matrix of each draw of captions; a model has no shuffled rows to compare with."""
-    options = {"objective": "embedding", "progress": show_progress()}
-    searches = [FineSearch(clip, captions, None, None, **options) for captions in draws]
-    with record.timed("measure"):
-        matrices = [ablation_matrix(search) for search in searches]
-    record.note(samples=len(draws[0]), layer_calls=round(searches[0].layer_calls))
-    return matrices, []
+from common import analysis, script
+from search_strategy.ablation import ablations
 
 
 def build_parser() -> argparse.ArgumentParser:

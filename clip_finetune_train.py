@@ -16,8 +16,7 @@ from pathlib import Path
 
 from accelerate import Accelerator, DataLoaderConfiguration, DistributedDataParallelKwargs
 
-import experiment
-from experiment import boolean, bounded, positive_int
+from common import Record, add_common_flags, boolean, bounded, model_dir, positive_int, script, set_up
 from models.clip import read_config
 from training.averaging import parse_average
 from training.loop import Settings
@@ -80,7 +79,7 @@ def build_parser() -> argparse.ArgumentParser:
     add("--compile", type=boolean, default=False, help="compile the text layers (default: false)")
     add("--num_workers", type=bounded(int, 0), default=0, help="processes that decode images ahead (default: 0)")
     add("--report_to", choices=("none", "tensorboard"), default="none", help="default: none")
-    experiment.add_common_flags(parser)
+    add_common_flags(parser)
     return parser
 
 
@@ -140,10 +139,10 @@ def make_accelerator(args: argparse.Namespace, device: str, output_dir: Path) ->
     return accelerator
 
 
-@experiment.script
+@script
 def main(argv: list[str] | None = None) -> None:
     args = build_parser().parse_args(argv)
-    device = experiment.set_up(args)
+    device = set_up(args)
     scratch = args.clip_mode == "scratch"
     text_config = read_config(args.model).text_config
     check_numbers(args.model, text_config.num_hidden_layers, args.num_layers, args.num_clip_layers)
@@ -155,7 +154,7 @@ def main(argv: list[str] | None = None) -> None:
         check_output_dir(stage.output_dir, stage.resume_epoch, first_epoch=number * args.max_epoch)
     choice = None
     if not scratch and not args.schedule:
-        folder = experiment.model_dir(args.exp_dir, args.model)
+        folder = model_dir(args.exp_dir, args.model)
         numbers = args.num_layers, args.num_clip_layers
         choice = choose_layers(args.clip_layers, args.search_result, folder, args.model, *numbers)
     accelerator = make_accelerator(args, device, plan[0].output_dir)
@@ -163,7 +162,7 @@ def main(argv: list[str] | None = None) -> None:
     options = Options(settings, args.average, args.num_workers, args.compile)
     full, clip = load_start(args.model, str(accelerator.device), scratch, args.num_clip_layers, settings)
     columns = {"image_column": args.image_column, "caption_column": args.caption_column}
-    cache_dir = experiment.model_dir(args.exp_dir, args.model) / "cache"
+    cache_dir = model_dir(args.exp_dir, args.model) / "cache"
     material = load_material(full, full or clip, args.dataset, columns, settings, cache_dir, accelerator)
     before = full
     for stage in plan:
@@ -172,7 +171,7 @@ def main(argv: list[str] | None = None) -> None:
         if choice:
             clip = pruned(before, choice.dropped_layers, str(stage.output_dir))
         accelerator = make_accelerator(args, device, stage.output_dir)
-        train_stage(stage, choice, clip, before, material, options, accelerator, experiment.Record(args, device))
+        train_stage(stage, choice, clip, before, material, options, accelerator, Record(args, device))
         before = clip
     accelerator.wait_for_everyone()  # the main process reports
     accelerator.end_training()

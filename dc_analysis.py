@@ -11,9 +11,8 @@ mean over batches: the biased form of the original is near 1 for small ones, wha
 import argparse
 from collections.abc import Sequence
 
-import analysis
-from experiment import script
-from matrix_files import MatrixSettings
+from common import analysis, script
+from common.matrix_files import MatrixSettings
 
 
 def build_parser() -> argparse.ArgumentParser:

@@ -18,14 +18,24 @@ import torch
 from huggingface_hub import snapshot_download
 from matplotlib.figure import Figure
 
-import experiment
+from common import (
+    DEFAULT_DATASET,
+    Record,
+    add_common_flags,
+    atomic_path,
+    format_table,
+    model_dir,
+    script,
+    set_up,
+    show_progress,
+    write_json,
+)
+from common.matrix_files import safe_name
 from data import ImageCaptionPairs, load_labels, load_pairs
-from experiment import atomic_path
-from matrix_files import safe_name
 from models import Clip, load_clip
-from models.evaluation import evaluate_retrieval, text_milliseconds, text_parameters
 from models.open_clip_folder import find_open_clip
-from models.zero_shot import (
+from tasks.evaluation import evaluate_retrieval, text_milliseconds, text_parameters
+from tasks.zero_shot import (
     check_templates,
     class_embeddings,
     classes_in_captions,
@@ -62,7 +72,7 @@ def build_parser() -> argparse.ArgumentParser:
     zero_shot.add_argument(
         "--label_column", help="column of the classes, as names or line numbers from 0 (default: words of the captions)"
     )
-    experiment.add_common_flags(parser, several_models=True)
+    add_common_flags(parser, several_models=True)
     return parser
 
 
@@ -114,9 +124,9 @@ def short_names(models: Sequence[str]) -> list[str]:
 def result_path(args: argparse.Namespace, names: Sequence[str]) -> Path:
     """`evaluation_<split>[_<data set>][_vs_<other models>].json` in the folder of the first model."""
     parts = ["evaluation", args.split]
-    parts += [safe_name(args.dataset)] if args.dataset != experiment.DEFAULT_DATASET else []
+    parts += [safe_name(args.dataset)] if args.dataset != DEFAULT_DATASET else []
     parts += ["vs", *map(safe_name, names[1:])] if len(names) > 1 else []
-    return experiment.model_dir(args.exp_dir, args.model[0]) / f"{'_'.join(parts)}.json"
+    return model_dir(args.exp_dir, args.model[0]) / f"{'_'.join(parts)}.json"
 
 
 def print_table(names: Sequence[str], figures: Sequence[dict]) -> None:
@@ -130,7 +140,7 @@ def print_table(names: Sequence[str], figures: Sequence[dict]) -> None:
             digits = 3 if key in MILLISECONDS else 4 if key == "task_loss" else 1
             rows.append((label, *(f"{v:,}" if isinstance(v, int) else f"{v:.{digits}f}" for v in values), *shares))
     headers = ("figure (recall and accuracy in %)", *names, *(f"{name} / {names[0]}" for name in names[1:]))
-    print(experiment.table(rows, headers, disable_numparse=True, colalign=("left", *["right"] * (len(headers) - 1))))
+    print(format_table(rows, headers, disable_numparse=True, colalign=("left", *["right"] * (len(headers) - 1))))
     print(RULE)
 
 
@@ -168,18 +178,18 @@ def draw(names: Sequence[str], figures: Sequence[dict], path: Path, title: str) 
         figure.savefig(temporary, format="png", metadata={"Software": None})
 
 
-@experiment.script
+@script
 def main(argv: list[str] | None = None) -> None:
     args = build_parser().parse_args(argv)
-    device = experiment.set_up(args)
-    record = experiment.Record(args, device)
-    cache = experiment.model_dir(args.exp_dir, args.model[0]) / "cache"
+    device = set_up(args)
+    record = Record(args, device)
+    cache = model_dir(args.exp_dir, args.model[0]) / "cache"
     clips = [load_clip(model, device) for model in args.model]
     pairs = load_pairs(args.dataset, args.split, image_column=args.image_column, caption_column=args.caption_column)
     read_zero_shot(args, pairs)  # wrong labels are found before the work
     figures = []
     for clip in clips:
-        images = clip.image_embeddings(pairs.images, cache, progress=experiment.show_progress())
+        images = clip.image_embeddings(pairs.images, cache, progress=show_progress())
         broken = torch.isnan(images).any(1)
         kept = pairs.without_images(broken.cpu().numpy())
         figures.append(evaluate(clip, kept, images[~broken], read_zero_shot(args, kept)))
@@ -189,7 +199,7 @@ def main(argv: list[str] | None = None) -> None:
         {"name": name, **clip.identity(), **of_model}
         for name, clip, of_model in zip(names, clips, figures, strict=True)
     ]
-    experiment.write_json(path, {"models": models, "data": kept.identity(), "rule": RULE, "record": record.content()})
+    write_json(path, {"models": models, "data": kept.identity(), "rule": RULE, "record": record.content()})
     draw(names, figures, path.with_suffix(".png"), f"{args.dataset}, {args.split}: {len(kept):,} captions")
     print_table(names, figures)
     print(f"written to {path} and .png")

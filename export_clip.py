@@ -25,9 +25,8 @@ from pathlib import Path
 
 import torch
 
-import experiment
+from common import Record, add_common_flags, boolean, format_table, model_dir, positive_int, script, set_up, write_json
 from data import load_pairs
-from experiment import boolean, positive_int
 from models import load_clip
 from models.exports import EXPORTS, OnnxOptions, largest_difference, original
 
@@ -44,7 +43,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--ids", choices=("int64", "int32"), help="type of the ids, for onnx (default: int64)")
     parser.add_argument("--normalize", type=boolean, help="L2-normalised embeddings, for onnx (default: true)")
     parser.add_argument("--num_captions", type=positive_int, default=256, help="to compare on (default: 256)")
-    experiment.add_common_flags(parser)
+    add_common_flags(parser)
     return parser
 
 
@@ -96,17 +95,17 @@ def real_pairs(args: argparse.Namespace) -> tuple[list[str], list]:
     return pairs.captions[: args.num_captions], [image for image in images if image is not None]
 
 
-@experiment.script
+@script
 def main(argv: list[str] | None = None) -> None:
     args = build_parser().parse_args(argv)
     options = onnx_options(args)
     check_runtimes(args.to)
-    experiment.set_up(args)
-    record = experiment.Record(args, "cpu")
+    set_up(args)
+    record = Record(args, "cpu")
     logging.getLogger().setLevel(logging.ERROR)  # the exporters tell at length what they do
     clip = load_clip(args.model)
     captions, images = real_pairs(args)
-    default_dir = experiment.model_dir(args.exp_dir, args.model) / args.to
+    default_dir = model_dir(args.exp_dir, args.model) / args.to
     output_dir = args.exp_dir / args.output_dir if args.output_dir else default_dir
     write, read = EXPORTS[args.to]
     with new_folder(output_dir) as folder, torch.no_grad():
@@ -118,9 +117,9 @@ def main(argv: list[str] | None = None) -> None:
         check_differences(differences, args.to)
         record.note(model=clip.identity(), normalized=normalized, largest_difference=differences)
         record.note(captions=len(captions), images=len(images))
-        experiment.write_json(folder / RECORD_NAME, record.content())
+        write_json(folder / RECORD_NAME, record.content())
     rows = [(what, len(exported[what]), f"{difference:.1e}") for what, difference in differences.items()]
-    print(experiment.table(rows, ("compared on", "number", "largest difference"), disable_numparse=True))
+    print(format_table(rows, ("compared on", "number", "largest difference"), disable_numparse=True))
     print(f"written to {output_dir}")
 
 

@@ -11,9 +11,8 @@ means is in measures/README.md.
 import argparse
 from collections.abc import Sequence
 
-import analysis
-from experiment import boolean, script
-from matrix_files import SCRIPTS
+from common import analysis, boolean, script
+from common.matrix_files import SCRIPTS
 from measures import MEASURES
 
 

@@ -11,8 +11,7 @@ say how many captions are seen, batch_size times iter_num: the measure takes the
 import argparse
 from collections.abc import Sequence
 
-import analysis
-from experiment import script
+from common import analysis, script
 
 
 def build_parser() -> argparse.ArgumentParser:

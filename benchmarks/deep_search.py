@@ -1,8 +1,8 @@
 """A depth where not all subsets can be known: the default search against greedy and against many more random proposals.
 
-    python models/deepen_clip.py --output_dir exp/iconclip24
+    python -m tools.deepen_clip --output_dir exp/iconclip24
     python clip_finetune_train.py --model exp/iconclip24 --output_dir iconclip24_tuned --num_layers 24 --num_clip_layers 0 --layerdrop 0.2 --max_epoch 2 --lr 5e-4
-    python benchmarks/deep_search.py --model exp/iconclip24_tuned --num_clip_layers 12
+    python -m benchmarks.deep_search --model exp/iconclip24_tuned --num_clip_layers 12
 
 The default search: distance correlation on its default captions (drawn anew for every seed), beam of 10, the ten best verified,
 refinement by swaps. Random: `--times` as many proposals as the largest of these searches evaluated. All losses are on the first
@@ -10,35 +10,39 @@ refinement by swaps. Random: `--times` as many proposals as the largest of these
 """
 
 import argparse
-import sys
 from pathlib import Path
 
 import numpy as np
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-
-import analysis  # noqa: E402
-import experiment  # noqa: E402
-from data import load_pairs  # noqa: E402
-from experiment import positive_int  # noqa: E402
-from matrix_files import MatrixSettings  # noqa: E402
-from models import load_clip  # noqa: E402
-from search_strategy.comparison import Outcome, random_draws, run_strategy, search_for  # noqa: E402
-from search_strategy.fine import FineSearch  # noqa: E402
-from search_strategy.proposals import check_num_clip_layers  # noqa: E402
-from search_strategy.strategies import greedy_by_loss  # noqa: E402
+from common import (
+    Record,
+    add_common_flags,
+    analysis,
+    format_table,
+    model_dir,
+    positive_int,
+    script,
+    set_up,
+    show_progress,
+    write_json,
+)
+from common.matrix_files import MatrixSettings
+from data import load_pairs
+from models import load_clip
+from search_strategy.comparison import Outcome, random_draws, run_strategy, search_for
+from search_strategy.fine import FineSearch
+from search_strategy.proposals import check_num_clip_layers
+from search_strategy.strategies import greedy_by_loss
 
 REFINE_ROUNDS = 20  # the search script's default
 
 
-def default_searches(
-    fine: FineSearch, captions: list[str], k: int, seeds: range, record: experiment.Record
-) -> list[Outcome]:
+def default_searches(fine: FineSearch, captions: list[str], k: int, seeds: range, record: Record) -> list[Outcome]:
     outcomes = []
     for seed in seeds:
         settings = MatrixSettings("dc", seed=seed).filled()
         draw = [captions[row] for row in analysis.draw_captions(len(captions), settings)[0]]
-        (matrix,), _ = analysis.measured(fine.clip, [draw], record, settings=settings, baseline=False)
+        (matrix,), _ = analysis.measure_draws(fine.clip, [draw], record, settings=settings, baseline=False)
         choose = search_for(matrix, k, mode="beam", num_proposals=10, seed=seed, refine_rounds=REFINE_ROUNDS)
         outcomes.append(run_strategy(f"default search, seed {seed}", choose, fine))
     return outcomes
@@ -51,22 +55,22 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--num_seeds", type=positive_int, default=3, help="of the calibration captions (default: 3)")
     parser.add_argument("--times", type=positive_int, default=20, help="as many random proposals (default: 20)")
     parser.add_argument("--out", type=Path, help="also write the rows as JSON")
-    experiment.add_common_flags(parser)
+    add_common_flags(parser)
     return parser
 
 
-@experiment.script
+@script
 def main(argv: list[str] | None = None) -> None:
     args = build_parser().parse_args(argv)
-    device = experiment.set_up(args)
-    record = experiment.Record(args, device)
+    device = set_up(args)
+    record = Record(args, device)
     clip, k = load_clip(args.model, device), args.num_clip_layers
     check_num_clip_layers(k, clip.num_layers)
     columns = {"image_column": args.image_column, "caption_column": args.caption_column}
     pairs = load_pairs(args.dataset, "validation", **columns)
     captions = load_pairs(args.dataset, "train", images=False, caption_column=args.caption_column).captions
-    cache = experiment.model_dir(args.exp_dir, args.model) / "cache"
-    fine = FineSearch.from_pairs(clip, pairs, cache, progress=experiment.show_progress())
+    cache = model_dir(args.exp_dir, args.model) / "cache"
+    fine = FineSearch.from_pairs(clip, pairs, cache, progress=show_progress())
     fine = fine.on(range(min(args.num_pairs, fine.num_captions)))
     outcomes = default_searches(fine, captions, k, range(args.num_seeds), record)
     num_random = args.times * max(outcome.proposals_evaluated for outcome in outcomes)
@@ -88,11 +92,11 @@ def main(argv: list[str] | None = None) -> None:
         for outcome in outcomes
     ]
     headers = ("search", "task loss", "R@10, %", "proposals", "layer calls", "unshared", "seconds")
-    print(experiment.table(rows, headers, ("", ".4f", ".1f", "", "", "", ".1f")))
+    print(format_table(rows, headers, ("", ".4f", ".1f", "", "", "", ".1f")))
     print(f"full model: task loss {full.task_loss:.4f}; {fine.num_captions} pairs")
     if args.out:
         content = {"rows": [dict(zip(headers, row, strict=True)) for row in rows], "record": record.content()}
-        experiment.write_json(args.out, content)
+        write_json(args.out, content)
 
 
 if __name__ == "__main__":

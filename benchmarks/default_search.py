@@ -1,6 +1,6 @@
 """Does the search find the true best of all subsets, and at what cost? Every measure, several depths and calibration seeds.
 
-    python benchmarks/default_search.py --num_clip_layers 3 6 8 --num_seeds 5 --out build/default_search.json
+    python -m benchmarks.default_search --num_clip_layers 3 6 8 --num_seeds 5 --out build/default_search.json
 
 Every proposal of each size is evaluated once on the validation pairs. With that table the searches are replayed: the coarse
 search of each measure's matrix (made anew for every seed, from other captions), and the refinement from its ten best. Layer
@@ -8,7 +8,6 @@ calls are the distinct prefixes of kept layers: those of a fine search that keep
 """
 
 import argparse
-import sys
 from collections import defaultdict
 from dataclasses import dataclass, field
 from itertools import combinations
@@ -18,22 +17,30 @@ from statistics import median
 import numpy as np
 from tqdm import tqdm
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-
-import analysis  # noqa: E402
-import experiment  # noqa: E402
-from ablation_analysis import ablations  # noqa: E402
-from data import load_pairs  # noqa: E402
-from experiment import bounded, positive_int  # noqa: E402
-from matrix_files import MATRICES, MatrixSettings  # noqa: E402
-from measures import MEASURES  # noqa: E402
-from models import Clip, load_clip  # noqa: E402
-from search_strategy.coarse import SCORES, coarse_search  # noqa: E402
-from search_strategy.fine import FineSearch  # noqa: E402
-from search_strategy.prefix_tree import distinct_prefixes  # noqa: E402
-from search_strategy.proposals import Proposal, kept_layers  # noqa: E402
-from search_strategy.refine import climb  # noqa: E402
-from search_strategy.strategies import greedy_by_loss  # noqa: E402
+from common import (
+    Record,
+    add_common_flags,
+    analysis,
+    bounded,
+    format_table,
+    model_dir,
+    positive_int,
+    script,
+    set_up,
+    show_progress,
+    write_json,
+)
+from common.matrix_files import MATRICES, MatrixSettings
+from data import load_pairs
+from measures import MEASURES
+from models import Clip, load_clip
+from search_strategy.ablation import ablations
+from search_strategy.coarse import SCORES, coarse_search
+from search_strategy.fine import FineSearch
+from search_strategy.prefix_tree import distinct_prefixes
+from search_strategy.proposals import Proposal, kept_layers
+from search_strategy.refine import climb
+from search_strategy.strategies import greedy_by_loss
 
 
 @dataclass
@@ -57,7 +64,7 @@ class Replay:
         return sum(map(len, self.known.values()))
 
 
-def matrices_of(clip: Clip, captions: list[str], seed: int, record: experiment.Record) -> dict[str, np.ndarray]:
+def matrices_of(clip: Clip, captions: list[str], seed: int, record: Record) -> dict[str, np.ndarray]:
     """The matrix of every measure at its default settings, from one pass over the captions for all that share it."""
     settings = {name: MatrixSettings(name, seed=seed).filled() for name in MEASURES}
     groups = defaultdict(list)
@@ -69,7 +76,7 @@ def matrices_of(clip: Clip, captions: list[str], seed: int, record: experiment.R
         rows = analysis.draw_captions(len(captions), first)[0]
         measures = {name: analysis.new_measure(settings[name]) for name in names}
         with tqdm(disable=True) as bar:
-            analysis.show(clip, clip.tokenize([captions[row] for row in rows]), first, measures, record, bar)
+            analysis.feed(clip, clip.tokenize([captions[row] for row in rows]), first, measures, record, bar)
         matrices |= {name: measure.matrix() for name, measure in measures.items()}
     rows = analysis.draw_captions(len(captions), MatrixSettings("ablation", seed=seed).filled())[0]
     ablation, _ = ablations(clip, [[captions[row] for row in rows]], record)
@@ -146,22 +153,22 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--search_mode", choices=("beam", "exact"), default="beam", help="default: beam")
     parser.add_argument("--refine", type=bounded(int, 0), default=20, help="rounds of refinement (default: 20)")
     parser.add_argument("--out", type=Path, help="also write the rows as JSON")
-    experiment.add_common_flags(parser)
+    add_common_flags(parser)
     return parser
 
 
-@experiment.script
+@script
 def main(argv: list[str] | None = None) -> None:
     args = build_parser().parse_args(argv)
-    device = experiment.set_up(args)
-    record = experiment.Record(args, device)
+    device = set_up(args)
+    record = Record(args, device)
     clip = load_clip(args.model, device)
     columns = {"image_column": args.image_column, "caption_column": args.caption_column}
     captions = load_pairs(args.dataset, "train", images=False, caption_column=args.caption_column).captions
     matrices = {seed: matrices_of(clip, captions, seed, record) for seed in range(args.num_seeds)}
-    cache = experiment.model_dir(args.exp_dir, args.model) / "cache"
+    cache = model_dir(args.exp_dir, args.model) / "cache"
     fine = FineSearch.from_pairs(
-        clip, load_pairs(args.dataset, "validation", **columns), cache, progress=experiment.show_progress()
+        clip, load_pairs(args.dataset, "validation", **columns), cache, progress=show_progress()
     )
     rows = []
     for k in args.num_clip_layers:
@@ -169,10 +176,10 @@ def main(argv: list[str] | None = None) -> None:
         with record.timed("all_subsets"):
             table = dict(zip(subsets, fine.objectives(subsets), strict=True))
         rows += judge(args, table, run_greedy(fine, k), matrices)
-        print(experiment.table([list(row.values()) for row in rows if row["num_clip_layers"] == k], list(rows[0])))
+        print(format_table([list(row.values()) for row in rows if row["num_clip_layers"] == k], list(rows[0])))
         print()
     if args.out:
-        experiment.write_json(args.out, {"rows": rows, "record": record.content()})
+        write_json(args.out, {"rows": rows, "record": record.content()})
 
 
 if __name__ == "__main__":

@@ -1,7 +1,7 @@
 """Fine search against the plain way: each pruned model rebuilt, and run on its images and on captions padded to full length.
 
-    python benchmarks/fine_search.py --num_proposals 10
-    python benchmarks/fine_search.py --all_subsets true
+    python -m benchmarks.fine_search --num_proposals 10
+    python -m benchmarks.fine_search --all_subsets true
 
 Both ways give the task loss of the same proposals on the same pairs in one run; the largest difference is printed beside the
 times. Ours is timed with the image embeddings in the cache, and without. With --all_subsets our time for every proposal of the
@@ -9,7 +9,6 @@ size, the race among them, and the rank of its winner are printed too.
 """
 
 import argparse
-import sys
 import tempfile
 import time
 from itertools import combinations
@@ -19,16 +18,23 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-
-import experiment  # noqa: E402
-from data import ImageCaptionPairs, load_pairs  # noqa: E402
-from experiment import boolean, positive_int  # noqa: E402
-from models import Clip, load_clip  # noqa: E402
-from models.retrieval import task_loss  # noqa: E402
-from search_strategy.fine import FineSearch  # noqa: E402
-from search_strategy.proposals import Proposal, random_proposals  # noqa: E402
-from search_strategy.refine import race  # noqa: E402
+from common import (
+    Record,
+    add_common_flags,
+    boolean,
+    format_table,
+    positive_int,
+    script,
+    set_up,
+    show_progress,
+    write_json,
+)
+from data import ImageCaptionPairs, load_pairs
+from models import Clip, load_clip
+from search_strategy.fine import FineSearch
+from search_strategy.proposals import Proposal, random_proposals
+from search_strategy.refine import race
+from tasks.retrieval import task_loss
 
 BATCH_SIZE = 250
 
@@ -71,7 +77,7 @@ def compare(clip: Clip, pairs: ImageCaptionPairs, proposals: list[Proposal]) -> 
 def search_everything(clip: Clip, pairs: ImageCaptionPairs, num_clip_layers: int, seed: int) -> list[tuple]:
     """Rows of (what, seconds, pairs evaluated, layer calls, rank of the winner)."""
     subsets = list(combinations(range(1, clip.num_layers + 1), num_clip_layers))
-    fine = FineSearch.from_pairs(clip, pairs, loss_batch_size=BATCH_SIZE, progress=experiment.show_progress())
+    fine = FineSearch.from_pairs(clip, pairs, loss_batch_size=BATCH_SIZE, progress=show_progress())
     start = time.perf_counter()
     ranked = [e.dropped_layers for e in sorted(fine.evaluate(subsets), key=lambda e: e.objective)]
     rows = [(f"all {len(subsets)}", time.perf_counter() - start, len(subsets) * len(pairs), round(fine.layer_calls), 1)]
@@ -95,31 +101,27 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--num_proposals", type=positive_int, default=10, help="random proposals (default: 10)")
     parser.add_argument("--all_subsets", type=boolean, default=False, help="evaluate every proposal of the size too")
     parser.add_argument("--out", type=Path, help="also write the figures as JSON")
-    experiment.add_common_flags(parser)
+    add_common_flags(parser)
     return parser
 
 
-@experiment.script
+@script
 def main(argv: list[str] | None = None) -> None:
     args = build_parser().parse_args(argv)
-    device = experiment.set_up(args)
-    record = experiment.Record(args, device)
+    device = set_up(args)
+    record = Record(args, device)
     clip = load_clip(args.model, device)
     pairs = load_pairs(args.dataset, "validation", image_column=args.image_column, caption_column=args.caption_column)
     generator = np.random.default_rng(args.seed)
     proposals = random_proposals(clip.num_layers, args.num_clip_layers, args.num_proposals, generator)
     content = {"compare": compare(clip, pairs, proposals), "pairs": len(pairs)}
-    print(
-        experiment.table(
-            content["compare"], ("way", "seconds", "times faster", "difference"), ("", ".2f", ".1f", ".1e")
-        )
-    )
+    print(format_table(content["compare"], ("way", "seconds", "times faster", "difference"), ("", ".2f", ".1f", ".1e")))
     if args.all_subsets:
         content["all_subsets"] = search_everything(clip, pairs, args.num_clip_layers, args.seed)
         headers = ("search", "seconds", "pairs evaluated", "layer calls", "rank of its winner")
-        print(experiment.table(content["all_subsets"], headers, ("", ".1f", "", "", "")))
+        print(format_table(content["all_subsets"], headers, ("", ".1f", "", "", "")))
     if args.out:
-        experiment.write_json(args.out, content | {"record": record.content()})
+        write_json(args.out, content | {"record": record.content()})
 
 
 if __name__ == "__main__":

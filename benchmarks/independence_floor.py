@@ -1,6 +1,6 @@
 """What the measures give for layers that have nothing in common: a Markdown table, as in `measures/README.md`.
 
-    python benchmarks/independence_floor.py --threads 1
+    python -m benchmarks.independence_floor --threads 1
 
 Thirteen independent Gaussian layers make 78 pairs a draw; printed are the mean over pairs and draws, the standard
 deviation, and, where there is one, what theory expects. The number of samples decides, not the data: compare a real
@@ -9,19 +9,15 @@ matrix with that of `Shuffled` layers, which have the real spectra too.
 
 import argparse
 import math
-import sys
 import warnings
 from collections.abc import Iterator, Sequence
-from pathlib import Path
 
 import numpy as np
 import torch
 from tabulate import tabulate
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-
-from experiment import bounded, positive_int, script, set_up_logging  # noqa: E402
-from measures import MEASURES  # noqa: E402
+from common import bounded, positive_int, script, set_up_logging
+from measures import MEASURES
 
 LAYERS = 13
 HEADERS = ("measure", "width", "samples", "mean", "standard deviation", "expected")

@@ -1,7 +1,7 @@
 """How soon a pruned model recovers: steps of fine-tuning to shares of the full model's recall, with and without distillation.
 
-    python benchmarks/recovery.py --clip_layers 4-8,10
-    python benchmarks/recovery.py --clip_layers 4-8,10 --weights 4 16 --shares 0.97 0.99
+    python -m benchmarks.recovery --clip_layers 4-8,10
+    python -m benchmarks.recovery --clip_layers 4-8,10 --weights 4 16 --shares 0.97 0.99
 
 Text-to-image R@10 on validation, looked at every few steps. All runs start from the same pruned model, with the same batches,
 learning rate, warm-up and cosine, as the first epochs of a training of `--max_epoch` epochs.
@@ -9,24 +9,31 @@ learning rate, warm-up and cosine, as the first epochs of a training of `--max_e
 
 import argparse
 import logging
-import sys
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
 from accelerate import Accelerator
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-
-import experiment  # noqa: E402
-from experiment import bounded, positive_int  # noqa: E402
-from models import Clip, load_clip  # noqa: E402
-from search_strategy.proposals import check_dropped_layers, parse_clip_layers  # noqa: E402
-from training.batches import PairBatches  # noqa: E402
-from training.loop import Settings, Trainer  # noqa: E402
-from training.losses import Objective  # noqa: E402
-from training.splits import Split, load_split  # noqa: E402
-from training.start import pruned  # noqa: E402
+from common import (
+    Record,
+    add_common_flags,
+    bounded,
+    format_table,
+    model_dir,
+    positive_int,
+    script,
+    set_up,
+    show_progress,
+    write_json,
+)
+from models import Clip, load_clip
+from search_strategy.proposals import check_dropped_layers, parse_clip_layers
+from training.batches import PairBatches
+from training.loop import Settings, Trainer
+from training.losses import Objective
+from training.splits import Split, load_split
+from training.start import pruned
 
 logger = logging.getLogger("comflp")
 
@@ -67,7 +74,7 @@ def train(
             after_batch=look,
         )
         for epoch in range(1, num_epochs + 1):
-            trainer.train_epoch(epoch, experiment.show_progress())
+            trainer.train_epoch(epoch, show_progress())
             start += len(train.pairs) // min(settings.batch_size, len(train.pairs))
     return curve
 
@@ -90,19 +97,19 @@ def build_parser() -> argparse.ArgumentParser:
     add("--batch_size", type=positive_int, default=256, help="default: 256")
     add("--lr", type=bounded(float, 0), default=3e-4, help="default: 3e-4")
     add("--out", type=Path, help="also write the curves to this JSON file")
-    experiment.add_common_flags(parser)
+    add_common_flags(parser)
     return parser
 
 
-@experiment.script
+@script
 def main(argv: Sequence[str] | None = None) -> None:
     args = build_parser().parse_args(argv)
-    device = experiment.set_up(args)
-    record = experiment.Record(args, device)
+    device = set_up(args)
+    record = Record(args, device)
     full = load_clip(args.model, device)
     dropped = check_dropped_layers(parse_clip_layers(args.clip_layers), full.num_layers)
     columns = {"image_column": args.image_column, "caption_column": args.caption_column}
-    cache_dir = experiment.model_dir(args.exp_dir, args.model) / "cache"
+    cache_dir = model_dir(args.exp_dir, args.model) / "cache"
     train_split, validation = (
         load_split(full, args.dataset, split, columns=columns, cache_dir=cache_dir, teacher_text=split == "train")
         for split in ("train", "validation")
@@ -116,9 +123,9 @@ def main(argv: Sequence[str] | None = None) -> None:
         )
         logger.info("%s: R@10 %.4f before, %.4f after", name, curves[name][0][1], curves[name][-1][1])
     if args.out:
-        experiment.write_json(args.out, {"full": recall, "curves": curves, "record": record.content()})
+        write_json(args.out, {"full": recall, "curves": curves, "record": record.content()})
     rows = [(name, *(curve.steps_to(share * recall) for share in args.shares)) for name, curve in curves.items()]
-    print(experiment.table(rows, ("steps to a share of the full R@10", *(f"{share:.0%}" for share in args.shares))))
+    print(format_table(rows, ("steps to a share of the full R@10", *(f"{share:.0%}" for share in args.shares))))
     print(f"full model: R@10 {recall:.4f}; an epoch has {len(train_split.pairs) // args.batch_size} steps")
 
 

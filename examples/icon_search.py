@@ -1,7 +1,7 @@
 """Find icons by words, with the full and the pruned text encoder side by side.
 
-    python examples/icon_search.py "heart filled"
-    python examples/icon_search.py "heart filled" "arrow up circle" --split train --top 12 --output icons.png
+    python -m examples.icon_search "heart filled"
+    python -m examples.icon_search "heart filled" "arrow up circle" --split train --top 12 --output icons.png
 
 Only the text encoder was pruned, so both search the same image embeddings. The pruned model is `--pruned`; where that folder is
 missing, the full model without the layers of `--clip_layers`, or without those that the search dropped. The picture shows
@@ -10,7 +10,6 @@ the icons from the most similar on, their own captions below, and the millisecon
 """
 
 import argparse
-import sys
 import textwrap
 import time
 from collections.abc import Sequence
@@ -21,16 +20,23 @@ import torch
 from matplotlib.figure import Figure
 from torch import Tensor
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+from common import (
+    DEFAULT_MODEL,
+    EXP_DIR,
+    add_common_flags,
+    atomic_path,
+    format_table,
+    model_dir,
+    positive_int,
+    script,
+    set_up,
+)
+from data import ImageCaptionPairs, load_pairs
+from models import Clip, load_clip
+from search_strategy.proposals import parse_clip_layers, segments
+from training.start import choose_layers, pruned
 
-import experiment  # noqa: E402
-from data import ImageCaptionPairs, load_pairs  # noqa: E402
-from experiment import atomic_path, positive_int  # noqa: E402
-from models import Clip, load_clip  # noqa: E402
-from search_strategy.proposals import parse_clip_layers, segments  # noqa: E402
-from training.start import choose_layers, pruned  # noqa: E402
-
-PRUNED = experiment.EXP_DIR / "clip12to6_exp1"
+PRUNED = EXP_DIR / "clip12to6_exp1"
 COLUMNS = 4  # icons in a row of one model
 CELL, PAD, CAPTION, HEADING, MARGIN = 1.15, 0.12, 0.2, 0.9, 0.4  # inches
 RUNS = 30  # of a query, for its milliseconds
@@ -53,7 +59,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--split", choices=("train", "validation", "test"), default="test", help="default: test")
     parser.add_argument("--top", type=positive_int, default=8, help="icons for a query and model (default: 8)")
     parser.add_argument("--output", type=Path, help="picture to write (default: icon_search.png in the model's folder)")
-    experiment.add_common_flags(parser)
+    add_common_flags(parser)
     return parser
 
 
@@ -61,11 +67,11 @@ def load_pruned(args: argparse.Namespace, full: Clip, device: str) -> tuple[Clip
     """The pruned model and what it is."""
     if args.pruned and args.clip_layers:
         raise ValueError("--pruned and --clip_layers exclude each other; pass one of them")
-    is_bundled = Path(full.name).resolve() == experiment.DEFAULT_MODEL
+    is_bundled = Path(full.name).resolve() == DEFAULT_MODEL
     path = args.pruned or (str(PRUNED) if is_bundled and PRUNED.is_dir() and not args.clip_layers else None)
     if path:
         return load_clip(path, device), Path(path).name
-    folder = experiment.model_dir(args.exp_dir, full.name)
+    folder = model_dir(args.exp_dir, full.name)
     number = len(parse_clip_layers(args.clip_layers)) if args.clip_layers else full.num_layers // 2
     choice = choose_layers(args.clip_layers, None, folder, full.name, full.num_layers, number)
     ranges = (f"{first}-{last}" if first < last else f"{first}" for first, last in segments(choice.dropped_layers))
@@ -130,14 +136,14 @@ def caption_of_image(pairs: ImageCaptionPairs) -> dict[int, str]:
     return dict(zip(reversed(pairs.image_index.tolist()), reversed(pairs.captions), strict=True))
 
 
-@experiment.script
+@script
 def main(argv: list[str] | None = None) -> None:
     args = build_parser().parse_args(argv)
-    device = experiment.set_up(args)
+    device = set_up(args)
     full = load_clip(args.full or args.model, device)
     small, what = load_pruned(args, full, device)
     pairs = load_pairs(args.dataset, args.split, image_column=args.image_column, caption_column=args.caption_column)
-    folder = experiment.model_dir(args.exp_dir, full.name)
+    folder = model_dir(args.exp_dir, full.name)
     images = [clip.image_embeddings(pairs.images, folder / "cache") for clip in (full, small)]
     clips = list(zip((full, small), images, strict=True))
     found = {query: [search(clip, query, of_clip, args.top) for clip, of_clip in clips] for query in args.query}
@@ -151,7 +157,7 @@ def main(argv: list[str] | None = None) -> None:
     for query, of_query in found.items():
         rows = zip(*([captions[image] for image in result.images] for result in of_query), strict=True)
         headers = [f"{name}, {result.milliseconds:.1f} ms" for (name, _), result in zip(models, of_query, strict=True)]
-        print(f"{query!r}\n{experiment.table(rows, headers)}\n")
+        print(f"{query!r}\n{format_table(rows, headers)}\n")
     print(f"written to {path}")
 
 

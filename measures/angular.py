@@ -8,9 +8,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from measures.base import SummedMeasure
+from measures.base import SummedMeasure, symmetric_matrix
+from measures.checks import check_samples
 from measures.distances import pairwise_distances
-from measures.inputs import check_samples, finished
 from measures.pairsums import PairSums, unit_vectors
 
 
@@ -39,4 +39,4 @@ class Angular(SummedMeasure):
     def matrix(self) -> np.ndarray:
         """The (L+1, L+1) matrix. ValueError below 2 samples."""
         check_samples(self.samples)
-        return finished(self._sums.mean(), self._sums.constant_layers())
+        return symmetric_matrix(self._sums.mean(), self._sums.constant_layers())

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
 
+import numpy as np
 from torch import Tensor
 
-from measures.inputs import check_mergeable
+from measures.checks import check_mergeable
 
 
 class SummedMeasure:
@@ -39,3 +41,21 @@ class SummedMeasure:
     def diagnostics(self) -> dict:
         """`samples`, and `constant_layers`: those whose samples are all the same."""
         return {"samples": self.samples, "constant_layers": self._sums.constant_layers() if self.samples else []}
+
+
+def symmetric_matrix(values: Tensor | np.ndarray, undefined: Sequence[int] = (), *, lowest: float = 0.0) -> np.ndarray:
+    """The float64 matrix of the values above the diagonal: mirrored, ones on the diagonal, in [lowest, 1].
+
+    Rows and columns in `undefined` (layers that do not vary) are 0 off the diagonal, with a warning that names them.
+    """
+    upper = np.triu(np.asarray(values, dtype=np.float64), 1)
+    matrix = np.clip(upper + upper.T, lowest, 1.0)
+    if len(undefined):
+        warnings.warn(
+            f"constant layers {list(undefined)} (0 is the embeddings): no variance to compare, their entries are 0",
+            stacklevel=3,
+        )
+        matrix[undefined, :] = 0.0
+        matrix[:, undefined] = 0.0
+    np.fill_diagonal(matrix, 1.0)
+    return matrix

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from measures.inputs import check_hidden_states, check_values, without_gradients
+from measures.checks import check_hidden_states, check_values, without_gradients
 
 ROWS_AT_ONCE = 1024
 

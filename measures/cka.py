@@ -6,8 +6,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from measures.base import SummedMeasure
-from measures.inputs import check_samples, finished, without_gradients
+from measures.base import SummedMeasure, symmetric_matrix
+from measures.checks import check_samples, without_gradients
 from measures.moments import Moments
 
 
@@ -46,7 +46,9 @@ class CKA(SummedMeasure):
         constant[self._sums.constant_layers()] = True
         inverses = torch.where(constant, 0.0, hsic.diagonal().rsqrt())
         undefined = torch.nonzero(constant).flatten().tolist()
-        return finished((hsic * torch.outer(inverses, inverses)).cpu(), undefined, lowest=-1.0 if debiased else 0.0)
+        return symmetric_matrix(
+            (hsic * torch.outer(inverses, inverses)).cpu(), undefined, lowest=-1.0 if debiased else 0.0
+        )
 
     def _squared_products(self) -> Tensor:
         """|X_i'X_j|^2 for i <= j: (L+1, L+1)."""

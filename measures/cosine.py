@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 from torch import Tensor
 
-from measures.base import SummedMeasure
-from measures.inputs import check_samples, finished
+from measures.base import SummedMeasure, symmetric_matrix
+from measures.checks import check_samples
 from measures.pairsums import PairSums, unit_vectors
 
 
@@ -29,4 +29,4 @@ class Cosine(SummedMeasure):
     def matrix(self) -> np.ndarray:
         """The (L+1, L+1) matrix. ValueError below 2 samples."""
         check_samples(self.samples)
-        return finished(self._sums.mean(), self._sums.constant_layers(), lowest=-1.0)
+        return symmetric_matrix(self._sums.mean(), self._sums.constant_layers(), lowest=-1.0)

@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 import torch
 
-from measures.base import SummedMeasure
-from measures.inputs import check_samples, finished, without_gradients
+from measures.base import SummedMeasure, symmetric_matrix
+from measures.checks import check_samples, without_gradients
 from measures.moments import Moments
 
 
@@ -35,4 +35,6 @@ class CovCorr(SummedMeasure):
         constant = norms <= 1e-14 * torch.linalg.vector_norm(covariances, dim=1)
         constant[self._sums.constant_layers()] = True
         directions = centred / torch.where(constant, 1.0, norms).unsqueeze(1)
-        return finished((directions @ directions.T).cpu(), torch.nonzero(constant).flatten().tolist(), lowest=-1.0)
+        return symmetric_matrix(
+            (directions @ directions.T).cpu(), torch.nonzero(constant).flatten().tolist(), lowest=-1.0
+        )

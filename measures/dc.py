@@ -9,8 +9,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from measures.distances import pairwise_distances
-from measures.inputs import (
+from measures.base import symmetric_matrix
+from measures.checks import (
     LARGEST,
     PRODUCT_DTYPES,
     check_hidden_states,
@@ -19,9 +19,9 @@ from measures.inputs import (
     check_same_layers,
     check_samples,
     check_values,
-    finished,
     without_gradients,
 )
+from measures.distances import pairwise_distances
 
 SMALLEST = 1e-150  # norms below it, whose squares leave float64's range, count as zero
 VALUES_AT_ONCE = 2**19  # small draws wait to be taken together, large ones are taken in parts: 4 MiB of float64
@@ -161,7 +161,7 @@ class DC:
             )
         lowest = -1.0 if self.options["estimator"] == "unbiased" else 0.0
         mean = (self._total / self.draws).cpu()
-        return finished(mean, self._constant_layers(), lowest=lowest)
+        return symmetric_matrix(mean, self._constant_layers(), lowest=lowest)
 
     def _constant_layers(self) -> list[int]:
         self._flush()

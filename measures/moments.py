@@ -12,7 +12,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from measures.inputs import (
+from measures.checks import (
     PRODUCT_DTYPES,
     check_hidden_states,
     check_option,

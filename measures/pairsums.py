@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
-from measures.inputs import check_hidden_states, check_same_layers, check_values, without_gradients
+from measures.checks import check_hidden_states, check_same_layers, check_values, without_gradients
 
 VALUES_AT_ONCE = 2**22
 

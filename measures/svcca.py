@@ -9,8 +9,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from measures.base import SummedMeasure
-from measures.inputs import check_option, check_samples, check_threshold, finished, without_gradients
+from measures.base import SummedMeasure, symmetric_matrix
+from measures.checks import check_option, check_samples, check_threshold, without_gradients
 from measures.moments import Moments
 
 FLOAT32_ERROR = 2e-8  # of an entry for well-conditioned layers, by trials over 8 orders of magnitude of condition
@@ -74,7 +74,7 @@ class SVCCA(SummedMeasure):
         self._warn_too_few(dims)
         if self.options["dtype"] == "float32":
             self._warn_float32(directions)
-        return finished(entries, _without_directions(dims))
+        return symmetric_matrix(entries, _without_directions(dims))
 
     def _entry(self, product: Tensor, _first: tuple[Tensor, Tensor], _second: tuple[Tensor, Tensor]) -> float:
         """The entry of two layers from U_i'U_j, (k_i, k_j), and their singular values and vectors."""

@@ -17,7 +17,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers import AutoTokenizer, CLIPConfig, CLIPModel, CLIPProcessor, CLIPTokenizer, PreTrainedTokenizerBase
 
-from models.open_clip import clip_config, from_open_clip, image_processor, open_clip_config, to_open_clip
+from models.hf_open_clip import clip_config, from_open_clip, image_processor, open_clip_config, to_open_clip
 
 HUB_PREFIX, LOCAL_PREFIX = "hf-hub:", "local-dir:"
 CONFIG_NAME = "open_clip_config.json"
@@ -41,7 +41,7 @@ def read_open_clip(folder: Path) -> tuple[CLIPConfig, CLIPProcessor]:
     try:
         settings = json.loads((folder / CONFIG_NAME).read_text(encoding="utf-8"))
         model_cfg, preprocess_cfg = settings["model_cfg"], settings.get("preprocess_cfg", {})
-        model_cfg["text_cfg"], model_cfg["vision_cfg"], model_cfg["embed_dim"]  # noqa: B018 - they must be there
+        model_cfg["text_cfg"], model_cfg["vision_cfg"], model_cfg["embed_dim"]  # they must be there
     except (KeyError, TypeError, ValueError) as error:
         raise ValueError(f"{folder / CONFIG_NAME}: not the configuration of an open_clip model ({error!r})") from error
     tokenizer = load_tokenizer(folder)

@@ -19,13 +19,25 @@ import numpy as np
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-import experiment  # noqa: E402
-from data import load_pairs  # noqa: E402
-from experiment import boolean, bounded, positive_int  # noqa: E402
-from matrix_files import MATRICES, MatrixSettings, read_matrix, warn_of_other_weights  # noqa: E402
-from models.clip import load_clip, read_config  # noqa: E402
-from plots import quality_curve, strategy_panel  # noqa: E402
-from search_strategy.comparison import (  # noqa: E402
+from common import (
+    Record,
+    add_common_flags,
+    boolean,
+    bounded,
+    format_table,
+    model_dir,
+    positive_int,
+    script,
+    set_up,
+    set_up_logging,
+    show_progress,
+    write_json,
+)
+from common.matrix_files import MATRICES, MatrixSettings, read_matrix, warn_of_other_weights
+from common.plots import quality_curve, strategy_panel
+from data import load_pairs
+from models.clip import load_clip, read_config
+from search_strategy.comparison import (
     Outcome,
     Truth,
     best_of_every_size,
@@ -34,8 +46,8 @@ from search_strategy.comparison import (  # noqa: E402
     run_strategy,
     strategies,
 )
-from search_strategy.fine import Evaluation, FineSearch  # noqa: E402
-from search_strategy.proposals import check_num_clip_layers, segments  # noqa: E402
+from search_strategy.fine import Evaluation, FineSearch
+from search_strategy.proposals import check_num_clip_layers, segments
 
 logger = logging.getLogger("comflp")
 
@@ -56,7 +68,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--text_batch_size", type=positive_int, default=512, help="captions in a forward pass (default: 512)"
     )
-    experiment.add_common_flags(parser)
+    add_common_flags(parser)
     return parser
 
 
@@ -111,7 +123,7 @@ def print_panel(rows: list[dict], judged: list[dict], full_test: Evaluation) -> 
         for r in rows
     ]
     headers = ("strategy", "dropped layers", "task loss", "rank", "proposals", "layer calls", "unshared", "seconds")
-    print(experiment.table(table, (*headers, "test R@10, % of full"), ("", "", ".4f", "", "", "", "", ".1f", ".1f")))
+    print(format_table(table, (*headers, "test R@10, % of full"), ("", "", ".4f", "", "", "", "", ".1f", ".1f")))
     if judged:
         scores = [
             (j["measure"], j["score"], j["spearman"], *j["rank_of_best_within"].values(), j["regret_at_10"])
@@ -120,7 +132,7 @@ def print_panel(rows: list[dict], judged: list[dict], full_test: Evaluation) -> 
         depths = [f"best of {depth}" for depth in judged[0]["rank_of_best_within"]]
         print()
         print(
-            experiment.table(
+            format_table(
                 scores, ("measure", "score", "Spearman", *depths, "regret at 10"), (*["", "", ".2f"], *[""] * 4, ".4f")
             )
         )
@@ -142,21 +154,21 @@ def compare_sizes(args: argparse.Namespace, fine: FineSearch, test: FineSearch, 
     return rows
 
 
-@experiment.script
+@script
 def main(argv: list[str] | None = None) -> None:
     args = build_parser().parse_args(argv)
     check_num_clip_layers(args.num_clip_layers, args.num_layers)
-    folder = experiment.model_dir(args.exp_dir, args.model)
+    folder = model_dir(args.exp_dir, args.model)
     found = read_config(args.model).text_config.num_hidden_layers
     if found != args.num_layers:
         raise ValueError(f"--num_layers is {args.num_layers}, but the text tower of {args.model} has {found} layers")
     settings = default_settings(args)
     matrices = read_matrices(args, settings, folder)
-    device = experiment.set_up(args)
-    record = experiment.Record(args, device)
+    device = set_up(args)
+    record = Record(args, device)
     clip = load_clip(args.model, device)
     options = {"loss_batch_size": args.loss_batch_size, "batch_size": args.text_batch_size}
-    options["progress"] = experiment.show_progress()
+    options["progress"] = show_progress()
     columns = {"image_column": args.image_column, "caption_column": args.caption_column}
     fine, test = (
         FineSearch.from_pairs(clip, load_pairs(args.dataset, split, **columns), folder / "cache", **options)
@@ -168,7 +180,7 @@ def main(argv: list[str] | None = None) -> None:
         for one in settings.values():
             warn_of_other_weights(one, folder, identity)
     name = f"compare_clip{args.num_layers}to{args.num_layers - args.num_clip_layers}"
-    experiment.set_up_logging(folder / f"{name}.log")
+    set_up_logging(folder / f"{name}.log")
     truth = None
     if comb(args.num_layers, args.num_clip_layers) <= args.max_subsets:
         everything = fine.restarted()
@@ -184,13 +196,13 @@ def main(argv: list[str] | None = None) -> None:
     full, full_test = fine.full_model(), test.full_model()
     content = {"full_model": {"task_loss": full.task_loss, "recall": full.recall, "test_recall": full_test.recall}}
     content |= {"strategies": rows, "coarse_scores": judged, "record": record.content()}
-    experiment.write_json(folder / f"{name}.json", content)
+    write_json(folder / f"{name}.json", content)
     strategy_panel(rows, judged, truth.sorted if truth else None, full.task_loss, folder / f"{name}.png")
     print_panel(rows, judged, full_test)
     if args.all_k:
         sizes = compare_sizes(args, fine, test, matrices["dc"])
         path = folder / f"compare_clip{args.num_layers}_all_k.json"
-        experiment.write_json(path, {"sizes": sizes, "record": record.content()})
+        write_json(path, {"sizes": sizes, "record": record.content()})
         quality_curve(sizes, path.with_suffix(".png"))
         table = [
             (
@@ -204,7 +216,7 @@ def main(argv: list[str] | None = None) -> None:
         ]
         print()
         print(
-            experiment.table(
+            format_table(
                 table,
                 ("layers kept", "dropped layers", "task loss", "R@10", "test R@10", "nested"),
                 ("", "", ".4f", ".1f", ".1f", ""),

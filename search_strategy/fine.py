@@ -19,9 +19,9 @@ from tqdm import tqdm
 
 from data import ImageCaptionPairs
 from models import Clip
-from models.retrieval import pair_losses, recall_hits, summarise_hits
 from search_strategy.prefix_tree import walk
 from search_strategy.proposals import Proposal, kept_layers
+from tasks.retrieval import pair_losses, recall_hits, summarise_hits
 
 OBJECTIVES = ("task_loss", "recall", "embedding")
 EMBEDDING_BYTES = 1 << 30  # of text embeddings held at a time; more proposals are run in parts

@@ -17,10 +17,24 @@ import numpy as np
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-import experiment  # noqa: E402
-from data import load_pairs  # noqa: E402
-from experiment import boolean, bounded, positive_int  # noqa: E402
-from matrix_files import (  # noqa: E402
+from common import (
+    DEFAULT_DATASET,
+    Record,
+    add_common_flags,
+    boolean,
+    bounded,
+    format_table,
+    is_main_process,
+    model_dir,
+    positive_int,
+    script,
+    search_path,
+    set_up,
+    set_up_logging,
+    show_progress,
+    write_json,
+)
+from common.matrix_files import (
     LONGEST_TAG,
     MATRICES,
     OPTIONS,
@@ -30,13 +44,13 @@ from matrix_files import (  # noqa: E402
     safe_name,
     warn_of_other_weights,
 )
-from measures import combine  # noqa: E402
-from models.clip import load_clip, read_config  # noqa: E402
-from models.retrieval import RECALL_AT  # noqa: E402
-from plots import heat_map  # noqa: E402
-from search_strategy.coarse import SCORES, SEARCH_MODES, coarse_search, missed_by  # noqa: E402
-from search_strategy.fine import OBJECTIVES, FineSearch  # noqa: E402
-from search_strategy.pipeline import (  # noqa: E402
+from common.plots import heat_map
+from data import load_pairs
+from measures import combine
+from models.clip import load_clip, read_config
+from search_strategy.coarse import SCORES, SEARCH_MODES, coarse_search, missed_by
+from search_strategy.fine import OBJECTIVES, FineSearch
+from search_strategy.pipeline import (
     Verification,
     describe_coarse,
     describe_verified,
@@ -44,7 +58,8 @@ from search_strategy.pipeline import (  # noqa: E402
     rank_correlation,
     verify,
 )
-from search_strategy.proposals import check_num_clip_layers, segments  # noqa: E402
+from search_strategy.proposals import check_num_clip_layers, segments
+from tasks.retrieval import RECALL_AT
 
 logger = logging.getLogger("comflp")
 
@@ -101,7 +116,7 @@ def build_parser() -> argparse.ArgumentParser:
     fine.add_argument(
         "--text_batch_size", type=positive_int, default=512, help="captions in a forward pass (default: 512)"
     )
-    experiment.add_common_flags(parser)
+    add_common_flags(parser)
     return parser
 
 
@@ -158,7 +173,7 @@ def result_tag(args: argparse.Namespace, settings: list[MatrixSettings]) -> str:
     parts = [matrix.get(args.select_measure) or settings[0].tag]
     parts += [f"score_{args.score}"] if args.score != "mean" else []
     parts += [args.objective] if args.objective != "task_loss" else []
-    if args.select_measure == "rand" and args.dataset != experiment.DEFAULT_DATASET:
+    if args.select_measure == "rand" and args.dataset != DEFAULT_DATASET:
         parts.append(safe_name(args.dataset))
     tag = "_".join(parts)
     if len(tag) <= LONGEST_TAG:
@@ -167,7 +182,7 @@ def result_tag(args: argparse.Namespace, settings: list[MatrixSettings]) -> str:
 
 
 def make_fine_search(
-    args: argparse.Namespace, settings: list[MatrixSettings], device: str, folder: Path, record: experiment.Record
+    args: argparse.Namespace, settings: list[MatrixSettings], device: str, folder: Path, record: Record
 ) -> FineSearch:
     """Model, validation pairs and their image embeddings, ready to evaluate proposals."""
     clip = load_clip(args.model, device)
@@ -186,7 +201,7 @@ def make_fine_search(
             objective=args.objective,
             loss_batch_size=args.loss_batch_size,
             batch_size=args.text_batch_size,
-            progress=experiment.show_progress(),
+            progress=show_progress(),
         )
 
 
@@ -204,7 +219,7 @@ def print_table(proposals: list[dict], verification: Verification | None, object
     """The best proposals, the full model first; recall in percent (t>i: text to image)."""
     if verification is None:
         rows = [(p["rank"], p["segments"], p["coarse_score"]) for p in proposals[:TABLE_ROWS]]
-        print(experiment.table(rows, ("rank", "dropped layers", "coarse score"), ("", "", SCORE_FORMAT)))
+        print(format_table(rows, ("rank", "dropped layers", "coarse score"), ("", "", SCORE_FORMAT)))
         return
     full = verification.full_model
     rows = [("full", [], None, full.objective, full.task_loss, *_percent(full.recall), "")]
@@ -219,29 +234,27 @@ def print_table(proposals: list[dict], verification: Verification | None, object
     if objective == "task_loss":  # once is enough
         rows = [row[:3] + row[4:] for row in rows]
         del headers[3], formats[3]
-    print(experiment.table(rows, headers, formats))
+    print(format_table(rows, headers, formats))
 
 
 def _percent(recall: dict[str, float] | None) -> list[float | None]:
     return [None] * 6 if recall is None else [100 * value for value in recall.values()]
 
 
-@experiment.script
+@script
 def main(argv: list[str] | None = None) -> None:
     args = build_parser().parse_args(argv)
     check_num_clip_layers(args.num_clip_layers, args.num_layers)
-    folder = experiment.model_dir(args.exp_dir, args.model)
+    folder = model_dir(args.exp_dir, args.model)
     check_num_layers(args)
     settings = matrix_settings(args)
     matrices = [read_matrix(one, folder, args.num_layers, args.model) for one in settings]
     matrix = combine(matrices) if args.combine else matrices[0] if matrices else None
-    result = experiment.search_path(
-        folder, args.num_layers, args.num_clip_layers, args.search_mode, result_tag(args, settings)
-    )
-    device = experiment.set_up(args)
-    record = experiment.Record(args, device)
+    result = search_path(folder, args.num_layers, args.num_clip_layers, args.search_mode, result_tag(args, settings))
+    device = set_up(args)
+    record = Record(args, device)
     fine = None if args.coarse_search_only else make_fine_search(args, settings, device, folder, record)
-    experiment.set_up_logging(result.with_suffix(".log"))  # all input is there: from here on, files are written
+    set_up_logging(result.with_suffix(".log"))  # all input is there: from here on, files are written
     generator = np.random.default_rng(args.seed)
     with record.timed("coarse"):
         scored = propose(
@@ -264,7 +277,7 @@ def main(argv: list[str] | None = None) -> None:
         correlation = rank_correlation(scored, verification.ranked)
         record.note(**verification.facts, rank_correlation=correlation)
         log_facts(verification.facts, correlation)
-    if not experiment.is_main_process():
+    if not is_main_process():
         return
     write_result(args, result, settings, proposals, verification, matrix, record)
     print_table(proposals, verification, args.objective)
@@ -297,7 +310,7 @@ def write_result(
     proposals: list[dict],
     verification: Verification | None,
     matrix: np.ndarray | None,
-    record: experiment.Record,
+    record: Record,
 ) -> None:
     """The result file that other programs read, and the matrix with the winner's segments as a picture."""
     names = [f"{one.tag}.npy" for one in settings]
@@ -314,7 +327,7 @@ def write_result(
         "proposals": proposals,
         "record": record.content(),
     }
-    experiment.write_json(path, content)
+    write_json(path, content)
     if matrix is not None:
         title = f"{args.select_measure}: {args.num_layers} to {args.num_layers - args.num_clip_layers} layers"
         heat_map(matrix, path.with_suffix(".png"), title, segments=proposals[0]["segments"])

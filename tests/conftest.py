@@ -11,9 +11,9 @@ _cache = tempfile.TemporaryDirectory(prefix="comflp_tests_")  # removed when the
 os.environ["HF_DATASETS_CACHE"] = _cache.name
 os.environ["OMP_NUM_THREADS"] = "1"  # also of the processes that tests start: they are small, and several run at once
 
-import numpy as np  # noqa: E402
-import pytest  # noqa: E402
-from PIL import Image, ImageDraw  # noqa: E402
+import numpy as np
+import pytest
+from PIL import Image, ImageDraw
 
 PAIRS_A_SPLIT = 60
 SIZES = {"": 10, "small": 5, "large": 14}  # half of the height, in pixels
@@ -68,7 +68,7 @@ def tiny_clip(tiny_pairs: Path, tmp_path_factory: pytest.TempPathFactory) -> Pat
     import torch
     from transformers import CLIPConfig, CLIPModel
 
-    from models import build_clip
+    from tools import build_clip
 
     folder = tmp_path_factory.mktemp("tiny_clip")
     sizes = {"width": 16, "heads": 2, "text_layers": 4, "vision_layers": 2, "patch_size": 16, "num_merges": 40}

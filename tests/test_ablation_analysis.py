@@ -2,12 +2,14 @@
 
 import json
 from copy import deepcopy
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
 import ablation_analysis
+from common import model_dir
 from data import load_pairs
 from models import load_clip
 from search_strategy import search_prune_then_verify_mix as search
@@ -25,7 +27,7 @@ def places(tiny_clip, tiny_pairs, tmp_path_factory):
 def folder(places):
     """The files of a run on two draws of ten captions."""
     ablation_analysis.main(["--batch_size", "5", "--iter_num", "2", "--repeats", "2", *places])
-    return ablation_analysis.analysis.experiment.model_dir(ablation_analysis.analysis.Path(places[-1]), places[1])
+    return model_dir(Path(places[-1]), places[1])
 
 
 def plain_matrix(tiny_clip, captions):

@@ -12,7 +12,7 @@ from accelerate.state import AcceleratorState
 from transformers import CLIPModel, CLIPProcessor
 
 import clip_finetune_train
-import experiment
+from common import model_dir
 
 
 @pytest.fixture
@@ -32,7 +32,7 @@ def run(tiny_clip, tiny_pairs, tmp_path):
 @pytest.fixture
 def search_folder(tiny_clip, tmp_path) -> Path:
     """Where the search writes for the tiny model."""
-    folder = experiment.model_dir(tmp_path / "exp", str(tiny_clip))
+    folder = model_dir(tmp_path / "exp", str(tiny_clip))
     folder.mkdir(parents=True)
     return folder
 

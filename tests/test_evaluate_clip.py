@@ -8,8 +8,8 @@ from datasets import ClassLabel, load_dataset
 import evaluate_clip
 from data import load_pairs
 from models import load_clip
-from models.evaluation import evaluate_retrieval, text_parameters
-from models.zero_shot import class_embeddings, classes_in_captions, zero_shot_accuracy
+from tasks.evaluation import evaluate_retrieval, text_parameters
+from tasks.zero_shot import class_embeddings, classes_in_captions, zero_shot_accuracy
 
 SHAPES = ["square", "triangle", "hexagon"]
 

@@ -57,7 +57,8 @@ def test_the_pipeline_of_the_readme_runs_in_its_order(tiny_clip, tiny_pairs, tmp
 def test_every_script_that_the_readme_shows_exists():
     folders = (ROOT, ROOT / "search_strategy")  # the pipeline changes into the latter
     shown = set(re.findall(r"python ((?:\w+/)*\w+\.py)", README))
-    assert len(shown) > 4
+    shown |= {f"{name.replace('.', '/')}.py" for name in re.findall(r"python -m ((?:\w+\.)+\w+)", README)}
+    assert len(shown) > 8
     assert not [name for name in shown if not any((folder / name).exists() for folder in folders)]
 
 

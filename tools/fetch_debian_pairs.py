@@ -1,6 +1,6 @@
 """Fetch text pairs of a real kind: the English package descriptions of Debian, the short one against the long one.
 
-    python tools/fetch_debian_pairs.py --output_dir debian_pairs
+    python -m tools.fetch_debian_pairs --output_dir debian_pairs
 
 Needs `apt-get` (Debian, Ubuntu); it reads the sources of this machine into a folder of its own, so neither root nor the
 machine's lists are touched. Writes train, validation and test as parquet with the columns `query` and `text`, some 59,000 pairs

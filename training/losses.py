@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from accelerate import PartialState
 from torch import Tensor
 
-from models.retrieval import symmetric_cross_entropy
+from tasks.retrieval import symmetric_cross_entropy
 
 
 def gather(tensor: Tensor) -> Tensor:

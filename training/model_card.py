@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from pathlib import Path
 
-import experiment
+from common import ROOT
 from search_strategy.proposals import segments
 from training.report import figures_table
 from training.schedule import Stage
@@ -39,7 +39,7 @@ class ModelCard:
     def text(self, validation: dict, test: dict[str, dict[str, float]] | None = None) -> str:
         """`validation`: figures of the checkpoint; `test`: those of all models compared, where they are known already."""
         model, folder = self.record["model"], self.record["output_dir"]
-        is_local = Path(model).exists() or (experiment.ROOT / model).exists()
+        is_local = Path(model).exists() or (ROOT / model).exists()
         parts = [
             FRONT_MATTER.format(base_model="" if is_local else f"base_model: {model}\n"),
             f"# {folder}\n\n{self._making(model)}\n\nMade by\n\n    {self.record['command']}\n",

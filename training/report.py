@@ -6,9 +6,9 @@ from pathlib import Path
 from matplotlib.figure import Figure
 from tabulate import tabulate
 
-import experiment
+from common import atomic_path
 from models import Clip
-from models.evaluation import text_milliseconds, text_parameters
+from tasks.evaluation import text_milliseconds, text_parameters
 from training.splits import Split
 
 TIMED_CAPTIONS = 512
@@ -56,5 +56,5 @@ def draw_curves(history: Sequence[dict], path: Path) -> None:
         axes.legend(fontsize="small")
     left.set_title("loss (nats)")
     right.set_title("validation")
-    with experiment.atomic_path(path) as temporary:
+    with atomic_path(path) as temporary:
         figure.savefig(temporary, dpi=120, metadata={"Software": None})

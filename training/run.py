@@ -8,7 +8,7 @@ from pathlib import Path
 import accelerate.utils
 from accelerate import Accelerator
 
-import experiment
+from common import Record, seed_everything, set_up_logging, show_progress, write_json, write_text
 from models import Clip, load_clip
 from search_strategy.proposals import segments
 from training.averaging import Average, use_average
@@ -52,7 +52,7 @@ def load_start(
     full = load_clip(model, device) if needs_full else None
     if not scratch:
         return full, None
-    experiment.seed_everything(settings.seed)  # of the fresh weights, whatever was drawn before
+    seed_everything(settings.seed)  # of the fresh weights, whatever was drawn before
     return full, fresh(model, device, num_clip_layers, full if settings.freeze_vision else None)
 
 
@@ -78,7 +78,7 @@ def load_material(
             image_embeddings=settings.freeze_vision or teacher_images,
             teacher_text=settings.distill_mode != "none" if name == "train" else not settings.images,
             cache_dir=cache_dir,
-            progress=experiment.show_progress() and accelerator.is_main_process,
+            progress=show_progress() and accelerator.is_main_process,
         )
 
     with accelerator.main_process_first():
@@ -93,7 +93,7 @@ def train_stage(
     material: Material,
     options: Options,
     accelerator: Accelerator,
-    record: experiment.Record,
+    record: Record,
 ) -> None:
     """Train one model and report. `before`: what it was pruned from. In the end it has the weights of its checkpoint."""
     is_main = accelerator.is_main_process
@@ -102,15 +102,15 @@ def train_stage(
         model=before.name if before else clip.name, output_dir=stage.output_dir, train=train, validation=validation
     )
     card = ModelCard(stage, choice, options.settings.freeze_vision, record.content())
-    experiment.seed_everything(options.settings.seed)
+    seed_everything(options.settings.seed)
     trainer = make_trainer(clip, before, choice, material, options, accelerator, stage.output_dir, card)
     if stage.resume_epoch:
         trainer.resume(stage.resume_epoch)
-    experiment.set_up_logging(stage.output_dir / "train.log" if is_main else None, append=stage.resume_epoch > 0)
+    set_up_logging(stage.output_dir / "train.log" if is_main else None, append=stage.resume_epoch > 0)
     logger.setLevel(logging.INFO if is_main else logging.ERROR)
     log_start(stage, choice, material, accelerator.num_processes)
     accelerator.init_trackers("tensorboard")
-    trainer.train(is_main and experiment.show_progress())
+    trainer.train(is_main and show_progress())
     if is_main:
         write_report(trainer, before, choice, material, card, options.average, record)
     for tracker in accelerator.trackers:
@@ -169,7 +169,7 @@ def write_report(
     material: Material,
     card: ModelCard,
     average: Average | None,
-    record: experiment.Record,
+    record: Record,
 ) -> None:
     """After training: the mean of epochs where asked for, figures of all models on test, curves, the final model card."""
     validation = use_average(trainer, average) if average else trainer.best()
@@ -180,7 +180,7 @@ def write_report(
         models["pruned"] = model_figures(pruned(before, choice.dropped_layers), test)
     models["fine-tuned" if choice else "trained"] = model_figures(trainer.clip, test, trainer.settings.freeze_vision)
     draw_curves(trainer.history, trainer.output_dir / "curves.png")
-    experiment.write_text(trainer.output_dir / "README.md", card.text(validation, models))
+    write_text(trainer.output_dir / "README.md", card.text(validation, models))
     content = {
         "dropped_layers": list(choice.dropped_layers) if choice else [],
         "segments": segments(choice.dropped_layers) if choice else [],
@@ -189,7 +189,7 @@ def write_report(
         "test": models,
         "record": record.content(),
     }
-    experiment.write_json(trainer.output_dir / "report.json", content)
+    write_json(trainer.output_dir / "report.json", content)
     print(figures_table(models))
     print(f"figures on test, also in {trainer.output_dir / 'report.json'}; the model is {trainer.output_dir}")
 

@@ -9,11 +9,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-import experiment
+from common import write_array
 from data import ImageCaptionPairs, load_pairs
 from models import Clip
 from models.clip import state_hash
-from models.evaluation import evaluate_retrieval
+from tasks.evaluation import evaluate_retrieval
 
 
 @dataclass(frozen=True)
@@ -86,7 +86,7 @@ def cached_text_embeddings(clip: Clip, captions: list[str], cache_dir: Path | No
     key = hashlib.sha256("\0".join(parts).encode()).hexdigest()[:16]
     path = cache_dir / f"text_embeddings_{key}.npy"
     if not path.exists():
-        experiment.write_array(path, _text_embeddings(clip, captions).cpu().numpy())
+        write_array(path, _text_embeddings(clip, captions).cpu().numpy())
     return torch.from_numpy(np.load(path, allow_pickle=False)).to(clip.device)
 
 

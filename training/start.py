@@ -4,7 +4,8 @@ import json
 from dataclasses import dataclass
 from pathlib import Path
 
-import experiment
+from common import DEFAULT_MODEL, search_path
+from common.files import plain
 from models import Clip, load_clip
 from search_strategy.proposals import Proposal, check_dropped_layers, parse_clip_layers
 
@@ -32,16 +33,16 @@ def choose_layers(
             check_dropped_layers(parse_clip_layers(clip_layers), num_layers, num_clip_layers), "--clip_layers"
         )
     path = search_result or newest_search_result(folder, model, num_layers, num_clip_layers)
-    return Choice(check_dropped_layers(read_winner(path), num_layers, num_clip_layers), experiment.plain(path))
+    return Choice(check_dropped_layers(read_winner(path), num_layers, num_clip_layers), plain(path))
 
 
 def newest_search_result(folder: Path, model: str, num_layers: int, num_clip_layers: int) -> Path:
-    pattern = experiment.search_path(folder, num_layers, num_clip_layers, "*", "*")
+    pattern = search_path(folder, num_layers, num_clip_layers, "*", "*")
     found = list(folder.glob(pattern.name))
     if not found:
         command = f"search_strategy/search_prune_then_verify_mix.py --num_layers {num_layers}"
         command += f" --num_clip_layers {num_clip_layers} --search_mode beam --select_measure dc"
-        command += "" if Path(model).resolve() == experiment.DEFAULT_MODEL else f" --model {model}"
+        command += "" if Path(model).resolve() == DEFAULT_MODEL else f" --model {model}"
         raise FileNotFoundError(f"no search result: looked for {pattern}; run: python {command}; or pass --clip_layers")
     return max(found, key=lambda path: path.stat().st_mtime_ns)
 

@@ -17,7 +17,7 @@ from pathlib import Path
 from safetensors.torch import load_file
 from torch import Tensor
 
-import experiment
+from common import check_new_folder
 from models import Clip
 
 WEIGHTS = "weights.safetensors"
@@ -109,7 +109,7 @@ def check_output_dir(output_dir: Path, resume_epoch: int, first_epoch: int = 0) 
             f"(there are states of the epochs {listed}), or another --output_dir"
         )
     if not resume_epoch:
-        experiment.check_new_folder(output_dir, allowed=STARTED | {"epochs"})
+        check_new_folder(output_dir, allowed=STARTED | {"epochs"})
 
 
 def remove_leftovers(output_dir: Path) -> None:

@@ -6,8 +6,8 @@ from itertools import combinations
 import numpy as np
 
 from benchmarks import default_search
+from common.matrix_files import MATRICES
 from data import load_pairs
-from matrix_files import MATRICES
 from models import load_clip
 from search_strategy.coarse import SCORES
 from search_strategy.fine import FineSearch

@@ -6,7 +6,7 @@ import os
 import numpy as np
 import pytest
 
-from benchmarks.search import limit_cores, main, plain_beam, walk_matrix
+from benchmarks.bench_search import limit_cores, main, plain_beam, walk_matrix
 from search_strategy.coarse import coarse_search
 
 

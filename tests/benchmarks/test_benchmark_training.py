@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from benchmarks.training import LOOPS, main
+from benchmarks.bench_training import LOOPS, main
 
 
 def test_all_loops_have_the_same_losses(tiny_clip, tiny_pairs, tmp_path, capsys):

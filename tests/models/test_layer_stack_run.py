@@ -174,7 +174,7 @@ def test_a_forward_that_was_put_into_a_block_is_used_and_stays():
     case = CASES["bert"]
     _, stack = build(case)
     layer = stack.layers[1]
-    own_forward = lambda hidden, *args, **kwargs: type(layer).forward(layer, hidden, *args, **kwargs) + 1  # noqa: E731
+    own_forward = lambda hidden, *args, **kwargs: type(layer).forward(layer, hidden, *args, **kwargs) + 1
     layer.forward = own_forward
     states = stack.hidden_states(**case.inputs)
     assert vars(layer)["forward"] is own_forward

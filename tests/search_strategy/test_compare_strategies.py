@@ -7,8 +7,9 @@ import numpy as np
 import pytest
 from scipy.stats import spearmanr
 
+from common import model_dir
+from common.matrix_files import MATRICES, MatrixSettings
 from data import load_pairs
-from matrix_files import MATRICES, MatrixSettings
 from models import load_clip
 from search_strategy import compare_strategies as script
 from search_strategy.coarse import SCORES, coarse_score
@@ -31,7 +32,7 @@ def losses(tiny_clip, tiny_pairs):
 @pytest.fixture(scope="module")
 def folder(tiny_clip, tmp_path_factory):
     """Where the matrices are looked for and the comparison is written."""
-    folder = script.experiment.model_dir(tmp_path_factory.mktemp("exp"), str(tiny_clip))
+    folder = model_dir(tmp_path_factory.mktemp("exp"), str(tiny_clip))
     folder.mkdir()
     return folder
 

@@ -5,7 +5,7 @@ from itertools import combinations
 import numpy as np
 import pytest
 
-import experiment
+from common import DEFAULT_DATASET, DEFAULT_MODEL
 from data import load_pairs
 from models import load_clip
 from search_strategy.fine import FineSearch
@@ -17,8 +17,8 @@ SUBSETS = list(combinations(range(1, 13), 2))
 @pytest.fixture(scope="module")
 def fine():
     """By the distance to the full model's text embeddings, which needs no image, on 200 validation captions."""
-    captions = load_pairs(experiment.DEFAULT_DATASET, "validation", images=False).captions[:200]
-    clip = load_clip(str(experiment.DEFAULT_MODEL), "cpu")
+    captions = load_pairs(DEFAULT_DATASET, "validation", images=False).captions[:200]
+    clip = load_clip(str(DEFAULT_MODEL), "cpu")
     return FineSearch(clip, captions, None, None, objective="embedding", loss_batch_size=50)
 
 

@@ -6,7 +6,8 @@ from itertools import combinations
 import numpy as np
 import pytest
 
-from matrix_files import MatrixSettings
+from common import model_dir, write_json
+from common.matrix_files import MatrixSettings
 from search_strategy import search_prune_then_verify_mix as script
 from search_strategy.coarse import coarse_search
 
@@ -14,7 +15,7 @@ from search_strategy.coarse import coarse_search
 @pytest.fixture
 def run(tiny_clip, tiny_pairs, tmp_path):
     """Run the script on the tiny model with a random matrix in place; returns the result's content."""
-    folder = tmp_path / script.experiment.model_dir(tmp_path, str(tiny_clip)).name
+    folder = tmp_path / model_dir(tmp_path, str(tiny_clip)).name
     folder.mkdir()
     walk = np.cumsum(np.random.default_rng(0).normal(size=(5, 30)), axis=0)
     matrix = (np.corrcoef(walk) + np.corrcoef(walk).T) / 2
@@ -112,7 +113,7 @@ def test_race_and_embedding_objective_run_without_images(run, monkeypatch):
 
 def test_a_matrix_of_other_weights_is_searched_with_a_warning(run, tiny_pairs):
     path = MatrixSettings("dc", dataset=str(tiny_pairs)).path(run.folder)
-    script.experiment.write_json(path.with_suffix(".json"), {"model": {"name": "other", "weights_sha256": "0" * 64}})
+    write_json(path.with_suffix(".json"), {"model": {"name": "other", "weights_sha256": "0" * 64}})
     (warning,) = run("--topk_num", "2", "--refine", "0")["record"]["warnings"]
     assert warning.startswith(f"{path}: made of other weights (other, 000000000000)")
 

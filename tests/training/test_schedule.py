@@ -42,7 +42,7 @@ def test_a_stage_drops_the_best_layers_by_validation(tiny_clip, tiny_pairs, imag
     dropped = search(clip, 1, train, validation, seed=0).dropped_layers
     kept = {n: clip.text_embeddings(validation.pairs.captions, [k for k in range(1, 5) if k != n]) for n in range(1, 5)}
     if images:
-        from models.retrieval import task_loss
+        from tasks.retrieval import task_loss
 
         image = validation.image_embeddings[validation.pairs.image_index]
         losses = {n: task_loss(text, image, clip.logit_scale, 250) for n, text in kept.items()}

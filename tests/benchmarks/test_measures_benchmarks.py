@@ -5,14 +5,14 @@ import json
 import pytest
 import torch
 
-from benchmarks import independence_floor, measures
+from benchmarks import bench_measures, independence_floor
 from measures import SVCCA
 
 TINY = ["--samples", "300", "--width", "12", "--layers", "4", "--dc_batch_sizes", "5", "--repeats", "1"]
 
 
 def run(tmp_path, *flags):
-    measures.main([*TINY, "--out", str(tmp_path / "rows.json"), "--parts", *flags])
+    bench_measures.main([*TINY, "--out", str(tmp_path / "rows.json"), "--parts", *flags])
     return json.loads((tmp_path / "rows.json").read_text())["rows"]
 
 

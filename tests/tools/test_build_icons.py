@@ -4,8 +4,9 @@ import json
 
 import pytest
 
-from data import build_icons, load_pairs
-from data.build_icons import LICENSES, caption_of, split, svg_of
+from data import BUNDLED, load_pairs
+from tools import build_icons
+from tools.build_icons import LICENSES, caption_of, split, svg_of
 
 
 @pytest.mark.parametrize(
@@ -58,7 +59,7 @@ def test_sets_under_another_licence_are_refused(tmp_path):
 
 
 def test_the_readme_beside_the_data_names_every_set_with_its_licence():
-    readme = (build_icons.Path(build_icons.__file__).parent / "icons" / "README.md").read_text()
+    readme = (BUNDLED["icons"] / "README.md").read_text()
     for name, version in build_icons.ICON_SETS.items():
         line = next(line for line in readme.splitlines() if line.startswith(f"| `{name}` "))
         assert version in line and any(licence in line for licence in LICENSES)

@@ -1,6 +1,6 @@
 """Write a CLIP whose text transformer has every layer several times: a deeper model to search, where none is at hand.
 
-    python models/deepen_clip.py --model exp/iconclip --output_dir exp/iconclip24
+    python -m tools.deepen_clip --model exp/iconclip --output_dir exp/iconclip24
 
 Depth up-scaling by repetition ("stacking", Gong et al. 2019). What a layer adds to its input is divided by the number of its
 copies, so the deeper model begins near the old one; tune it (`clip_finetune_train.py --num_clip_layers 0`) before use.
@@ -8,15 +8,12 @@ copies, so the deeper model begins near the old one; tune it (`clip_finetune_tra
 
 import argparse
 import copy
-import sys
 from pathlib import Path
 
 import torch
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-
-from experiment import DEFAULT_MODEL, check_new_folder, positive_int, script  # noqa: E402
-from models import Clip, load_clip  # noqa: E402
+from common import DEFAULT_MODEL, check_new_folder, positive_int, script
+from models import Clip, load_clip
 
 
 def deepen(clip: Clip, copies: int) -> None:

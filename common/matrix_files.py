@@ -14,8 +14,7 @@ from pathlib import Path
 
 import numpy as np
 
-import experiment
-from experiment import safe_name
+from common.files import DEFAULT_DATASET, DEFAULT_MODEL, EXP_DIR, ROOT, model_dir, safe_name
 from measures import MEASURES
 
 MATRICES = (*MEASURES, "ablation")  # what matrices are made of; each has a command
@@ -59,7 +58,7 @@ class MatrixSettings:
     pool: str = "mean"
     repeats: int = 1
     seed: int = 0
-    dataset: str = experiment.DEFAULT_DATASET
+    dataset: str = DEFAULT_DATASET
     caption_column: str | None = None
 
     def options(self) -> dict:
@@ -99,7 +98,7 @@ class MatrixSettings:
             (f"_{s.pool}", s.pool != "mean"),
             (f"_rep{s.repeats}", s.repeats > 1),
             (f"_seed{s.seed}", s.seed != 0),
-            (f"_{_dataset_name(s.dataset)}", s.dataset != experiment.DEFAULT_DATASET),
+            (f"_{_dataset_name(s.dataset)}", s.dataset != DEFAULT_DATASET),
             (f"_{safe_name(s.caption_column or '')}", s.caption_column),
         )
         return name + "".join(suffix for suffix, used in suffixes if used)
@@ -107,10 +106,10 @@ class MatrixSettings:
     def path(self, folder: Path) -> Path:
         return folder / f"{self.tag}.npy"
 
-    def command(self, model: str, exp_dir: Path = experiment.EXP_DIR) -> str:
+    def command(self, model: str, exp_dir: Path = EXP_DIR) -> str:
         """The command that makes this matrix, for the working directory."""
         s = self.filled()
-        script = os.path.relpath(experiment.ROOT / SCRIPTS.get(s.measure, "similarity_analysis.py"))
+        script = os.path.relpath(ROOT / SCRIPTS.get(s.measure, "similarity_analysis.py"))
         words = ["python", script] + ([] if s.measure in SCRIPTS else ["--measure", s.measure])
         unused = {name for names in OPTIONS.values() for name in names} - set(s.options())
         unused |= {"mode"} if len(modes(s.measure)) == 1 else set()
@@ -118,9 +117,9 @@ class MatrixSettings:
             value = getattr(s, field.name)
             if field.name not in unused and (value != field.default or field.name == "thre"):
                 words += [f"--{field.name}", str(value).lower() if isinstance(value, bool) else str(value)]
-        if Path(model).resolve() != experiment.DEFAULT_MODEL:
+        if Path(model).resolve() != DEFAULT_MODEL:
             words += ["--model", model]
-        if exp_dir.resolve() != experiment.EXP_DIR:
+        if exp_dir.resolve() != EXP_DIR:
             words += ["--exp_dir", str(exp_dir)]
         return shlex.join(words)
 
@@ -130,7 +129,7 @@ def _dataset_name(dataset: str) -> str:
     path = Path(dataset).resolve()
     if not path.exists():
         return safe_name(dataset)
-    return safe_name(str(path.relative_to(experiment.ROOT) if path.is_relative_to(experiment.ROOT) else path))
+    return safe_name(str(path.relative_to(ROOT) if path.is_relative_to(ROOT) else path))
 
 
 def read_matrix(settings: MatrixSettings, folder: Path, num_layers: int, model: str) -> np.ndarray:
@@ -178,7 +177,7 @@ def warn_of_other_weights(settings: MatrixSettings, folder: Path, identity: dict
 
 
 def _how_to_make(settings: MatrixSettings, folder: Path, model: str) -> str:
-    exp_dir = experiment.EXP_DIR if folder == experiment.model_dir(experiment.EXP_DIR, model) else folder.parent
+    exp_dir = EXP_DIR if folder == model_dir(EXP_DIR, model) else folder.parent
     return f"run: {settings.command(model, exp_dir)}"
 
 

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from data import ImageCaptionPairs
 from models.clip import Clip
-from models.retrieval import retrieval_recall, task_loss
+from tasks.retrieval import retrieval_recall, task_loss
 
 LOSS_BATCH_SIZE = 250  # pairs in a batch of the task loss; divides the 2,000 pairs of the bundled splits
 

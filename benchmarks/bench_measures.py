@@ -1,8 +1,8 @@
 """The measures against plain versions of them, side by side in one run: seconds, ratios, largest differences.
 
-    python benchmarks/measures.py --threads 2                # everything; most of the time is the plain SVCCA
-    python benchmarks/measures.py --threads 2 --pairs 10     # the plain SVCCA on 10 pairs, its total extrapolated
-    python benchmarks/measures.py --quick true               # a look at the tables in seconds, of no meaning otherwise
+    python -m benchmarks.bench_measures --threads 2                # everything; most of the time is the plain SVCCA
+    python -m benchmarks.bench_measures --threads 2 --pairs 10     # the plain SVCCA on 10 pairs, its total extrapolated
+    python -m benchmarks.bench_measures --quick true               # a look at the tables in seconds, of no meaning otherwise
 
 The hidden states are made like a residual stream: a random walk over layers, features of unequal spread in a basis of
 each step's own, float32. Three parts: SVCCA of all pairs of layers, against recomputing it for every pair, and against
@@ -28,10 +28,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-
-import experiment  # noqa: E402
-from benchmarks.plain_measures import (  # noqa: E402
+from benchmarks.plain_measures import (
     anatome_svcca,
     dcor_dc,
     numpy_svcca,
@@ -39,8 +36,9 @@ from benchmarks.plain_measures import (  # noqa: E402
     per_pair_dc,
     plain_svcca,
 )
-from experiment import boolean, bounded, positive_int  # noqa: E402
-from measures import DC, SVCCA  # noqa: E402
+from common import Record, boolean, bounded, format_table, positive_int, script, set_up_logging, write_json
+from common.run import select_device
+from measures import DC, SVCCA
 
 logger = logging.getLogger("comflp")
 
@@ -298,27 +296,27 @@ def build_parser() -> argparse.ArgumentParser:
     return parser
 
 
-@experiment.script
+@script
 def main(argv: Sequence[str] | None = None) -> None:
     args = build_parser().parse_args(argv)
-    experiment.set_up_logging()
-    args.device = experiment.select_device(args.device)
+    set_up_logging()
+    args.device = select_device(args.device)
     vars(args).update(QUICK if args.quick else {})
     torch.set_num_threads(args.threads or torch.get_num_threads())
     warnings.filterwarnings("ignore", message=".*samples are too few")
-    record, rows = experiment.Record(args, args.device), {}
+    record, rows = Record(args, args.device), {}
     parts = {"svcca": (svcca_part, SVCCA_HEADERS), "dc": (dc_part, DC_HEADERS), "tokens": (tokens_part, TOKENS_HEADERS)}
     for part in args.parts:
         rows[part] = parts[part][0](args)
     if args.out:
         named = {part: [dict(zip(parts[part][1], row, strict=True)) for row in rows[part]] for part in rows}
-        experiment.write_json(args.out, {"rows": named, "record": record.content()})
+        write_json(args.out, {"rows": named, "record": record.content()})
     floats = {
         "svcca": ("", ".2f", ".1f", ".2f", ".0e"),
         "dc": ("", "", ".2f", ".1f", ".1f", ".0e"),
         "tokens": ("", "", ".1f", ".0f"),
     }
-    print("\n\n".join(experiment.table(rows[part], parts[part][1], floats[part]) for part in rows))
+    print("\n\n".join(format_table(rows[part], parts[part][1], floats[part]) for part in rows))
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
 """The tokenizer of a new CLIP: CLIP's conventions, and the same every time."""
 
-from models.build_clip import END, START, train_tokenizer
+from tools.build_clip import END, START, train_tokenizer
 
 CAPTIONS = [f"{first}{second} {third}" for first in "abcd" for second in "efgh" for third in ("Arrow", "up", "Down")]
 

@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import math
-import warnings
 from collections.abc import Callable, Sequence
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -112,21 +110,3 @@ def check_samples(samples: int, needed: int = 2) -> None:
     """Raise ValueError when fewer than `needed` samples were seen."""
     if samples < needed:
         raise ValueError(f"expected at least {needed} samples; found {samples}: call update with more rows first")
-
-
-def finished(values: Tensor | np.ndarray, undefined: Sequence[int] = (), *, lowest: float = 0.0) -> np.ndarray:
-    """The float64 matrix of the values above the diagonal: mirrored, ones on the diagonal, in [lowest, 1].
-
-    Rows and columns in `undefined` (layers that do not vary) are 0 off the diagonal, with a warning that names them.
-    """
-    upper = np.triu(np.asarray(values, dtype=np.float64), 1)
-    matrix = np.clip(upper + upper.T, lowest, 1.0)
-    if len(undefined):
-        warnings.warn(
-            f"constant layers {list(undefined)} (0 is the embeddings): no variance to compare, their entries are 0",
-            stacklevel=3,
-        )
-        matrix[undefined, :] = 0.0
-        matrix[:, undefined] = 0.0
-    np.fill_diagonal(matrix, 1.0)
-    return matrix

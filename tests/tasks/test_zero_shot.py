@@ -5,7 +5,7 @@ import torch
 import torch.nn.functional as F
 
 from models import load_clip
-from models.zero_shot import (
+from tasks.zero_shot import (
     check_templates,
     class_embeddings,
     classes_in_captions,

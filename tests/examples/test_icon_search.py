@@ -6,6 +6,7 @@ import pytest
 import torch
 from PIL import Image
 
+from common import model_dir
 from data import load_pairs
 from examples import icon_search
 from models import load_clip
@@ -68,7 +69,7 @@ def test_the_pruned_model_is_the_searchs_winner_where_none_is_named(tmp_path, ti
         run(tmp_path, tiny_clip, tiny_pairs, "red square")
     error = capsys.readouterr().err
     assert "no search result: looked for" in error and "clip4to2_" in error
-    folder = icon_search.experiment.model_dir(tmp_path / "exp", str(tiny_clip))
+    folder = model_dir(tmp_path / "exp", str(tiny_clip))
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "clip4to2_beam_dc.json").write_text(json.dumps({"winner": {"dropped_layers": [1, 3]}}))
     args = icon_search.build_parser().parse_args(["x", "--model", str(tiny_clip), "--exp_dir", str(tmp_path / "exp")])

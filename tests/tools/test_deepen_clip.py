@@ -3,7 +3,8 @@
 import pytest
 import torch
 
-from models import deepen_clip, load_clip
+from models import load_clip
+from tools import deepen_clip
 
 CAPTIONS = ["red square", "small blue triangle on the left", "black hexagon"]
 

@@ -7,7 +7,7 @@ chosen by the hash of the caption, so that no caption is in two splits and a reb
 Not needed to use the project. To rebuild, with `npm` on the path (it downloads the pinned sets, 10 MB):
 
     pip install -r requirements.txt resvg-py==0.5.0 pypng==0.20220715.0
-    python data/build_icons.py --output_dir data/icons
+    python -m tools.build_icons --output_dir data/icons
 """
 
 import argparse
@@ -23,6 +23,8 @@ import datasets
 import numpy as np
 from PIL import Image
 from tqdm import tqdm
+
+from data import BUNDLED
 
 # Icon sets under MIT, Apache-2.0 or ISC: npm package @iconify-json/<set>, pinned.
 ICON_SETS = {
@@ -87,12 +89,12 @@ The npm packages `@iconify-json/<set>`, rendered and renamed, nothing else chang
 
 ## How it is made
 
-`data/build_icons.py` downloads the versions above, skips hidden icons, turns `-` into spaces, removes bare size numbers
+`tools/build_icons.py` downloads the versions above, skips hidden icons, turns `-` into spaces, removes bare size numbers
 ({sizes}), drops repeats of a caption within a set, renders, and splits by the hash of the caption. With the versions of
 `requirements.txt` a rebuild gives the same bytes:
 
     pip install -r requirements.txt resvg-py==0.5.0 pypng==0.20220715.0
-    python data/build_icons.py --output_dir data/icons
+    python -m tools.build_icons --output_dir data/icons
 """
 
 
@@ -212,7 +214,7 @@ def describe(splits: dict[str, list[dict]], infos: dict[str, dict]) -> str:
 
 def build_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description="Build the bundled icon-caption pairs from pinned npm packages.")
-    parser.add_argument("--output_dir", type=Path, default=Path(__file__).parent / "icons", help="where to write")
+    parser.add_argument("--output_dir", type=Path, default=BUNDLED["icons"], help="where to write")
     parser.add_argument(
         "--download_dir", type=Path, default=Path("build/icon_sets"), help="where the downloaded packages are kept"
     )

@@ -1,6 +1,6 @@
 """Write an untrained CLIP with a tokenizer of its own for a set of captions: what training from scratch starts from.
 
-    python models/build_clip.py --output_dir exp/iconclip_untrained
+    python -m tools.build_clip --output_dir exp/iconclip_untrained
 
 The tokenizer is CLIP's kind (lower case, byte-level BPE, start and end tokens last) with merges from the train captions.
 The weights are made when training starts: `clip_finetune_train.py --clip_mode scratch`.
@@ -8,16 +8,13 @@ The weights are made when training starts: `clip_finetune_train.py --clip_mode s
 
 import argparse
 import json
-import sys
 from pathlib import Path
 
 from tokenizers import models, pre_tokenizers, trainers
 from transformers import CLIPConfig, CLIPImageProcessorPil, CLIPProcessor, CLIPTokenizer
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-
-from data import load_pairs  # noqa: E402
-from experiment import check_new_folder, positive_int, script  # noqa: E402
+from common import check_new_folder, positive_int, script
+from data import load_pairs
 
 START, END = "<|startoftext|>", "<|endoftext|>"
 

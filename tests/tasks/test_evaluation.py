@@ -5,9 +5,10 @@ import pytest
 import torch
 
 from data import load_pairs
-from models import evaluation, load_clip
-from models.evaluation import evaluate_retrieval, text_milliseconds, text_parameters
-from models.retrieval import symmetric_cross_entropy
+from models import load_clip
+from tasks import evaluation
+from tasks.evaluation import evaluate_retrieval, text_milliseconds, text_parameters
+from tasks.retrieval import symmetric_cross_entropy
 
 
 @pytest.fixture(scope="module")

@@ -15,14 +15,22 @@ import torch
 from datasets import Dataset
 from transformers import AutoTokenizer, CLIPModel
 
-import analysis
 import dc_analysis
-import experiment
-import plots
 import similarity_analysis
 import svcca_analysis
+from common import (
+    ROOT,
+    Record,
+    analysis,
+    model_dir,
+    plots,
+    safe_name,
+    set_up_logging,
+    write_array,
+    write_json,
+)
+from common.matrix_files import SCRIPTS, MatrixSettings
 from data import load_pairs
-from matrix_files import SCRIPTS, MatrixSettings
 from measures import MEASURES
 
 ALL_CAPTIONS = ("--batch_size", "10", "--iter_num", "6")  # the 60 of the train split
@@ -38,7 +46,7 @@ def analyse_and_draw(tiny_clip, tiny_pairs, tmp_path):
         main = MAINS.get(measure, similarity_analysis.main)
         chosen = () if measure in MAINS else ("--measure", measure)
         main([*chosen, *flags, "--model", str(model), "--dataset", str(dataset), "--exp_dir", str(tmp_path)])
-        return experiment.model_dir(tmp_path, str(model))
+        return model_dir(tmp_path, str(model))
 
     return run
 
@@ -142,7 +150,7 @@ def test_modes_and_pools_give_different_matrices(tiny_clip, tiny_pairs):
 
 def test_files_have_the_documented_names_and_nothing_else_is_written(analyse_and_draw, tiny_pairs):
     folder = analyse_and_draw("svcca", *ALL_CAPTIONS, "--baseline", "true")
-    dataset = experiment.safe_name(str(tiny_pairs))
+    dataset = safe_name(str(tiny_pairs))
     stem = f"cca_mat_60U_svthre0.99_{dataset}"
     endings = (".npy", "_baseline.npy", ".png", ".json")
     assert sorted(path.name for path in folder.iterdir()) == sorted(stem + ending for ending in endings)
@@ -305,9 +313,9 @@ def test_a_constant_layer_has_entries_0_and_a_warning(analyse, tiny_clip, tmp_pa
 
 
 def test_warnings_are_logged_once_and_as_one_line(tmp_path):
-    experiment.set_up_logging(tmp_path / "run.log")
+    set_up_logging(tmp_path / "run.log")
     args = svcca_analysis.build_parser().parse_args([])
-    record = experiment.Record(args, "cpu")
+    record = Record(args, "cpu")
     with record.warnings():
         for _ in range(2):
             warnings.warn("two\n  lines", stacklevel=1)
@@ -431,14 +439,14 @@ def test_nan_in_the_model_is_an_error_that_names_the_layer(analyse, tiny_clip, t
 @pytest.mark.parametrize("how", ["SIGKILL", "KeyboardInterrupt"])
 def test_a_killed_writer_leaves_the_old_file(tmp_path, how):
     path = tmp_path / "matrix.npy"
-    experiment.write_array(path, np.eye(3))
+    write_array(path, np.eye(3))
     die = "os.kill(os.getpid(), signal.SIGKILL)" if how == "SIGKILL" else "raise KeyboardInterrupt"
     code = (
-        "import os, signal, sys; from pathlib import Path; import experiment\n"
-        "with experiment.atomic_path(Path(sys.argv[1])) as temporary:\n"
+        "import os, signal, sys; from pathlib import Path; from common.files import atomic_path\n"
+        "with atomic_path(Path(sys.argv[1])) as temporary:\n"
         f"    temporary.write_bytes(b'half a fi'); {die}\n"
     )
-    killed = subprocess.run([sys.executable, "-c", code, str(path)], cwd=experiment.ROOT, capture_output=True)
+    killed = subprocess.run([sys.executable, "-c", code, str(path)], cwd=ROOT, capture_output=True)
     assert killed.returncode != 0
     assert np.array_equal(np.load(path), np.eye(3))
     if how == "KeyboardInterrupt":
@@ -448,8 +456,8 @@ def test_a_killed_writer_leaves_the_old_file(tmp_path, how):
 def test_files_appear_whole_or_not_at_all(tmp_path):
     path = tmp_path / "new" / "record.json"
     with pytest.raises(ValueError, match="not JSON compliant"):
-        experiment.write_json(path, {"value": float("nan")})
+        write_json(path, {"value": float("nan")})
     assert not path.exists()
-    experiment.write_json(path, {"value": 1.5})
+    write_json(path, {"value": 1.5})
     assert json.loads(path.read_text()) == {"value": 1.5}
     assert [file.name for file in path.parent.iterdir()] == ["record.json"]

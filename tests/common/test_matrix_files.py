@@ -10,14 +10,22 @@ import numpy as np
 import pytest
 
 import ablation_analysis
-import analysis
 import dc_analysis
-import experiment
-import matrix_files
 import similarity_analysis
 import svcca_analysis
-from experiment import write_array
-from matrix_files import MatrixSettings, found_matrices, read_matrix, warn_of_other_weights
+from common import (
+    DEFAULT_MODEL,
+    EXP_DIR,
+    ROOT,
+    analysis,
+    files,
+    matrix_files,
+    model_dir,
+    safe_name,
+    write_array,
+    write_json,
+)
+from common.matrix_files import MatrixSettings, found_matrices, read_matrix, warn_of_other_weights
 from measures import MEASURES
 
 VARIED = {
@@ -93,7 +101,7 @@ def settings_of_command(command):
     """What the named script makes of the command: the settings, the model, and the folder of results."""
     python, script, *words = shlex.split(command)
     assert python == "python"
-    assert Path(script).resolve().parent == experiment.ROOT
+    assert Path(script).resolve().parent == ROOT
     parsers = {
         "ablation_analysis.py": ablation_analysis.build_parser,
         "svcca_analysis.py": svcca_analysis.build_parser,
@@ -114,14 +122,14 @@ def test_the_command_makes_the_matrix_of_that_name():
 
 
 def test_the_command_leaves_out_the_bundled_model_and_the_usual_folder():
-    command = MatrixSettings("dc").command(str(experiment.DEFAULT_MODEL))
+    command = MatrixSettings("dc").command(str(DEFAULT_MODEL))
     assert command.endswith("dc_analysis.py --batch_size 4 --iter_num 10 --mode mean")
-    assert settings_of_command(command)[1:] == (str(experiment.DEFAULT_MODEL), experiment.EXP_DIR)
+    assert settings_of_command(command)[1:] == (str(DEFAULT_MODEL), EXP_DIR)
 
 
 def test_the_command_works_from_the_working_directory(monkeypatch):
     for folder in (".", "search_strategy"):
-        monkeypatch.chdir(experiment.ROOT / folder)
+        monkeypatch.chdir(ROOT / folder)
         script = shlex.split(MatrixSettings("svcca").command("m"))[1]
         assert script == os.path.join("" if folder == "." else "..", "svcca_analysis.py")
         assert Path(script).is_file()
@@ -204,7 +212,7 @@ IDENTITY = {"name": "m", "weights_sha256": "a" * 64, "text_layers": 2}
 def test_other_weights_than_those_in_the_record_are_a_warning_with_the_command(tmp_path):
     settings = MatrixSettings("dc")
     record = settings.path(tmp_path).with_suffix(".json")
-    experiment.write_json(record, {"model": IDENTITY | {"weights_sha256": "b" * 64}})
+    write_json(record, {"model": IDENTITY | {"weights_sha256": "b" * 64}})
     with pytest.warns(UserWarning, match=r"made of other weights \(m, b{12}\) than .* \(m, a{12}\).*run: python .*dc_"):
         warn_of_other_weights(settings, tmp_path, IDENTITY)
 
@@ -213,7 +221,7 @@ def test_other_weights_than_those_in_the_record_are_a_warning_with_the_command(t
 def test_the_same_weights_and_matrices_without_a_record_are_taken_as_they_are(tmp_path, recwarn, content):
     settings = MatrixSettings("dc")
     if content is not None:
-        experiment.write_json(settings.path(tmp_path).with_suffix(".json"), content)
+        write_json(settings.path(tmp_path).with_suffix(".json"), content)
     warn_of_other_weights(settings, tmp_path, IDENTITY)
     assert not recwarn.list
 
@@ -222,20 +230,20 @@ def test_the_same_weights_and_matrices_without_a_record_are_taken_as_they_are(tm
 
 
 def test_results_go_to_a_folder_named_after_the_model(tmp_path):
-    assert experiment.model_dir(tmp_path, "openai/clip-vit-base") == tmp_path / "openai--clip-vit-base"
-    assert experiment.model_dir(tmp_path, str(experiment.ROOT / "tests" / "models")) == tmp_path / "tests--models"
+    assert model_dir(tmp_path, "openai/clip-vit-base") == tmp_path / "openai--clip-vit-base"
+    assert model_dir(tmp_path, str(ROOT / "tests" / "models")) == tmp_path / "tests--models"
     (tmp_path / "my clip").mkdir()
-    elsewhere = experiment.model_dir(tmp_path / "exp", str(tmp_path / "my clip"))
-    assert elsewhere == tmp_path / "exp" / experiment.safe_name(str(tmp_path / "my clip"))
+    elsewhere = model_dir(tmp_path / "exp", str(tmp_path / "my clip"))
+    assert elsewhere == tmp_path / "exp" / safe_name(str(tmp_path / "my clip"))
 
 
 def test_results_of_a_model_under_exp_go_by_its_name_alone(tmp_path, monkeypatch):
-    monkeypatch.setattr(experiment, "ROOT", tmp_path)
-    monkeypatch.setattr(experiment, "EXP_DIR", tmp_path / "exp")
+    monkeypatch.setattr(files, "ROOT", tmp_path)
+    monkeypatch.setattr(files, "EXP_DIR", tmp_path / "exp")
     (tmp_path / "exp" / "my clip").mkdir(parents=True)
-    assert experiment.model_dir(tmp_path / "new", str(tmp_path / "exp" / "my clip")) == tmp_path / "new" / "my--clip"
+    assert model_dir(tmp_path / "new", str(tmp_path / "exp" / "my clip")) == tmp_path / "new" / "my--clip"
 
 
 def test_results_of_a_model_inside_the_folder_of_results_go_to_the_model(tmp_path):
     (tmp_path / "mine").mkdir()
-    assert experiment.model_dir(tmp_path, str(tmp_path / "mine")) == tmp_path / "mine"
+    assert model_dir(tmp_path, str(tmp_path / "mine")) == tmp_path / "mine"

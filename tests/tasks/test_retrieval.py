@@ -7,7 +7,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from models.retrieval import in_rounds, pair_losses, recall_hits, retrieval_recall, symmetric_cross_entropy, task_loss
+from tasks.retrieval import in_rounds, pair_losses, recall_hits, retrieval_recall, symmetric_cross_entropy, task_loss
 
 
 def unit_rows(n, d, seed):

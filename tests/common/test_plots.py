@@ -6,7 +6,7 @@ from matplotlib.colors import to_hex
 from matplotlib.figure import Figure
 from PIL import Image
 
-import plots
+from common import plots
 
 
 def similarity(num_layers, seed=0):

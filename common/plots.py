@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 from matplotlib.image import AxesImage
 from matplotlib.patches import Rectangle
 
-from experiment import atomic_path
+from common.files import atomic_path
 
 COLOURS = colormaps["viridis"]  # perceptually uniform
 ACCENT = "#e6194b"  # of the chosen segments: in no part of the colour map

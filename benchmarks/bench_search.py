@@ -1,7 +1,7 @@
 """The exact coarse search against a plain beam: seconds, and how many of the true best proposals the beam misses.
 
-    python benchmarks/search.py
-    python benchmarks/search.py --sizes 12 24 --out search_benchmark.json
+    python -m benchmarks.bench_search
+    python -m benchmarks.bench_search --sizes 12 24 --out search_benchmark.json
 
 For every number of layers L, half of them are dropped and the best 10 proposals asked for. The matrix is the absolute
 correlation between the states of a random walk whose steps differ in size, so that near layers correlate most, as in
@@ -11,17 +11,14 @@ a transformer. Both searches run on one core.
 import argparse
 import logging
 import os
-import sys
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-
-from experiment import Record, bounded, positive_int, script, set_up_logging, table, write_json  # noqa: E402
-from search_strategy.coarse import coarse_search, missed_by  # noqa: E402
+from common import Record, bounded, format_table, positive_int, script, set_up_logging, write_json
+from search_strategy.coarse import coarse_search, missed_by
 
 logger = logging.getLogger("comflp")
 
@@ -126,7 +123,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     if args.out:
         record.note(num_proposals=NUM_PROPOSALS, beam_size=BEAM_SIZE)
         write_json(args.out, {"rows": rows, "record": record.content()})
-    print(table([row.values() for row in rows], HEADERS, floatfmt=("", "", ".4f", ".4f", ".1f", "")))
+    print(format_table([row.values() for row in rows], HEADERS, floatfmt=("", "", ".4f", ".4f", ".1f", "")))
 
 
 if __name__ == "__main__":

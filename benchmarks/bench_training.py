@@ -1,7 +1,7 @@
 """Training throughput: our loop against the plain one, and what each part of the difference is worth.
 
-    python benchmarks/training.py
-    python benchmarks/training.py --model openai/clip-vit-base-patch32 --dataset my_pairs --batch_size 128 --steps 3
+    python -m benchmarks.bench_training
+    python -m benchmarks.bench_training --model openai/clip-vit-base-patch32 --dataset my_pairs --batch_size 128 --steps 3
 
 All loops fine-tune the same model, without every other layer, on the same batches with the same optimiser, so their mean losses
 must be equal to rounding. The plain loop is what one writes first: every step decodes the images and runs them through the
@@ -10,7 +10,6 @@ frozen tower, and captions are padded to the model's length.
 
 import argparse
 import logging
-import sys
 import tempfile
 import time
 from collections.abc import Callable, Sequence
@@ -24,18 +23,15 @@ from accelerate import Accelerator
 from torch import Tensor
 from transformers import get_cosine_schedule_with_warmup
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-
-import experiment  # noqa: E402
-from experiment import positive_int  # noqa: E402
-from models import Clip, load_clip  # noqa: E402
-from models.retrieval import symmetric_cross_entropy  # noqa: E402
-from training.batches import EpochBatches, PairBatches  # noqa: E402
-from training.loop import Settings, Trainer, make_optimizer  # noqa: E402
-from training.losses import Objective  # noqa: E402
-from training.splits import Split, load_split  # noqa: E402
-from training.start import pruned  # noqa: E402
-from training.towers import TrainedTowers  # noqa: E402
+from common import Record, add_common_flags, format_table, model_dir, positive_int, script, set_up, write_json
+from models import Clip, load_clip
+from tasks.retrieval import symmetric_cross_entropy
+from training.batches import EpochBatches, PairBatches
+from training.loop import Settings, Trainer, make_optimizer
+from training.losses import Objective
+from training.splits import Split, load_split
+from training.start import pruned
+from training.towers import TrainedTowers
 
 logger = logging.getLogger("comflp")
 
@@ -115,7 +111,7 @@ def build_parser() -> argparse.ArgumentParser:
         "--repeats", type=positive_int, default=3, help="epochs of each loop; the median counts (default: 3)"
     )
     parser.add_argument("--out", type=Path, help="also write the rows to this JSON file")
-    experiment.add_common_flags(parser)
+    add_common_flags(parser)
     return parser
 
 
@@ -125,15 +121,15 @@ def first_pairs(split: Split, number: int) -> Split:
     return replace(split, pairs=pairs)
 
 
-@experiment.script
+@script
 def main(argv: Sequence[str] | None = None) -> None:
     args = build_parser().parse_args(argv)
-    device = experiment.set_up(args)
-    record = experiment.Record(args, device)
+    device = set_up(args)
+    record = Record(args, device)
     full = load_clip(args.model, device)
     columns = {"image_column": args.image_column, "caption_column": args.caption_column}
     with record.timed("image_embeddings"):
-        cache_dir = experiment.model_dir(args.exp_dir, args.model) / "cache"
+        cache_dir = model_dir(args.exp_dir, args.model) / "cache"
         split = load_split(full, args.dataset, "train", columns=columns, cache_dir=cache_dir)
     split = first_pairs(split, args.steps * args.batch_size)
     settings = Settings(1, args.batch_size, lr=LR, weight_decay=0.1, warmup_steps=0, seed=args.seed)
@@ -148,8 +144,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     speed = {name: len(split.pairs) / median(values) for name, values in seconds.items()}
     rows = [(name, losses[name], speed[name], speed[name] / speed["plain"]) for name in LOOPS]
     if args.out:
-        experiment.write_json(args.out, {"rows": rows, "record": record.content()})
-    print(experiment.table(rows, HEADERS, floatfmt=("", ".4f", ".0f", ".1f")))
+        write_json(args.out, {"rows": rows, "record": record.content()})
+    print(format_table(rows, HEADERS, floatfmt=("", ".4f", ".0f", ".1f")))
 
 
 if __name__ == "__main__":

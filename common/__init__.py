@@ -1,0 +1,18 @@
+"""What the scripts share: command line, seed, device and record of a run, files; also matrices on disk and pictures."""
+
+from common.cli import add_common_flags, boolean, bounded, format_table, positive_int, script
+from common.files import (
+    DEFAULT_DATASET,
+    DEFAULT_MODEL,
+    EXP_DIR,
+    ROOT,
+    atomic_path,
+    check_new_folder,
+    model_dir,
+    safe_name,
+    search_path,
+    write_array,
+    write_json,
+    write_text,
+)
+from common.run import Record, is_main_process, seed_everything, set_up, set_up_logging, show_progress

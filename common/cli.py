@@ -1,0 +1,98 @@
+"""Command line: types and common flags, wrong input in one line, result tables."""
+
+import argparse
+import functools
+import inspect
+import os
+import sys
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+
+import torch
+from tabulate import tabulate
+
+from common.files import DEFAULT_DATASET, DEFAULT_MODEL, EXP_DIR
+from common.run import note_command
+
+
+def boolean(text: str) -> bool:
+    """`true` or `false`; anything else is an error (an argparse type)."""
+    if text not in ("true", "false"):
+        raise argparse.ArgumentTypeError(f"expected true or false, got {text!r}")
+    return text == "true"
+
+
+def bounded(kind: type, minimum: float, maximum: float = float("inf")) -> Callable[[str], float]:
+    """An argparse type: a number of `kind` in [minimum, maximum]."""
+
+    def parse(text: str) -> float:
+        try:
+            value = kind(text)
+        except ValueError:
+            value = None
+        if value is None or not minimum <= value <= maximum:
+            limits = f"of at least {minimum}" if maximum == float("inf") else f"in {minimum}..{maximum}"
+            raise argparse.ArgumentTypeError(f"expected a number {limits}, got {text!r}")
+        return value
+
+    return parse
+
+
+positive_int = bounded(int, 1)
+
+
+def add_common_flags(parser: argparse.ArgumentParser, several_models: bool = False) -> None:
+    """The flags that every script has; with `several_models`, `--model` takes any number of them and `args.model` is a list."""
+    group = parser.add_argument_group("common")
+    several = {"nargs": "+", "default": [str(DEFAULT_MODEL)]} if several_models else {"default": str(DEFAULT_MODEL)}
+    what = "CLIP models, the first being the reference" if several_models else "CLIP model"
+    group.add_argument("--model", **several, help=f"{what}: local folder or hub name (default: the bundled one)")
+    group.add_argument(
+        "--dataset",
+        default=DEFAULT_DATASET,
+        help="image-caption pairs: bundled name, local file or folder, or hub name (default: %(default)s)",
+    )
+    group.add_argument("--image_column", help="column of the images (default: found by its usual names)")
+    group.add_argument("--caption_column", help="column of the captions (default: found by its usual names)")
+    group.add_argument("--seed", type=bounded(int, 0), default=0, help="seed of every random choice (default: 0)")
+    group.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto", help="default: cuda where present")
+    group.add_argument("--threads", type=positive_int, help="CPU threads (default: torch's choice, one a core)")
+    group.add_argument("--exp_dir", type=Path, default=EXP_DIR, help="where results are written (default: exp)")
+
+
+def script(main: Callable) -> Callable:
+    """Turn wrong input (ValueError, OSError) into one line on stderr and exit status 2, as argparse does for a flag.
+
+    With the environment variable COMFLP_TRACEBACK set the exception is raised as it is.
+    """
+    path = Path(inspect.getfile(main)).resolve()
+
+    @functools.wraps(main)
+    def wrapper(argv: Sequence[str] | None = None) -> object:
+        argv = sys.argv[1:] if argv is None else list(argv)
+        note_command(path, argv)
+        try:
+            result = main(argv)
+            _wait_for_the_others()
+            return result
+        except (ValueError, OSError) as error:
+            if os.environ.get("COMFLP_TRACEBACK"):
+                raise
+            message = " ".join(str(error).split())
+            print(f"{path.name}: error: {message}", file=sys.stderr)
+            raise SystemExit(2) from error
+
+    return wrapper
+
+
+def _wait_for_the_others() -> None:
+    """One of several processes that leaves while another still works can be aborted, and takes all with it."""
+    if torch.distributed.is_initialized():
+        torch.distributed.barrier()
+
+
+def format_table(
+    rows: Iterable[Sequence], headers: Sequence[str], floatfmt: str | Sequence[str] = ".4f", **options: object
+) -> str:
+    """A result table as text; `options`: more of tabulate's."""
+    return tabulate(rows, headers=headers, floatfmt=floatfmt, tablefmt="simple", missingval="-", **options)

@@ -1,0 +1,82 @@
+"""Files and names: where things are, safe names, and writes that are whole or not there."""
+
+import contextlib
+import json
+import os
+import re
+from collections.abc import Collection, Iterator
+from pathlib import Path
+
+import numpy as np
+
+ROOT = Path(__file__).resolve().parents[1]
+EXP_DIR = ROOT / "exp"
+DEFAULT_MODEL = EXP_DIR / "iconclip"
+DEFAULT_DATASET = "icons"
+
+
+@contextlib.contextmanager
+def atomic_path(path: Path) -> Iterator[Path]:
+    """A temporary path in the same folder that replaces `path` when the block ends well, and is removed otherwise."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.stem}.{os.getpid()}{path.suffix}")
+    try:
+        yield temporary
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def check_new_folder(path: Path, allowed: Collection[str] = ()) -> None:
+    """Raise ValueError where there is something in the folder already, other than the names that are `allowed`."""
+    found = sorted({file.name for file in path.iterdir()} - set(allowed)) if path.is_dir() else []
+    if found:
+        raise ValueError(f"{path} is not empty ({', '.join(found[:5])}); pass another --output_dir")
+
+
+def write_text(path: Path, text: str) -> None:
+    with atomic_path(path) as temporary:
+        temporary.write_text(text, encoding="utf-8")
+
+
+def write_json(path: Path, content: dict) -> None:
+    write_text(path, json.dumps(content, indent=1, allow_nan=False) + "\n")
+
+
+def write_array(path: Path, array: np.ndarray) -> None:
+    with atomic_path(path) as temporary, temporary.open("wb") as file:
+        np.save(file, array, allow_pickle=False)
+
+
+def model_dir(exp_dir: Path, model: str) -> Path:
+    """The folder of a model's results: its path or hub name made safe. A model inside `exp_dir` is its own folder."""
+    path = Path(model).resolve()
+    if path.is_dir() and path.parent == exp_dir.resolve():
+        return path
+    if path.is_dir():
+        path = path.relative_to(ROOT) if path.is_relative_to(ROOT) else path
+        model = path.name if path.parent in (Path("."), EXP_DIR.relative_to(ROOT)) else str(path)
+    return exp_dir / safe_name(model)
+
+
+def safe_name(text: str) -> str:
+    """A path or hub name as (part of) a file name."""
+    return re.sub(r"[^A-Za-z0-9._-]+", "--", text.strip("/"))
+
+
+def search_path(folder: Path, num_layers: int, num_clip_layers: int, search_mode: str, tag: str) -> Path:
+    """Name of a search result: `clip<L>to<L-k>_<search_mode>_<measure tag>.json`."""
+    return folder / f"clip{num_layers}to{num_layers - num_clip_layers}_{search_mode}_{tag}.json"
+
+
+def plain(value: object) -> object:
+    """A JSON value; paths inside the project are written relative to it."""
+    if isinstance(value, dict):
+        return {name: plain(part) for name, part in value.items()}
+    if isinstance(value, list | tuple):
+        return [plain(part) for part in value]
+    if isinstance(value, Path):
+        return str(value.relative_to(ROOT)) if value.is_relative_to(ROOT) else str(value)
+    if isinstance(value, str) and value.startswith(f"{ROOT}{os.sep}"):
+        return os.path.relpath(value, ROOT)
+    return value

@@ -1,0 +1,73 @@
+"""The floors of the house: who may import whom, and no file that hides a package."""
+
+import ast
+import subprocess
+import sys
+from importlib.metadata import packages_distributions
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[1]
+LISTED = subprocess.run(["git", "ls-files", "*.py"], cwd=ROOT, capture_output=True, text=True, check=True).stdout
+FILES = [path for path in map(Path, LISTED.split()) if (ROOT / path).exists() and path.parts[0] != "tests"]
+# What each floor may import of ours beside itself; a longer name goes before the folder that it is in.
+BELOW = {
+    "measures": (),
+    "common": ("measures",),
+    "data": ("common",),
+    "models": ("common", "data"),
+    "tasks": ("common", "data", "models"),
+    "search_strategy": ("common", "data", "models", "tasks", "measures"),
+    "common.analysis": ("common", "data", "models", "measures", "search_strategy"),  # the frame of step 1
+    "training": ("common", "data", "models", "measures", "tasks", "search_strategy", "common.analysis"),
+}
+OURS = {path.parts[0] for path in FILES if len(path.parts) > 1} | {path.stem for path in FILES}
+
+
+def imported(path: Path) -> set[str]:
+    """The modules of ours that a file imports; `from common import analysis` counts as `common.analysis`."""
+    names = set()
+    for node in ast.walk(ast.parse((ROOT / path).read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            names |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            names |= {f"{node.module}.{alias.name}" for alias in node.names}
+    return {name for name in names if name.split(".")[0] in OURS}
+
+
+def floor(name: str) -> str:
+    """The entry of BELOW for a module or a name in it; its first part where there is none."""
+    return max((part for part in BELOW if f"{name}.".startswith(f"{part}.")), key=len, default=name.split(".")[0])
+
+
+def test_imports_go_down():
+    for path in FILES:
+        own = ".".join(path.with_suffix("").parts)
+        allowed = set(BELOW.get(floor(own), BELOW)) | {
+            floor(own)
+        }  # a script: every floor, and its own folder's helpers
+        for name in imported(path):
+            assert floor(name) in allowed, f"{path} imports {name}; its floor may import {', '.join(sorted(allowed))}"
+
+
+def test_scripts_are_not_imported():
+    scripts = {
+        ".".join(path.with_suffix("").parts)
+        for path in FILES
+        if "argparse.ArgumentParser(" in (ROOT / path).read_text()
+    }
+    for path in FILES:
+        for name in imported(path):
+            assert not any(f"{name}.".startswith(f"{script}.") for script in scripts), f"{path} imports {name}"
+
+
+def test_no_file_or_folder_has_the_name_of_a_package():
+    packages = set(packages_distributions()) | sys.stdlib_module_names | {"open_clip", "onnxruntime"}
+    names = {part for path in FILES for part in (*path.parts[:-1], path.stem)} - {"__init__"}
+    assert not names & packages
+    folders = {path.parts[0] for path in FILES if len(path.parts) > 1}
+    assert not folders & {path.stem for path in FILES}  # as `benchmarks/measures.py` would hide `measures`
+
+
+def test_the_path_is_changed_by_two_scripts_alone():
+    changed = {path.name for path in FILES if "sys.path" in (ROOT / path).read_text()}
+    assert changed == {"search_prune_then_verify_mix.py", "compare_strategies.py"}
