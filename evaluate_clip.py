@@ -86,7 +86,7 @@ def read_zero_shot(args: argparse.Namespace, pairs: ImageCaptionPairs) -> tuple[
     templates = read_lines(args.templates, "template") if args.templates else [args.template]
     check_templates(templates)
     if args.label_column:
-        return labels, templates, right_classes(labels, load_labels(pairs, args.label_column, args.caption_column))
+        return labels, templates, right_classes(labels, load_labels(pairs, args.label_column))
     return labels, templates, classes_in_captions(labels, pairs.captions, pairs.image_index)
 
 

@@ -1,5 +1,6 @@
-"""Image-caption pairs from any source that `datasets` reads, and the bundled icons."""
+"""Pairs of images and captions from every form that README.md lists, and those that are bundled."""
 
-from data.pairs import BUNDLED, ImageCaptionPairs, load_labels, load_pairs
+from data.pairs import DataOptions, ImageCaptionPairs, load_labels, load_pairs
+from data.sources import BUNDLED
 
-__all__ = ["BUNDLED", "ImageCaptionPairs", "load_labels", "load_pairs"]
+__all__ = ["BUNDLED", "DataOptions", "ImageCaptionPairs", "load_labels", "load_pairs"]

@@ -1,83 +1,67 @@
-"""Image-caption pairs through `datasets`: a bundled name, a local file or folder, or a hub name.
+"""Pairs of an image and a caption (or of two texts) from every form that `data/README.md` lists.
 
-Splits that a source has are taken as they are. Where it has no validation or test split, that is cut from train, or from
-the only split there is, by the hash of the caption: disjoint by caption, and the same on every machine.
+`load_pairs` finds the rows (`sources`), the split among them (`splits`) and the columns (`columns`), and tells images apart by
+their bytes (`images`).
 """
 
 import hashlib
-import io
 import warnings
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import datasets
 import numpy as np
-from PIL import Image
-from pyarrow import ArrowException
 
-BUNDLED = {"icons": Path(__file__).resolve().parent / "icons"}
-IMAGE_COLUMNS = ("image", "images", "img", "jpg", "png", "image_path", "file_name", "path")
-CAPTION_COLUMNS = ("caption", "captions", "text", "sentence", "sentences", "sentences_raw", "raw", "alt_text", "title")
-SPLIT_NAMES = {"train": ("train",), "validation": ("validation", "valid", "val", "dev"), "test": ("test",)}
-FILE_FORMATS = {".parquet": "parquet", ".arrow": "arrow", ".csv": "csv", ".json": "json", ".jsonl": "json"}
+from data.columns import (
+    CAPTIONS_ALONE,
+    IMAGE_COLUMNS,
+    URL_COLUMNS,
+    as_image_files,
+    captions_of,
+    find_caption_columns,
+    find_column,
+    read_captions,
+)
+from data.images import ImageFiles, distinct_images
+from data.sources import Rows, Source, read_source
+from data.splits import ChosenRows, assign_splits, choose_rows, column_names, take_from_stream
+
 MAX_SKIPPED = 0.01  # share of broken images or empty captions that is still only a warning
-HELD_OUT_PERCENT = 10  # of the captions, for each split that is cut from train
+BENCHMARKS = {  # images and captions: splits that papers report on
+    (1_000, 5_000): "Flickr30k's (and Flickr8k's) test split",
+    (5_000, 25_000): "COCO's 5k test split (Karpathy), five captions an image",
+    (5_000, 25_010): "COCO's 5k test split (Karpathy)",
+    (5_000, 25_014): "COCO's val2017",
+}
 
 
-class ImageFiles(Sequence):
-    """Encoded images, decoded when asked for."""
+@dataclass(frozen=True)
+class DataOptions:
+    """How the rows of a data set are read; each is the flag of its name."""
 
-    def __init__(self, rows: datasets.Dataset, column: str, indices: np.ndarray):
-        self._rows, self._column, self._indices = rows, column, indices
-
-    def __len__(self) -> int:
-        return len(self._indices)
-
-    @property
-    def row_numbers(self) -> np.ndarray:
-        """(m,) the first row of each image in its split."""
-        return self._indices
-
-    def encoded(self, index: int) -> bytes:
-        """The bytes of the image file; empty where there are none."""
-        value = self._rows[int(self._indices[index])][self._column] or {}
-        if value.get("bytes"):
-            return value["bytes"]
-        path = value.get("path")
-        return Path(path).read_bytes() if path and Path(path).is_file() else b""
-
-    def __getitem__(self, index: int) -> Image.Image | None:
-        """The image in RGB, or None where it cannot be decoded."""
-        try:
-            with Image.open(io.BytesIO(self.encoded(index))) as image:
-                return image.convert("RGB")
-        except (OSError, SyntaxError, ValueError, Image.DecompressionBombError):
-            return None
-
-    def select(self, kept: np.ndarray) -> "ImageFiles":
-        return ImageFiles(self._rows, self._column, self._indices[kept])
-
-    def content_hash(self) -> str:
-        """sha256 of all encoded images in order, with their sizes."""
-        digest = hashlib.sha256()
-        for index in range(len(self)):
-            content = self.encoded(index)
-            digest.update(len(content).to_bytes(8, "little"))
-            digest.update(content)
-        return digest.hexdigest()
+    image_column: str | None = None  # these three are found by their usual names
+    caption_column: str | None = None
+    target_column: str | None = None  # of texts, in the place of images
+    image_root: Path | None = None  # where relative paths of images begin
+    max_pairs: int | None = None  # the first so many pairs of the split alone
+    streaming: bool = False  # read no more rows than `max_pairs` needs, and no images
 
 
 @dataclass(frozen=True)
 class ImageCaptionPairs:
-    """Captions and, for each, the number of its image; `images` is None where only captions were asked for."""
+    """Captions and, for each, the number of its image, or of its target where the other side is text.
+
+    `images` is None where only captions were asked for.
+    """
 
     captions: list[str]
-    image_index: np.ndarray  # (n,) int64: caption i belongs to images[image_index[i]]
+    image_index: np.ndarray  # (n,) int64: caption i belongs to images[image_index[i]], or to targets[image_index[i]]
     images: ImageFiles | None
     source: str
     split: str
-    notes: dict = field(default_factory=dict)
+    notes: dict = field(default_factory=dict)  # how the split was read, for the record
+    targets: list[str] | None = None
+    rows: datasets.Dataset | None = field(default=None, repr=False)  # which `images.row_numbers` counts
 
     def __len__(self) -> int:
         return len(self.captions)
@@ -85,70 +69,173 @@ class ImageCaptionPairs:
     def identity(self) -> dict:
         """What a run record says about the data."""
         digest = hashlib.sha256("\0".join(self.captions).encode()).hexdigest()
+        sides = {"images": self.images, "targets": self.targets}
         return {
             "source": self.source,
             "split": self.split,
             "captions": len(self),
+            **{name: len(side) for name, side in sides.items() if side is not None},
             "captions_sha256": digest,
             **self.notes,
         }
+
+    def describe(self) -> str:
+        """The same in one line, for the log."""
+        other = f" of {len(self.images)} images" if self.images is not None else ""
+        other = f" with {len(self.targets)} targets" if self.targets is not None else other
+        return f"{self.source}, {self.split}: {len(self)} captions{other}; " + "; ".join(
+            f"{name}: {value}" for name, value in self.notes.items()
+        )
+
+    def select(self, kept: np.ndarray) -> "ImageCaptionPairs":
+        """The pairs where the boolean mask (n,) says so, with their images alone."""
+        if kept.all():
+            return self
+        used, image_index = np.unique(self.image_index[kept], return_inverse=True)
+        return replace(
+            self,
+            captions=[self.captions[i] for i in np.flatnonzero(kept)],
+            image_index=image_index,
+            images=self.images.select(used) if self.images is not None else None,
+            targets=[self.targets[i] for i in used] if self.targets is not None else None,
+        )
 
     def without_images(self, broken: np.ndarray) -> "ImageCaptionPairs":
         """The pairs whose image is not in `broken` (a boolean mask over the images)."""
         if not broken.any():
             return self
-        _check_skipped(int(broken.sum()), len(broken), "image", "cannot be decoded", self.source)
-        kept_captions = np.flatnonzero(~broken[self.image_index])
-        renumbered = np.cumsum(~broken) - 1
-        return ImageCaptionPairs(
-            [self.captions[i] for i in kept_captions],
-            renumbered[self.image_index[kept_captions]],
-            self.images.select(np.flatnonzero(~broken)),
-            self.source,
-            self.split,
-            self.notes | {"broken_images": int(broken.sum())},
-        )
+        of_broken = broken[self.image_index]
+        check_skipped(int(broken.sum()), len(broken), "image", "cannot be decoded", self.source)
+        if of_broken.mean() > MAX_SKIPPED:  # one image may have many captions
+            check_skipped(
+                int(of_broken.sum()), len(self), "caption", "have an image that cannot be decoded", self.source
+            )
+        kept = self.select(~of_broken)
+        return replace(kept, notes=self.notes | {"broken_images": int(broken.sum())})
 
 
 def load_pairs(
-    dataset: str,
-    split: str,
-    *,
-    image_column: str | None = None,
-    caption_column: str | None = None,
-    images: bool = True,
+    dataset: str, split: str, *, images: bool = True, or_validation: bool = False, **options: object
 ) -> ImageCaptionPairs:
-    """The pairs of one split (`train`, `validation` or `test`).
+    """The pairs of one split: `train`, `validation`, `test`, or `all` for every row there is.
 
-    A row holds one image and one caption or a list of captions; rows that name the same image file share it. Empty
-    captions are skipped with one warning, and images that have no other; more than 1 % of them is an error. With
-    `images=False` no image is read. Raises FileNotFoundError where there is no such source and ValueError where it has no
-    such column or split.
+    `options`: the fields of `DataOptions`. With `images=False` the captions alone are asked for: no image is decoded, and none
+    is read but to cut a split. With `or_validation`, validation is read for train where there is no train. Empty captions are
+    skipped with one warning, and images that have no other; more than 1 % of them is an error. Raises FileNotFoundError where
+    there is no such source and ValueError where it has no such column or split.
     """
-    rows = _read_split(dataset, split, caption_column)
-    caption_column = _find_column(rows, caption_column, CAPTION_COLUMNS, "caption", dataset)
-    captions, row_of_caption = _flatten_captions(rows[caption_column], dataset)
-    if not images:
-        return ImageCaptionPairs(captions, row_of_caption, None, dataset, split)
-    image_column = _find_column(rows, image_column, IMAGE_COLUMNS, "image", dataset)
-    rows = _as_image_files(rows.select_columns([image_column]), image_column, dataset)
-    first_row, image_of_row = _distinct_images(rows, image_column)
-    used, image_index = np.unique(image_of_row[row_of_caption], return_inverse=True)
-    return ImageCaptionPairs(captions, image_index, ImageFiles(rows, image_column, first_row[used]), dataset, split)
+    options = DataOptions(**options)
+    images = images and options.target_column is None
+    if options.streaming and (images or not options.max_pairs):
+        raise ValueError("--streaming true reads captions alone, and needs --max_pairs")
+    source = read_source(
+        dataset, caption_column=options.caption_column, image_root=options.image_root, streaming=options.streaming
+    )
+    chosen = choose_rows(source.splits, split, dataset, or_validation)
+    chosen = chosen._replace(rows=_without_failed(chosen.rows))
+    if options.streaming:
+        chosen = _stream(chosen, options, split, source, dataset)
+    captions, row_of_caption = _read_captions(chosen.rows, options, source, dataset)
+    pairs = ImageCaptionPairs(captions, row_of_caption, None, dataset, split, rows=chosen.rows)
+    if options.target_column:
+        pairs = _with_targets(pairs, options.target_column)
+    elif images or chosen.cut:
+        pairs = _with_images(pairs, options.image_column, source, needed=images)
+    pairs.notes.update(form=source.form, read=chosen.how)
+    if chosen.cut:
+        pairs = _cut(pairs, chosen)
+    if options.max_pairs and options.max_pairs < len(pairs):
+        pairs = pairs.select(np.arange(len(pairs)) < options.max_pairs)
+        pairs.notes["max_pairs"] = options.max_pairs
+    return _name_benchmark(pairs if images else replace(pairs, images=None))
 
 
-def load_labels(
-    pairs: ImageCaptionPairs, label_column: str, caption_column: str | None = None
-) -> list[str] | list[int]:
+def _without_failed(rows: Rows) -> Rows:
+    """The rows of img2dataset's tables without those that it could not download."""
+    if not {"url", "status"} <= set(column_names(rows)):
+        return rows
+    return rows.filter(_was_downloaded, input_columns=["status"])
+
+
+def _was_downloaded(status: object) -> bool:
+    return status not in ("failed_to_download", "failed_to_resize")
+
+
+def _stream(chosen: ChosenRows, options: DataOptions, split: str, source: Source, dataset: str) -> ChosenRows:
+    """The rows that hold the first `max_pairs` captions, read from a stream."""
+    columns = find_caption_columns(column_names(chosen.rows), options.caption_column, dataset, source.hint)
+    targets = [options.target_column] if options.target_column else []
+    rows = take_from_stream(chosen, split, columns, targets, options.max_pairs, dataset)
+    return ChosenRows(rows, f"{chosen.how}, the first rows of a stream")
+
+
+def _read_captions(
+    rows: datasets.Dataset, options: DataOptions, source: Source, dataset: str
+) -> tuple[list[str], np.ndarray]:
+    """All captions and the row of each; empty ones left out."""
+    columns = find_caption_columns(rows.column_names, options.caption_column, dataset, source.hint)
+    captions, row_of_caption = read_captions(rows, columns)
+    kept = [number for number, caption in enumerate(captions) if caption]
+    if len(kept) < len(captions):
+        check_skipped(len(captions) - len(kept), len(captions), "caption", "are empty", dataset)
+    return [captions[number] for number in kept], row_of_caption[kept]
+
+
+def _with_images(pairs: ImageCaptionPairs, asked: str | None, source: Source, needed: bool) -> ImageCaptionPairs:
+    """The pairs with the image of each row. Where none is `needed` they are for a cut alone, and may be missing."""
+    try:
+        column = find_column(pairs.rows.column_names, asked, IMAGE_COLUMNS, "image", pairs.source)
+        files = as_image_files(pairs.rows, column, source.folders, pairs.source, must_exist=needed)
+    except ValueError as error:
+        if not needed and not asked:
+            return pairs
+        url = next((name for name in pairs.rows.column_names if name.lower() in URL_COLUMNS), None)
+        more = f"; the column {url} has addresses: download the images first, as img2dataset does" if url else ""
+        raise ValueError(f"{error}{more}; {CAPTIONS_ALONE}") from error
+    first_row, image_of_row = distinct_images(files, column)
+    used, image_index = np.unique(image_of_row[pairs.image_index], return_inverse=True)
+    return replace(pairs, image_index=image_index, images=ImageFiles(files, column, first_row[used]))
+
+
+def _with_targets(pairs: ImageCaptionPairs, asked: str) -> ImageCaptionPairs:
+    """The pairs with the text of another column for each row; equal texts are one target."""
+    column = find_column(pairs.rows.column_names, asked, (), "target", pairs.source)
+    texts = [" ".join(captions_of(text)) for text in pairs.rows[column]]
+    numbers: dict[str, int] = {}
+    target_of_row = np.asarray([numbers.setdefault(text, len(numbers)) for text in texts], dtype=np.int64)
+    used, image_index = np.unique(target_of_row[pairs.image_index], return_inverse=True)
+    return replace(pairs, image_index=image_index, targets=[list(numbers)[number] for number in used])
+
+
+def _cut(pairs: ImageCaptionPairs, chosen: ChosenRows) -> ImageCaptionPairs:
+    """The split's part of pairs from which the splits `chosen.cut` are cut."""
+    by = "caption" if pairs.images is None and pairs.targets is None else "image and caption"
+    pairs.notes["read"] = f"{chosen.how} ({len(pairs)} captions) by {by}: what shares one stays together"
+    split_of = assign_splits(pairs.captions, pairs.image_index, chosen.cut)
+    kept = pairs.select(split_of == pairs.split)
+    if not len(kept):
+        raise ValueError(
+            f"{pairs.source}: no rows for the split {pairs.split}; it has the splits train, and by their hashes none of its "
+            f"{len(pairs)} captions was cut from it; give more pairs, or a split {pairs.split}"
+        )
+    return kept
+
+
+def _name_benchmark(pairs: ImageCaptionPairs) -> ImageCaptionPairs:
+    """A note where there are as many images and captions as in a split that papers report on."""
+    known = pairs.images is not None and BENCHMARKS.get((len(pairs.images), len(pairs)))
+    return replace(pairs, notes=pairs.notes | {"as_many_as": known}) if known else pairs
+
+
+def load_labels(pairs: ImageCaptionPairs, label_column: str) -> list[str] | list[int]:
     """The label of each image of `pairs`, from another column of its rows: text, or the numbers of classes without names.
 
     Raises ValueError where there is no such column, or where it holds neither text nor whole numbers.
     """
-    rows = _read_split(pairs.source, pairs.split, caption_column)
-    column = _find_column(rows, label_column, (), "label", pairs.source)
-    values = list(rows[column])
+    column = find_column(pairs.rows.column_names, label_column, (), "label", pairs.source)
+    values = list(pairs.rows[column])
     labels = [values[row] for row in pairs.images.row_numbers]
-    feature = rows.features[column]
+    feature = pairs.rows.features[column]
     if isinstance(feature, datasets.ClassLabel):
         return [feature.int2str(label) for label in labels]
     if not (all(isinstance(label, str) for label in labels) or all(isinstance(label, int) for label in labels)):
@@ -156,150 +243,8 @@ def load_labels(
     return labels
 
 
-def _read_split(dataset: str, split: str, caption_column: str | None) -> datasets.Dataset:
-    """The rows of a split; cut from train, or from the only split, where the source has no such split."""
-    source = _read_source(dataset)
-    named = {name: rows for name, aliases in SPLIT_NAMES.items() for alias in aliases if (rows := source.get(alias))}
-    if "train" not in named and len(source) == 1:
-        named = {"train": next(iter(source.values()))}
-    missing = [name for name in ("validation", "test") if name not in named]
-    if split in named and (split != "train" or not missing):
-        return named[split]
-    if "train" not in named:
-        raise ValueError(f"{dataset}: no split train to take {split} from; it has the splits {', '.join(source)}")
-    rows = named["train"]
-    column = _find_column(rows, caption_column, CAPTION_COLUMNS, "caption", dataset)
-    kept = [i for i, value in enumerate(rows[column]) if _assigned_split(value, missing) == split]
-    if not kept:
-        raise ValueError(f"{dataset}: no rows for the split {split}; it has the splits {', '.join(source)}")
-    return rows.select(kept)
-
-
-def _read_source(dataset: str) -> datasets.DatasetDict:
-    """All splits of a source, as `datasets` reads them."""
-    path = BUNDLED.get(dataset, Path(dataset))
-    if path.suffix in FILE_FORMATS and not path.is_file():
-        raise FileNotFoundError(f"data set not found: looked for the file {path}")
-    if path.is_file():
-        if path.suffix not in FILE_FORMATS:
-            raise ValueError(f"{path}: expected a folder or a file of the kind {', '.join(FILE_FORMATS)}")
-        return _load(str(path), FILE_FORMATS[path.suffix], data_files={"train": str(path)})
-    if path.is_dir():
-        return _read_folder(path)
-    return _read_hub(dataset)
-
-
-class UnreadableError(ValueError):
-    """A file that the reader of its format gives up on."""
-
-
-def _load(dataset: str, *args: str, **options: object) -> datasets.DatasetDict:
-    try:
-        return datasets.load_dataset(*args, **options)
-    except (datasets.exceptions.DatasetGenerationError, ArrowException) as error:
-        cause = error.__cause__ or error
-        raise UnreadableError(f"{dataset}: cannot be read ({type(cause).__name__}: {str(cause)[:200]})") from error
-
-
-def _read_folder(path: Path) -> datasets.DatasetDict:
-    if (path / "dataset_dict.json").exists():
-        return datasets.load_from_disk(str(path))
-    if (path / "dataset_info.json").exists():
-        return datasets.DatasetDict(train=datasets.load_from_disk(str(path)))
-    try:
-        return _load(str(path), str(path))
-    except UnreadableError:
-        raise
-    except (FileNotFoundError, datasets.exceptions.DatasetNotFoundError, ValueError) as error:
-        found = ", ".join(sorted(file.name for file in path.iterdir())[:8]) or "nothing"
-        raise ValueError(
-            f"{path}: expected parquet, arrow, csv or images with metadata.csv or metadata.jsonl; found {found}"
-        ) from error
-
-
-def _read_hub(dataset: str) -> datasets.DatasetDict:
-    try:
-        return _load(dataset, dataset)
-    except (OSError, ValueError) as error:
-        raise FileNotFoundError(
-            f"data set not found: {dataset!r} is not a bundled name ({', '.join(BUNDLED)}), not a local file or "
-            f"folder, and the hub did not give it ({type(error).__name__}: {str(error)[:200]})"
-        ) from error
-
-
-def _find_column(rows: datasets.Dataset, asked: str | None, usual: tuple[str, ...], what: str, dataset: str) -> str:
-    """The column asked for, or the first of the usual names that is there."""
-    candidates = (asked,) if asked else usual
-    for name in candidates:
-        if name in rows.column_names:
-            return name
-    raise ValueError(
-        f"{dataset}: no {what} column; looked for {', '.join(candidates)}; the columns are "
-        f"{', '.join(rows.column_names)}; name it with --{what}_column"
-    )
-
-
-def _captions_of(value: str | list[str] | None) -> list[str]:
-    """The captions of a row, stripped. Raises ValueError where they are not text."""
-    captions = [caption or "" for caption in (value if isinstance(value, (list, tuple)) else [value])]
-    other = next((caption for caption in captions if not isinstance(caption, str)), None)
-    if other is not None:
-        raise ValueError(
-            f"expected captions to be text or lists of text; found {other!r}: name another --caption_column"
-        )
-    return [caption.strip() for caption in captions]
-
-
-def _assigned_split(value: str | list[str] | None, missing: list[str]) -> str:
-    """The split of a row by the hash of its first caption."""
-    bucket = int(hashlib.sha256(_captions_of(value)[0].encode()).hexdigest(), 16) % 100 // HELD_OUT_PERCENT
-    return missing[bucket] if bucket < len(missing) else "train"
-
-
-def _flatten_captions(column: Sequence, dataset: str) -> tuple[list[str], np.ndarray]:
-    """All captions and the row of each; empty ones left out."""
-    pairs = [(caption, row) for row, value in enumerate(column) for caption in _captions_of(value)]
-    kept = [(caption, row) for caption, row in pairs if caption]
-    if len(kept) < len(pairs):
-        _check_skipped(len(pairs) - len(kept), len(pairs), "caption", "are empty", dataset)
-    captions, rows = zip(*kept, strict=True) if kept else ((), ())
-    return list(captions), np.asarray(rows, dtype=np.int64)
-
-
-def _check_skipped(skipped: int, total: int, what: str, why: str, dataset: str) -> None:
+def check_skipped(skipped: int, total: int, what: str, why: str, dataset: str) -> None:
+    """Warn of what was skipped. Raises ValueError where it is more than 1 %."""
     if skipped > MAX_SKIPPED * total:
         raise ValueError(f"{dataset}: {skipped} of {total} {what}s {why}; at most {MAX_SKIPPED:.0%} may be skipped")
     warnings.warn(f"{dataset}: skipped {skipped} of {total} {what}s ({why})", stacklevel=2)
-
-
-def _as_image_files(rows: datasets.Dataset, column: str, dataset: str) -> datasets.Dataset:
-    """The column as encoded images; paths in a local table are relative to its folder."""
-    feature = rows.features[column]
-    if isinstance(feature, datasets.Image):
-        return rows.cast_column(column, datasets.Image(decode=False))
-    if getattr(feature, "dtype", None) not in ("string", "large_string"):
-        raise ValueError(f"{dataset}: the column {column} is {feature}; expected images or paths of images")
-    folder = Path(dataset).parent if Path(dataset).is_file() else Path(dataset)
-    files = [{"path": str(folder / path) if path else None, "bytes": None} for path in rows[column]]
-    return datasets.Dataset.from_dict(
-        {column: files}, features=datasets.Features({column: datasets.Image(decode=False)})
-    )
-
-
-def _distinct_images(rows: datasets.Dataset, column: str) -> tuple[np.ndarray, np.ndarray]:
-    """The first row of each image, and the image of each row: rows with the same path, and the same bytes, share one."""
-    numbers, first_row, image_of_row = {}, [], np.empty(len(rows), dtype=np.int64)
-    for row, (path, content) in enumerate(_files(rows, column)):
-        key = (path, content and hashlib.sha256(content).digest()) if path else row
-        if key not in numbers:
-            numbers[key] = len(first_row)
-            first_row.append(row)
-        image_of_row[row] = numbers[key]
-    return np.asarray(first_row, dtype=np.int64), image_of_row
-
-
-def _files(rows: datasets.Dataset, column: str) -> Iterator[tuple[str | None, bytes | None]]:
-    """Path and bytes of every row, as they are stored; bytes only where there is a path too."""
-    for chunk in rows.with_format("arrow")[:].column(column).chunks:
-        for path, content in zip(chunk.field("path"), chunk.field("bytes"), strict=True):
-            yield path.as_py(), content.as_py() if path.is_valid else None

@@ -2,6 +2,7 @@
 
 import io
 import json
+import zlib
 
 import datasets
 import numpy as np
@@ -28,7 +29,9 @@ def write_parquet(path, rows, image_column="image"):
 
 
 def image_row(caption, content=None):
-    return {"image": {"bytes": png() if content is None else content, "path": None}, "caption": caption}
+    """A row with an image of its own for each caption."""
+    colour = tuple(zlib.crc32(str(caption).encode()).to_bytes(4)[:3])
+    return {"image": {"bytes": png(colour) if content is None else content, "path": None}, "caption": caption}
 
 
 @pytest.fixture
@@ -53,7 +56,7 @@ def test_an_imagefolder_is_read_with_its_metadata(folder_of_images):
     pairs = load_pairs(str(folder_of_images), "train")
     assert pairs.captions == ["picture a", "picture b", "picture c"]  # by their hashes none of them is held out
     assert [pairs.images[image].getpixel((0, 0)) for image in pairs.image_index] == [RED, BLUE, BLUE]
-    with pytest.raises(ValueError, match="no rows for the split validation; it has the splits train"):
+    with pytest.raises(ValueError, match="no rows for the split validation; .* none of its 3 captions was cut"):
         load_pairs(str(folder_of_images), "validation")
 
 
@@ -114,14 +117,20 @@ def test_captions_that_differ_in_outer_spaces_fall_into_one_split(tmp_path):
     assert sum(map(len, splits)) == 100
 
 
-def test_rows_of_one_embedded_file_share_its_image(tmp_path):
-    """Same path and bytes; the same picture under another name, or without one, is another image."""
-    rows = [image_row(f"caption {i}") for i in range(5)]
-    for row, name in zip(rows, ("a.png", "a.png", "b.png", None, None), strict=True):
+def test_rows_share_an_image_by_its_bytes_whatever_its_name(tmp_path):
+    rows = [image_row(f"caption {i}", png(colour)) for i, colour in enumerate((RED, RED, RED, BLUE, BLUE))]
+    for row, name in zip(rows, ("a.png", "b.png", None, "a.png", None), strict=True):
         row["image"]["path"] = name
     for split in ("train", "validation", "test"):
         write_parquet(tmp_path / f"{split}.parquet", rows)
-    assert load_pairs(str(tmp_path), "test").image_index.tolist() == [0, 0, 1, 2, 3]
+    assert load_pairs(str(tmp_path), "test").image_index.tolist() == [0, 0, 0, 1, 1]
+
+
+def test_rows_without_an_image_share_none(tmp_path):
+    rows = [image_row(f"caption {i}", b"") for i in range(3)]
+    for split in ("train", "validation", "test"):
+        write_parquet(tmp_path / f"{split}.parquet", rows)
+    assert len(load_pairs(str(tmp_path), "test").images) == 3
 
 
 def test_captions_that_are_no_text_are_an_error(tmp_path):
@@ -186,6 +195,15 @@ def test_broken_images_are_none_and_can_be_left_out(tmp_path):
         pairs.without_images(np.arange(200) < 100)
 
 
+def test_a_broken_image_counts_with_all_its_captions(tmp_path):
+    rows = [image_row([f"{i} {n}" for n in range(30 if i == 7 else 1)]) for i in range(200)]
+    for split in ("train", "validation", "test"):
+        write_parquet(tmp_path / f"{split}.parquet", rows)
+    pairs = load_pairs(str(tmp_path), "test")
+    with pytest.warns(UserWarning), pytest.raises(ValueError, match="30 of 229 captions have an image that cannot"):
+        pairs.without_images(np.arange(200) == 7)
+
+
 def test_the_content_hash_changes_with_one_image_and_with_their_order(tmp_path):
     def content_hash(colours):
         write_parquet(tmp_path / "train.parquet", [image_row(f"{c} {i}", png(c)) for i, c in enumerate(colours)])
@@ -212,11 +230,11 @@ def test_missing_sources_say_what_was_looked_for(name, error, message):
 
 
 def test_sources_of_another_kind_say_what_is_expected(tmp_path):
-    (tmp_path / "notes.txt").write_text("hello")
+    (tmp_path / "notes.docx").write_text("hello")
     (tmp_path / "empty").mkdir()
-    with pytest.raises(ValueError, match="expected a folder or a file of the kind .parquet"):
-        load_pairs(str(tmp_path / "notes.txt"), "train")
-    with pytest.raises(ValueError, match="expected parquet, arrow, csv or images .* found nothing"):
+    with pytest.raises(ValueError, match="expected a folder, or files of one kind: .parquet"):
+        load_pairs(str(tmp_path / "notes.docx"), "train")
+    with pytest.raises(ValueError, match="expected parquet, .* or images .* found nothing"):
         load_pairs(str(tmp_path / "empty"), "train")
     write_parquet(tmp_path / "numbers.parquet", [image_row(f"c{i}") | {"number": str(i)} for i in range(40)])
     (tmp_path / "n.csv").write_text("image,caption\n" + "\n".join(f"{i},c{i}" for i in range(40)))
