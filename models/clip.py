@@ -14,12 +14,9 @@ from pathlib import Path
 import numpy as np
 import torch
 import torch.nn.functional as F
-from safetensors import SafetensorError
 from torch import Tensor, nn
 from tqdm import tqdm
 from transformers import (
-    AutoConfig,
-    AutoTokenizer,
     CLIPConfig,
     CLIPImageProcessorPil,
     CLIPModel,
@@ -28,10 +25,10 @@ from transformers import (
 )
 
 from data import ImageCaptionPairs
+from models import checkpoint
 from models.layer_stack import LayerStack
 from models.open_clip_folder import find_open_clip, load_open_clip, read_open_clip
 
-NUM_BYTES = 256  # tokens that every CLIP tokenizer has at least
 LEGACY_EOS_TOKEN_ID = 2  # old configs: the end token is the largest id in the caption, whatever this says
 
 
@@ -191,13 +188,7 @@ def read_config(name: str) -> CLIPConfig:
     open_clip_folder = find_open_clip(name)
     if open_clip_folder is not None:
         return read_open_clip(open_clip_folder)[0]
-    try:
-        config = AutoConfig.from_pretrained(name)
-    except (OSError, ValueError) as error:
-        raise FileNotFoundError(
-            f"model not found: {name!r} is not a local folder with a config.json or an open_clip_config.json, "
-            f"and the hub did not give it ({type(error).__name__}); pass a CLIP folder or a hub name with --model"
-        ) from error
+    config = checkpoint.read_config(name)
     if config.model_type != "clip":
         raise ValueError(f"{name}: expected a CLIP model (model_type clip), found {config.model_type}")
     return config
@@ -214,36 +205,23 @@ def load_clip(name: str, device: str = "cpu", weights: bool = True) -> Clip:
         model, processor = load_open_clip(open_clip_folder, weights)
     else:
         config = read_config(name)
-        model = _read_weights(name) if weights else CLIPModel(config)
-        processor = CLIPProcessor(CLIPImageProcessorPil.from_pretrained(name), _read_tokenizer(name))
+        tokenizer = checkpoint.read_tokenizer(name)
+        checkpoint.check_vocabulary(name, tokenizer, config.text_config.vocab_size)
+        processor = CLIPProcessor(checkpoint.read_image_processor(CLIPImageProcessorPil, name), tokenizer)
+        model = checkpoint.read_model(CLIPModel, name, config) if weights else CLIPModel(config)
+    _check_end_token(name, processor.tokenizer, model.config.text_config.eos_token_id)
     return Clip(model.eval().to(device), processor, name)
 
 
-def _read_weights(name: str) -> CLIPModel:
-    """Raises ValueError where weights are damaged, missing, or of another shape than the configuration says."""
-    try:
-        model, found = CLIPModel.from_pretrained(name, dtype=torch.float32, output_loading_info=True)
-    except SafetensorError as error:
-        raise ValueError(f"{name}: the weights cannot be read ({error}); download or copy them again") from error
-    except RuntimeError as error:
-        raise ValueError(f"{name}: the weights do not fit its config.json ({str(error)[:200]})") from error
-    missing = sorted(found["missing_keys"])
-    if missing:
+def _check_end_token(name: str, tokenizer: PreTrainedTokenizerBase, eos_token_id: int) -> None:
+    """Raise ValueError where the configuration has embeddings read at another token than the tokenizer's last one."""
+    ids = tokenizer("a")["input_ids"]
+    if _end_position(ids, eos_token_id) != len(ids) - 1 or len(ids) < 2:
+        where = "the largest id" if eos_token_id == LEGACY_EOS_TOKEN_ID else f"token {eos_token_id}"
         raise ValueError(
-            f"{name}: {len(missing)} weights that its config.json asks for are missing ({', '.join(missing[:3])}, ...); "
-            f"download or copy them again, or correct the configuration"
+            f"{name}: by its config.json captions are read at {where} (eos_token_id {eos_token_id}), but the tokenizer writes "
+            f"{ids} for 'a'; put the tokenizer there that the model was trained with, or correct eos_token_id"
         )
-    return model
-
-
-def _read_tokenizer(name: str) -> PreTrainedTokenizerBase:
-    """The tokenizer; where its files are missing, `transformers` makes an empty one without a word."""
-    tokenizer = AutoTokenizer.from_pretrained(name)
-    if len(tokenizer) < NUM_BYTES:
-        raise ValueError(
-            f"{name}: no tokenizer with a vocabulary; expected tokenizer.json, or vocab.json and merges.txt, beside the model"
-        )
-    return tokenizer
 
 
 def state_hash(module: nn.Module) -> str:

@@ -91,7 +91,7 @@ def read_onnx(folder: Path, captions: Sequence[str], images: Sequence) -> dict[s
 
     session = onnxruntime.InferenceSession(folder / ONNX_NAME, providers=["CPUExecutionProvider"])
     dtype = session.get_inputs()[0].type.removeprefix("tensor(").removesuffix(")")
-    tokenizer = AutoTokenizer.from_pretrained(folder)
+    tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
     embeddings = []
     for batch in batches(captions):
         ids = tokenizer(batch, padding=True, truncation=True, return_tensors="np")["input_ids"].astype(dtype)
@@ -112,7 +112,7 @@ def read_open_clip(folder: Path, captions: Sequence[str], images: Sequence) -> d
 
 def read_text(folder: Path, captions: Sequence[str], images: Sequence) -> dict[str, Tensor]:
     model = CLIPTextModelWithProjection.from_pretrained(folder).eval()
-    tokenizer = AutoTokenizer.from_pretrained(folder)
+    tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
     tokens = (tokenizer(batch, padding=True, truncation=True, return_tensors="pt") for batch in batches(captions))
     return {"captions": torch.cat([model(input_ids=batch["input_ids"]).text_embeds for batch in tokens])}
 

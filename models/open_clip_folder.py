@@ -8,15 +8,16 @@ import gzip
 import importlib.util
 import json
 import pickle
+import zlib
 from pathlib import Path
 
 import torch
 from huggingface_hub import snapshot_download
-from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
-from transformers import AutoTokenizer, CLIPConfig, CLIPModel, CLIPProcessor, CLIPTokenizer, PreTrainedTokenizerBase
+from transformers import CLIPConfig, CLIPModel, CLIPProcessor, CLIPTokenizer, PreTrainedTokenizerBase
 
+from models.checkpoint import PICKLE_MESSAGE, check_finite, check_vocabulary, describe, read_tokenizer
 from models.hf_open_clip import clip_config, from_open_clip, image_processor, open_clip_config, to_open_clip
 
 HUB_PREFIX, LOCAL_PREFIX = "hf-hub:", "local-dir:"
@@ -24,6 +25,7 @@ CONFIG_NAME = "open_clip_config.json"
 WEIGHTS_NAMES = ("open_clip_model.safetensors", "open_clip_pytorch_model.safetensors", "open_clip_pytorch_model.bin")
 TOKENIZER_NAMES = ("tokenizer.json", "tokenizer_config.json", "vocab.json", "merges.txt", "special_tokens_map.json")
 BPE_NAME = "bpe_simple_vocab_16e6.txt.gz"  # the merges of OpenAI's CLIP, as open_clip ships them
+BPE_BYTES = 1 << 24  # more than it holds unpacked
 BPE_MERGES = slice(1, 49152 - 256 - 2 + 1)  # the lines of that file that CLIP uses
 
 
@@ -43,11 +45,24 @@ def read_open_clip(folder: Path) -> tuple[CLIPConfig, CLIPProcessor]:
         model_cfg, preprocess_cfg = settings["model_cfg"], settings.get("preprocess_cfg", {})
         model_cfg["text_cfg"], model_cfg["vision_cfg"], model_cfg["embed_dim"]  # they must be there
     except (KeyError, TypeError, ValueError) as error:
-        raise ValueError(f"{folder / CONFIG_NAME}: not the configuration of an open_clip model ({error!r})") from error
+        raise not_a_config(folder, error) from error
     tokenizer = load_tokenizer(folder)
-    config = clip_config(model_cfg, tokenizer)
+    try:
+        config = clip_config(model_cfg, tokenizer)
+        images = image_processor(preprocess_cfg, config.vision_config.image_size)
+        with torch.device("meta"):
+            CLIPModel(config)
+    except ValueError:  # a model that CLIPModel cannot be, by name
+        raise
+    except Exception as error:  # values of a wrong type or size reach any line
+        raise not_a_config(folder, error) from error
+    check_vocabulary(str(folder), tokenizer, config.text_config.vocab_size)
     tokenizer.model_max_length = min(tokenizer.model_max_length, config.text_config.max_position_embeddings)
-    return config, CLIPProcessor(image_processor(preprocess_cfg, config.vision_config.image_size), tokenizer)
+    return config, CLIPProcessor(images, tokenizer)
+
+
+def not_a_config(folder: Path, error: Exception) -> ValueError:
+    return ValueError(f"{folder / CONFIG_NAME}: not the configuration of an open_clip model ({describe(error)})")
 
 
 def load_open_clip(folder: Path, weights: bool = True) -> tuple[CLIPModel, CLIPProcessor]:
@@ -58,7 +73,8 @@ def load_open_clip(folder: Path, weights: bool = True) -> tuple[CLIPModel, CLIPP
         try:
             model.load_state_dict(from_open_clip(_read_weights(folder)))
         except RuntimeError as error:
-            raise ValueError(f"{folder}: the weights do not fit {CONFIG_NAME}: {str(error)[:400]}") from error
+            raise ValueError(f"{folder}: the weights do not fit {CONFIG_NAME}: {describe(error)}") from error
+        check_finite(str(folder), model)
     return model, processor
 
 
@@ -74,9 +90,9 @@ def save_open_clip(model: CLIPModel, processor: CLIPProcessor, folder: Path, tok
 def load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
     """The tokenizer in an open_clip folder; else CLIP's own, from its merges in the folder or in an installed open_clip."""
     if (folder / "tokenizer_config.json").is_file():
-        return AutoTokenizer.from_pretrained(folder)
+        return read_tokenizer(str(folder))
     if (folder / "tokenizer.json").is_file() or (folder / "merges.txt").is_file():
-        return CLIPTokenizer.from_pretrained(folder)
+        return read_tokenizer(str(folder), CLIPTokenizer)
     package = importlib.util.find_spec("open_clip")  # found, not imported
     places = [folder, *map(Path, (package.submodule_search_locations if package else None) or ())]
     for place in places:
@@ -90,8 +106,12 @@ def load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
 
 def bpe_tokenizer(path: Path) -> CLIPTokenizer:
     """CLIP's tokenizer from its file of merges; bytes come first in the order that GPT-2 gave them."""
-    lines = gzip.decompress(path.read_bytes()).decode("utf-8").split("\n")
-    merges = [tuple(line.split()) for line in lines[BPE_MERGES]]
+    try:
+        with gzip.open(path) as file:
+            lines = file.read(BPE_BYTES).decode("utf-8").split("\n")
+        merges = [(first, second) for first, second in map(str.split, lines[BPE_MERGES])]
+    except (OSError, EOFError, ValueError, zlib.error) as error:
+        raise ValueError(f"{path}: not the merges of CLIP's tokenizer ({describe(error)})") from error
     printable = [*range(ord("!"), ord("~") + 1), *range(ord("¡"), ord("¬") + 1), *range(ord("®"), ord("ÿ") + 1)]
     alphabet = [*map(chr, printable), *(chr(256 + i) for i in range(256 - len(printable)))]
     tokens = [*alphabet, *(f"{byte}</w>" for byte in alphabet), *map("".join, merges)]
@@ -109,9 +129,14 @@ def _read_weights(folder: Path) -> dict[str, Tensor]:
             if path.suffix == ".safetensors"
             else torch.load(path, map_location="cpu", weights_only=True)
         )
-    except (SafetensorError, pickle.UnpicklingError, RuntimeError) as error:
-        raise ValueError(f"{path}: not a readable state dict ({type(error).__name__}: {str(error)[:200]})") from error
-    return state.get("state_dict", state)
+        state = state.get("state_dict", state)
+    except pickle.UnpicklingError as error:
+        raise ValueError(f"{path}: {PICKLE_MESSAGE}") from error
+    except Exception as error:  # of safetensors, torch, the file system
+        raise ValueError(f"{path}: not a readable state dict ({describe(error)})") from error
+    if not isinstance(state, dict) or not all(isinstance(tensor, Tensor) for tensor in state.values()):
+        raise ValueError(f"{path}: not a readable state dict (it holds other things than tensors)")
+    return state
 
 
 def _download(repository: str) -> Path:

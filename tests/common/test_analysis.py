@@ -422,12 +422,12 @@ def test_device_that_is_absent(analyse, tmp_path, capsys):
     assert not any(tmp_path.iterdir())
 
 
-def test_nan_in_the_model_is_an_error_that_names_the_layer(analyse, tiny_clip, tmp_path_factory, tmp_path, capsys):
+def test_nan_in_the_model_is_an_error_that_names_the_weight(analyse, tiny_clip, tmp_path_factory, tmp_path, capsys):
     def break_layer_3(text_model):
         text_model.encoder.layers[2].mlp.fc2.bias[0] = torch.nan
 
     model = changed_clip(tiny_clip, tmp_path_factory.mktemp("nan") / "clip", break_layer_3)
-    assert "layer 3 (0 is the embeddings) has NaN" in error_line(
+    assert "NaN or infinity in 1 weights (text_model.encoder.layers.2.mlp.fc2.bias)" in error_line(
         capsys, lambda: analyse("svcca", *ALL_CAPTIONS, model=model)
     )
     assert not any(tmp_path.iterdir())

@@ -7,6 +7,7 @@ import shutil
 import pytest
 import torch
 import torch.nn.functional as F
+from safetensors.torch import save_file
 from transformers import CLIPImageProcessorPil
 
 from data import load_pairs
@@ -263,6 +264,50 @@ def test_broken_folders_say_what_is_wrong(clip, folder):
         load_clip(str(folder))
 
 
+@pytest.mark.parametrize(
+    ("part", "changes"),
+    [
+        ("text_cfg", {"width": "wide"}),
+        ("vision_cfg", {"head_width": 0}),
+        (None, {"embed_dim": None}),
+        (None, {"text_cfg": "a text"}),
+        ("preprocess_cfg", {"mean": 3}),
+    ],
+)
+def test_values_of_a_wrong_kind_are_named(folder, part, changes):
+    edit_config(folder, part, **changes)
+    with pytest.raises(ValueError, match="open_clip_config.json: not the configuration of an open_clip model"):
+        load_clip(str(folder))
+
+
+@pytest.mark.parametrize("content", [[1, 2], {"state_dict": 3}, {"logit_scale": "hot"}, {}])
+def test_weights_of_a_wrong_kind_are_named(folder, content):
+    (folder / WEIGHTS_NAMES[0]).unlink()
+    torch.save(content, folder / WEIGHTS_NAMES[2])
+    with pytest.raises(ValueError, match="not a readable state dict|expected the weights of open_clip's CLIP"):
+        load_clip(str(folder))
+
+
+def test_code_in_weights_is_never_run(folder, tmp_path):
+    class Payload:
+        def __reduce__(self):
+            return open, (str(tmp_path / "canary"), "w")
+
+    (folder / WEIGHTS_NAMES[0]).unlink()
+    torch.save({"logit_scale": Payload()}, folder / WEIGHTS_NAMES[2])
+    with pytest.raises(ValueError, match="a pickle of more than tensors, whose code is never run"):
+        load_clip(str(folder))
+    assert not (tmp_path / "canary").exists()
+
+
+def test_weights_that_are_not_finite_are_named(clip, folder):
+    state = to_open_clip(clip.model.state_dict())
+    state["ln_final.bias"] = torch.full_like(state["ln_final.bias"], torch.nan)
+    save_file(state, folder / WEIGHTS_NAMES[0])
+    with pytest.raises(ValueError, match="NaN or infinity in 1 weights .text_model.final_layer_norm.bias"):
+        load_clip(str(folder))
+
+
 def test_a_model_that_the_hub_does_not_give_is_named():
     with pytest.raises(FileNotFoundError, match="the hub did not give 'nobody/nothing'"):
         load_clip("hf-hub:nobody/nothing")
@@ -306,6 +351,16 @@ def test_the_merges_give_clips_numbers(merges):
     # "!" is the first byte; letters follow in their order; ends of words have their own, 256 later; then merges, start, end
     h_end = 256 + ord("h") - ord("!")
     assert tokenizer("Hey h!")["input_ids"] == [514, 513, h_end, 256, 515]
+
+
+@pytest.mark.parametrize("content", [b"a\nb c d\n", b"\xff\xff\n\xff a"])
+def test_damaged_merges_are_named(merges, content):
+    merges.write_bytes(gzip.compress(content))
+    with pytest.raises(ValueError, match="not the merges of CLIP's tokenizer"):
+        bpe_tokenizer(merges)
+    merges.write_bytes(content)
+    with pytest.raises(ValueError, match="not the merges of CLIP's tokenizer"):
+        bpe_tokenizer(merges)
 
 
 def test_a_folder_without_a_tokenizer_says_what_it_needs(folder, merges, monkeypatch):

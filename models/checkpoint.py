@@ -1,0 +1,264 @@
+"""Reading a checkpoint in Hugging Face form, from a folder or the hub: configuration, weights, tokenizer, image processor.
+
+Whatever is wrong with it becomes one line that names the file or the tensor. Code that a checkpoint brings along is never run,
+and nobody is asked whether it may.
+"""
+
+import json
+import logging
+import pickle
+from pathlib import Path
+
+import torch
+from huggingface_hub.errors import (
+    GatedRepoError,
+    HFValidationError,
+    LocalEntryNotFoundError,
+    OfflineModeIsEnabled,
+    RepositoryNotFoundError,
+)
+from torch import nn
+from transformers import (
+    CONFIG_MAPPING,
+    AutoConfig,
+    AutoTokenizer,
+    PreTrainedConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
+
+logger = logging.getLogger("comflp")
+
+CONFIG_NAME = "config.json"
+NO_CODE = {"trust_remote_code": False}
+NO_CODE_MESSAGE = (
+    "the checkpoint brings its own code (auto_map), which is never run; pass a model that transformers has itself"
+)
+PICKLE_MESSAGE = "the weights are a pickle of more than tensors, whose code is never run; pass safetensors"
+FEWEST_TOKENS = 256  # a tokenizer has at least the bytes or as many pieces; `transformers` makes an empty one where files are missing
+MESSAGE_LENGTH = 200  # of what another library says
+# Why the hub gave nothing, by the first of these in the chain of causes.
+HUB_CAUSES = {
+    GatedRepoError: "its owner asks for an agreement: accept it on the hub and log in with `hf auth login`",
+    RepositoryNotFoundError: "the hub has no such model, or it is private",
+    HFValidationError: "this is no name of the hub either",
+    LocalEntryNotFoundError: "the hub cannot be reached, and there is no copy in its cache",
+    OfflineModeIsEnabled: "HF_HUB_OFFLINE is set, and there is no copy in the hub's cache",
+}
+
+
+# --- configuration
+
+
+def read_config(name: str) -> PreTrainedConfig:
+    """The configuration of a model in a local folder or on the hub.
+
+    Raises FileNotFoundError where there is no such model and ValueError where its configuration cannot be used.
+    """
+    if not name:
+        raise FileNotFoundError(
+            "model not found: the name is empty; pass the folder of a model or a name on the hub with --model"
+        )
+    is_local = Path(name).exists()
+    if is_local:
+        check_config_file(Path(name))
+    try:
+        return AutoConfig.from_pretrained(name, **NO_CODE)
+    except Exception as error:  # of any kind: wrong types in the file reach the classes of transformers
+        if is_local:
+            raise ValueError(f"{name}/{CONFIG_NAME}: not the configuration of a model ({describe(error)})") from error
+        if "custom code" in str(error):
+            raise ValueError(f"{name}: {NO_CODE_MESSAGE}") from error
+        raise FileNotFoundError(not_found_message(name, error)) from error
+
+
+def check_config_file(folder: Path) -> None:
+    """Raise FileNotFoundError or ValueError where a path is no folder with a configuration that transformers knows."""
+    if not folder.is_dir():
+        raise FileNotFoundError(
+            f"{folder}: expected the folder of a model, found a file; pass the folder that it is in"
+        )
+    path = folder / CONFIG_NAME
+    if not path.is_file():
+        raise FileNotFoundError(
+            f"{folder}: expected a {CONFIG_NAME} or an open_clip_config.json; {what_is_there(folder)}"
+        )
+    try:
+        settings = json.loads(path.read_text(encoding="utf-8"))
+    except (ValueError, RecursionError) as error:  # no JSON, or no UTF-8
+        raise ValueError(f"{path}: not the configuration of a model ({describe(error)})") from error
+    if not isinstance(settings, dict) or not isinstance(settings.get("model_type"), str):
+        raise ValueError(f"{path}: not the configuration of a model (expected a JSON object with a model_type)")
+    if settings["model_type"] not in CONFIG_MAPPING:
+        code = NO_CODE_MESSAGE if "auto_map" in settings else "this version of transformers has none"
+        raise ValueError(f"{path}: model_type {settings['model_type']!r}: {code}")
+
+
+def what_is_there(folder: Path) -> str:
+    """What to do with a folder that is no model."""
+    inside = next(iter(sorted(folder.glob(f"*/{CONFIG_NAME}"))), None)
+    if (folder / "modules.json").is_file() and inside is not None:
+        return f"this one is of sentence-transformers: pass {inside.parent}"
+    weights = next(iter(sorted(folder.glob("*.pt"))), None)
+    if weights is not None:
+        return f"weights of an open_clip training ({weights.name}) are read when named open_clip_pytorch_model.bin, beside its config"
+    names = ", ".join(sorted(path.name for path in folder.iterdir())[:8])
+    return f"found {names or 'an empty folder'}"
+
+
+def not_found_message(name: str, error: Exception) -> str:
+    chain: list[BaseException] = [error]
+    while (deeper := chain[-1].__cause__ or chain[-1].__context__) is not None:
+        chain.append(deeper)
+    causes = (text for kind, text in HUB_CAUSES.items() if any(isinstance(link, kind) for link in chain))
+    message = f"model not found: {name!r} is no folder here, and {next(causes, f'the hub did not give it ({describe(error)})')}"
+    if name.startswith(("ViT-", "RN50", "RN101", "convnext", "EVA")):
+        return f"{message}; models of open_clip are named as on the hub: hf-hub:<organisation>/<name>"
+    return f"{message}; pass the folder of a model or a name on the hub with --model"
+
+
+# --- weights
+
+
+def read_model(
+    model_class: type[PreTrainedModel], name: str, config: PreTrainedConfig, unused: tuple[str, ...] = ()
+) -> PreTrainedModel:
+    """The model with its weights in float32, in evaluation mode.
+
+    `unused`: how the names of weights begin that may be missing, because nothing reads them. Raises ValueError, with the tensor's
+    name, where weights are damaged, missing, not finite, of another shape or of more layers than the configuration says; other
+    weights that have no place in the model are named in a warning.
+    """
+    check_config_builds(model_class, name, config)
+    try:
+        model, found = model_class.from_pretrained(
+            name,
+            config=config,
+            dtype=torch.float32,
+            weights_only=True,
+            ignore_mismatched_sizes=True,  # they are named below
+            output_loading_info=True,
+            **NO_CODE,
+        )
+    except pickle.UnpicklingError as error:
+        raise ValueError(f"{name}: {PICKLE_MESSAGE}") from error
+    except Exception as error:  # of safetensors, torch, the file system
+        raise ValueError(
+            f"{name}: the weights cannot be read ({describe(error)}); download or copy them again"
+        ) from error
+    for key, found_shape, expected_shape in sorted(found["mismatched_keys"]):
+        raise ValueError(
+            f"{name}: the weights do not fit its {CONFIG_NAME}: {key} is {tuple(found_shape)}, expected {tuple(expected_shape)}"
+        )
+    check_names(name, model, found["missing_keys"], found["unexpected_keys"], unused)
+    check_finite(name, model)
+    return model.eval()
+
+
+def check_config_builds(model_class: type[PreTrainedModel], name: str, config: PreTrainedConfig) -> None:
+    """Raise ValueError where no model can be made from the configuration (tried without memory for its weights)."""
+    try:
+        with torch.device("meta"):
+            model_class(config)
+    except Exception as error:  # a text where a number belongs, heads that do not divide the width, ...
+        raise ValueError(
+            f"{name}/{CONFIG_NAME}: no {model_class.__name__} can be made from it ({describe(error)})"
+        ) from error
+
+
+def check_names(
+    name: str,
+    model: nn.Module,
+    missing: list[str] | set[str],
+    unexpected: list[str] | set[str],
+    unused: tuple[str, ...] = (),
+) -> None:
+    """Raise ValueError where weights are missing or of layers that the model has not; warn of others that it has not."""
+    missing = sorted(key for key in missing if not key.startswith(unused))
+    if missing:
+        raise ValueError(
+            f"{name}: {len(missing)} weights that its {CONFIG_NAME} asks for are missing ({some_of(missing)}); "
+            "download or copy them again, or correct the configuration"
+        )
+    for path, blocks in model.named_modules():
+        if isinstance(blocks, nn.ModuleList):
+            numbers = {key[len(path) + 1 :].split(".")[0] for key in unexpected if key.startswith(f"{path}.")}
+            more = [int(number) for number in numbers if number.isdigit() and int(number) >= len(blocks)]
+            if more:
+                raise ValueError(
+                    f"{name}: weights for {max(more) + 1} layers in {path}, but its {CONFIG_NAME} says {len(blocks)}; correct it"
+                )
+    if unexpected:
+        logger.warning(
+            "%s: %d weights have no place in a %s and are left out (%s)",
+            name,
+            len(unexpected),
+            type(model).__name__,
+            some_of(sorted(unexpected)),
+        )
+
+
+def check_finite(name: str, model: nn.Module) -> None:
+    """Raise ValueError where a weight is NaN or infinite."""
+    broken = [key for key, tensor in model.state_dict().items() if not torch.isfinite(tensor).all()]
+    if broken:
+        raise ValueError(
+            f"{name}: NaN or infinity in {len(broken)} weights ({some_of(broken)}); take a checkpoint from before they broke"
+        )
+
+
+# --- tokenizer, image processor
+
+
+def read_tokenizer(name: str, tokenizer_class: type = AutoTokenizer) -> PreTrainedTokenizerBase:
+    """The tokenizer beside a model. Raises ValueError where it is missing or damaged."""
+    try:
+        tokenizer = tokenizer_class.from_pretrained(name, **NO_CODE)
+    except Exception as error:
+        raise ValueError(f"{name}: the tokenizer cannot be read ({describe(error, Path(name))})") from error
+    if len(tokenizer) < FEWEST_TOKENS:
+        raise ValueError(
+            f"{name}: no tokenizer with a vocabulary; expected tokenizer.json, or vocab.json and merges.txt, beside the model"
+        )
+    return tokenizer
+
+
+def check_vocabulary(name: str, tokenizer: PreTrainedTokenizerBase, vocab_size: int) -> None:
+    """Raise ValueError where the tokenizer writes a token that has no embedding."""
+    largest = max(tokenizer.get_vocab().values())
+    if largest >= vocab_size:
+        raise ValueError(
+            f"{name}: the tokenizer has tokens up to {largest}, the model embeddings for {vocab_size} (vocab_size); "
+            "they are not of one model: put the tokenizer there that it was trained with"
+        )
+
+
+def read_image_processor(processor_class: type, name: str):
+    """The image processor beside a model. Raises ValueError where it is missing or damaged."""
+    try:
+        return processor_class.from_pretrained(name)
+    except Exception as error:
+        raise ValueError(f"{name}: the image processor cannot be read ({describe(error, Path(name))})") from error
+
+
+# --- messages
+
+
+def describe(error: BaseException, folder: Path | None = None) -> str:
+    """What another library said, short and on one line; before it the file of the folder that is no JSON, if one is not."""
+    text = " ".join(str(error).split())[:MESSAGE_LENGTH]
+    damaged = damaged_json(folder) if folder is not None and folder.is_dir() else None
+    return f"{f'{damaged} is damaged; ' if damaged else ''}{type(error).__name__}{f': {text}' if text else ''}"
+
+
+def damaged_json(folder: Path) -> str | None:
+    for path in sorted(folder.glob("*.json")):
+        try:
+            json.loads(path.read_text(encoding="utf-8"))
+        except (ValueError, RecursionError):
+            return path.name
+    return None
+
+
+def some_of(names: list[str]) -> str:
+    return ", ".join(names[:3]) + (", ..." if len(names) > 3 else "")
