@@ -12,6 +12,7 @@ from pathlib import Path
 import datasets
 import numpy as np
 
+from data import scenes
 from data.columns import (
     CAPTIONS_ALONE,
     IMAGE_COLUMNS,
@@ -26,6 +27,7 @@ from data.images import ImageFiles, distinct_images
 from data.sources import Rows, Source, read_source
 from data.splits import ChosenRows, assign_splits, choose_rows, column_names, take_from_stream
 
+GROUP_COLUMN = "group"
 MAX_SKIPPED = 0.01  # share of broken images or empty captions that is still only a warning
 BENCHMARKS = {  # images and captions: splits that papers report on
     (1_000, 5_000): "Flickr30k's (and Flickr8k's) test split",
@@ -62,6 +64,7 @@ class ImageCaptionPairs:
     notes: dict = field(default_factory=dict)  # how the split was read, for the record
     targets: list[str] | None = None
     rows: datasets.Dataset | None = field(default=None, repr=False)  # which `images.row_numbers` counts
+    groups: np.ndarray | None = None  # (n,) int64: pairs of one group are hard negatives of each other
 
     def __len__(self) -> int:
         return len(self.captions)
@@ -98,6 +101,7 @@ class ImageCaptionPairs:
             image_index=image_index,
             images=self.images.select(used) if self.images is not None else None,
             targets=[self.targets[i] for i in used] if self.targets is not None else None,
+            groups=self.groups[kept] if self.groups is not None else None,
         )
 
     def without_images(self, broken: np.ndarray) -> "ImageCaptionPairs":
@@ -125,6 +129,8 @@ def load_pairs(
     there is no such source and ValueError where it has no such column or split.
     """
     options = DataOptions(**options)
+    if (dataset, split) == ("scenes", "train"):
+        return _take_first(_render_scenes(images), options.max_pairs)
     images = images and options.target_column is None
     if options.streaming and (images or not options.max_pairs):
         raise ValueError("--streaming true reads captions alone, and needs --max_pairs")
@@ -136,7 +142,8 @@ def load_pairs(
     if options.streaming:
         chosen = _stream(chosen, options, split, source, dataset)
     captions, row_of_caption = _read_captions(chosen.rows, options, source, dataset)
-    pairs = ImageCaptionPairs(captions, row_of_caption, None, dataset, split, rows=chosen.rows)
+    groups = np.asarray(chosen.rows[GROUP_COLUMN])[row_of_caption] if GROUP_COLUMN in chosen.rows.column_names else None
+    pairs = ImageCaptionPairs(captions, row_of_caption, None, dataset, split, rows=chosen.rows, groups=groups)
     if options.target_column:
         pairs = _with_targets(pairs, options.target_column)
     elif images or chosen.cut:
@@ -144,10 +151,27 @@ def load_pairs(
     pairs.notes.update(form=source.form, read=chosen.how)
     if chosen.cut:
         pairs = _cut(pairs, chosen)
-    if options.max_pairs and options.max_pairs < len(pairs):
-        pairs = pairs.select(np.arange(len(pairs)) < options.max_pairs)
-        pairs.notes["max_pairs"] = options.max_pairs
+    pairs = _take_first(pairs, options.max_pairs)
     return _name_benchmark(pairs if images else replace(pairs, images=None))
+
+
+def _render_scenes(images: bool) -> ImageCaptionPairs:
+    """The train split of the scenes: drawn, not read. One group for each way in which the scenes of a group are said."""
+    numbers, drawn = zip(*scenes.train_scenes(), strict=True)
+    captions = [caption for scene in drawn for caption in scenes.captions(scene)]
+    ways = len(captions) // len(drawn)
+    groups = np.repeat(numbers, ways) * ways + np.tile(np.arange(ways), len(drawn))
+    notes = {"form": "scenes rendered when they are asked for", "read": "the split train"}
+    pictures = scenes.RenderedScenes(list(drawn)) if images else None
+    index = np.repeat(np.arange(len(drawn)), ways)
+    return ImageCaptionPairs(captions, index, pictures, "scenes", "train", notes, groups=groups)
+
+
+def _take_first(pairs: ImageCaptionPairs, max_pairs: int | None) -> ImageCaptionPairs:
+    """The first `max_pairs` pairs, or all."""
+    if not max_pairs or max_pairs >= len(pairs):
+        return pairs
+    return replace(pairs.select(np.arange(len(pairs)) < max_pairs), notes=pairs.notes | {"max_pairs": max_pairs})
 
 
 def _without_failed(rows: Rows) -> Rows:

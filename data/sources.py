@@ -20,8 +20,7 @@ from data.shards import FEATURES, IMAGE_ENDINGS, read_samples
 Rows = datasets.Dataset | datasets.IterableDataset
 Splits = Mapping[str, Rows | Callable[[], Rows]]
 
-# Each a folder or a file, or a function that gives the splits by name: rows, or a function that makes them when asked for.
-BUNDLED: dict[str, Path | Callable[[], Splits]] = {"icons": Path(__file__).resolve().parent / "icons"}
+BUNDLED = {name: Path(__file__).resolve().parent / name for name in ("icons", "scenes")}
 TABLES = {".parquet": "parquet", ".arrow": "arrow", ".jsonl": "json", ".json": "json"}
 TEXTS = (".csv", ".tsv", ".txt")
 # Where COCO and Flickr keep the images, which their caption files do not name.
@@ -54,8 +53,6 @@ def read_source(
     if not dataset.strip():
         raise ValueError("--dataset is empty; expected a bundled name, a local file or folder, or a hub name")
     bundled = BUNDLED.get(dataset)
-    if callable(bundled):
-        return Source(bundled(), "bundled")
     path = bundled or Path(dataset)
     if path.is_dir():
         source = _read_folder(path, streaming)

@@ -46,6 +46,7 @@ def clip_config(tokenizer: CLIPTokenizer, args: argparse.Namespace) -> CLIPConfi
         "intermediate_size": 4 * args.width,
         "num_attention_heads": args.heads,
         "projection_dim": args.width,
+        "hidden_act": args.hidden_act,
     }
     text = {
         "num_hidden_layers": args.text_layers,
@@ -69,6 +70,9 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--heads", type=positive_int, default=4, help="attention heads (default: 4)")
     parser.add_argument("--text_layers", type=positive_int, default=12, help="default: 12")
     parser.add_argument("--vision_layers", type=positive_int, default=4, help="default: 4")
+    parser.add_argument(
+        "--hidden_act", choices=("quick_gelu", "gelu"), default="quick_gelu", help="default: quick_gelu, as OpenAI's"
+    )
     parser.add_argument("--image_size", type=positive_int, default=32, help="pixels (default: 32)")
     parser.add_argument("--patch_size", type=positive_int, default=8, help="pixels (default: 8)")
     return parser

@@ -12,7 +12,8 @@ from models import Clip
 class PairBatches(Dataset):
     """Batches of pairs by row numbers, assembled by indexing tensors.
 
-    A batch has `input_ids` (n, T), `lengths` (n,), `image_rows` (n,), the numbers of the images, and where they are there:
+    A batch has `input_ids` (n, T), `lengths` (n,), `image_rows` and `caption_numbers` (n,), equal where the image or the
+    caption is the same, and where they are there:
     `image_embeddings` (n, d), `pixel_values` (n, 3, H, W), `teacher_text` (n, d).
 
     Args:
@@ -37,6 +38,9 @@ class PairBatches(Dataset):
         self.image_embeddings = None if image_embeddings is None else image_embeddings.cpu()
         self._teacher_text = None if teacher_text is None else teacher_text.cpu()
         self._images = pairs.images if pixels else None
+        self.groups = pairs.groups
+        distinct = np.unique(pairs.captions, return_inverse=True)[1]
+        self._caption_numbers = torch.from_numpy(distinct)
         self._preprocess = clip.preprocess
 
     def __len__(self) -> int:
@@ -47,6 +51,7 @@ class PairBatches(Dataset):
         lengths, image_rows = self._lengths[rows], self._image_rows[rows]
         input_ids = self._input_ids[rows, : lengths.max()].long()
         batch = {"input_ids": input_ids, "lengths": lengths, "image_rows": image_rows}
+        batch["caption_numbers"] = self._caption_numbers[rows]
         if self.image_embeddings is not None:
             batch["image_embeddings"] = self.image_embeddings[image_rows]
         if self._teacher_text is not None:
@@ -57,18 +62,26 @@ class PairBatches(Dataset):
 
 
 class EpochBatches(BatchSampler):
-    """Full batches in an order that depends on the seed and the epoch alone, so that a resumed run sees the same ones."""
+    """Full batches in an order that depends on the seed and the epoch alone, so that a resumed run sees the same ones.
+
+    Pairs of one group (n,) stay together, in one batch or in two that follow each other: hard negatives of each other
+    teach something only where they meet (NegCLIP, Yuksekgonul et al. 2023).
+    """
 
     drop_last = True
 
-    def __init__(self, num_pairs: int, batch_size: int, seed: int):
+    def __init__(self, num_pairs: int, batch_size: int, seed: int, groups: np.ndarray | None = None):
         self.num_pairs, self.batch_size, self.seed, self.epoch = num_pairs, min(batch_size, num_pairs), seed, 0
+        self._groups = None if groups is None else np.unique(groups, return_inverse=True)[1]
 
     def __len__(self) -> int:
         return self.num_pairs // self.batch_size
 
     def __iter__(self):
         order = np.random.default_rng((self.seed, self.epoch)).permutation(self.num_pairs)
+        if self._groups is not None:  # a group's place is that of the first of its pairs
+            _, first = np.unique(self._groups[order], return_index=True)
+            order = order[np.argsort(first[self._groups[order]], kind="stable")]
         for i in range(len(self)):
             yield order[i * self.batch_size : (i + 1) * self.batch_size].tolist()
 

@@ -112,7 +112,7 @@ class Trainer:
             freeze_logit_scale=settings.freeze_logit_scale or not settings.images,
             compiled=compiled,
         )
-        self._sampler = EpochBatches(len(batches), settings.batch_size, settings.seed)
+        self._sampler = EpochBatches(len(batches), settings.batch_size, settings.seed, batches.groups)
         self._prepare(make_loader(batches, self._sampler, num_workers))
 
     def _prepare(self, loader: torch.utils.data.DataLoader) -> None:

@@ -46,6 +46,7 @@ class Similarities:
     teacher_text: Tensor | None = None
     teacher_image: Tensor | None = None
     teacher_scale: float = 1.0
+    same: Tensor | None = None  # (n, n) booleans: two pairs that share the image or the caption
 
 
 def contrastive_loss(batch: Similarities, negatives: Tensor | None = None, hidden: Tensor | None = None) -> Tensor:
@@ -53,6 +54,9 @@ def contrastive_loss(batch: Similarities, negatives: Tensor | None = None, hidde
     also compared with, but for those of which `hidden` (m,) is true. Nats.
     """
     logits = batch.scale * batch.text @ batch.image.T
+    if batch.same is not None:  # no negatives of each other
+        others = batch.same & ~torch.eye(len(logits), dtype=torch.bool, device=logits.device)
+        logits = logits.masked_fill(others, -torch.inf)
     if negatives is None:
         return symmetric_cross_entropy(logits)
     extra = (batch.scale * batch.text @ negatives.T).masked_fill(hidden, -torch.inf)
@@ -131,6 +135,7 @@ class Objective:
             scale,
             *(gather(batch[name]) if name in batch else None for name in ("teacher_text", "image_embeddings")),
             self.teacher_scale,
+            _share_image_or_caption(batch),
         )
         if image is None:
             return feature_distance(gathered)
@@ -146,3 +151,9 @@ class Objective:
         drawn = torch.from_numpy(generator.choice(len(self.image_embeddings), self.negatives, replace=False))
         embeddings = self.image_embeddings[drawn].to(image_rows.device)
         return embeddings, torch.isin(drawn.to(image_rows.device), gather(image_rows))
+
+
+def _share_image_or_caption(batch: dict[str, Tensor]) -> Tensor:
+    """(n, n) booleans over the rows of all processes."""
+    images, captions = gather(batch["image_rows"]), gather(batch["caption_numbers"])
+    return (images[:, None] == images) | (captions[:, None] == captions)

@@ -9,6 +9,8 @@ from transformers.masking_utils import create_causal_mask
 
 from models import Clip
 
+LENGTH_PARTS = 4  # of a batch on a CPU: fewer compute more padding, more have smaller matrix products
+
 
 class TrainedTowers(nn.Module):
     """The text tower, its projection and the logit scale of a CLIP; the image tower too where it is trained.
@@ -56,14 +58,14 @@ class TrainedTowers(nn.Module):
         return text, image, self.logit_scale.exp()
 
     def _embed_text(self, input_ids: Tensor, lengths: Tensor, keep: Sequence[bool]) -> Tensor:
-        """(n, d), not normalised. On a CPU one part for each length, so that nothing is computed for padding.
+        """(n, d), not normalised. On a CPU in parts of similar length, so that little is computed for padding.
 
         On a GPU, and where every new shape may be compiled anew, all at once.
         """
         if input_ids.is_cuda or self._compiled:
             return self.text_projection(self._pool(input_ids, lengths, keep))
-        parts = [torch.nonzero(lengths == length).squeeze(1) for length in lengths.unique()]
-        pooled = [self._pool(input_ids[rows, : lengths[rows[0]]], lengths[rows], keep) for rows in parts]
+        parts = lengths.argsort(stable=True).chunk(LENGTH_PARTS)
+        pooled = [self._pool(input_ids[rows, : lengths[rows].max()], lengths[rows], keep) for rows in parts]
         return self.text_projection(torch.cat(pooled)[torch.cat(parts).argsort()])
 
     def _pool(self, input_ids: Tensor, lengths: Tensor, keep: Sequence[bool]) -> Tensor:

@@ -221,7 +221,7 @@ def test_the_content_hash_changes_with_one_image_and_with_their_order(tmp_path):
     ("name", "error", "message"),
     [
         ("nowhere.parquet", FileNotFoundError, "looked for the file .*nowhere.parquet"),
-        ("no/such/data", FileNotFoundError, r"'no/such/data' is not a bundled name \(icons\)"),
+        ("no/such/data", FileNotFoundError, r"'no/such/data' is not a bundled name \(icons, scenes\)"),
     ],
 )
 def test_missing_sources_say_what_was_looked_for(name, error, message):

@@ -5,8 +5,9 @@ import json
 import pytest
 
 from data import BUNDLED, load_pairs
-from tools import build_icons
-from tools.build_icons import LICENSES, caption_of, split, svg_of
+from tools import build_icons, icon_sets
+from tools.build_icons import split
+from tools.icon_sets import LICENSES, caption_of, svg_of
 
 
 @pytest.mark.parametrize(
@@ -55,7 +56,7 @@ def test_sets_under_another_licence_are_refused(tmp_path):
             member.size = len(data)
             tar.addfile(member, io.BytesIO(data))
     with pytest.raises(ValueError, match="x 1.0.0 is under CC-BY-NC-4.0; expected one of MIT, Apache-2.0, ISC"):
-        build_icons.read_icon_set("x", "1.0.0", tmp_path)
+        icon_sets.read_icon_set("x", "1.0.0", tmp_path)
 
 
 def test_the_readme_beside_the_data_names_every_set_with_its_licence():

@@ -83,7 +83,12 @@ def test_affinity_does_not_depend_on_the_students_scale_and_logit_does():
 
 def test_objective_adds_the_weighted_distance_and_is_that_alone_without_images():
     batch = similarities()
-    rows = {"teacher_text": batch.teacher_text, "image_embeddings": batch.image, "image_rows": torch.arange(N)}
+    rows = {
+        "teacher_text": batch.teacher_text,
+        "image_embeddings": batch.image,
+        "caption_numbers": torch.arange(N),
+        "image_rows": torch.arange(N),
+    }
     outputs, generator = (batch.text, batch.image, batch.scale), np.random.default_rng(0)
     both = Objective("feature", distill_weight=3.0)(outputs, rows, generator)
     alone = Objective("feature", distill_weight=3.0)((batch.text, None, batch.scale), rows, generator)
@@ -93,7 +98,7 @@ def test_objective_adds_the_weighted_distance_and_is_that_alone_without_images()
 
 def test_negatives_drawn_are_never_images_of_the_batch():
     images = unit_rows(8, 5)
-    rows = {"image_embeddings": images[:N], "image_rows": torch.arange(N)}
+    rows = {"image_embeddings": images[:N], "caption_numbers": torch.arange(N), "image_rows": torch.arange(N)}
     batch = similarities()
     objective = Objective(negatives=8, image_embeddings=images)  # all there are: the two beside the batch count
     loss = objective((batch.text, images[:N], batch.scale), rows, np.random.default_rng(0))

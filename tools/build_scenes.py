@@ -1,0 +1,111 @@
+"""Build the bundled icon scenes: the sheet of concepts that all scenes are drawn from, and the scenes of validation and test.
+
+    pip install -r requirements.txt resvg-py==0.5.0 pypng==0.20220715.0
+    python -m tools.build_scenes --output_dir data/scenes
+
+Not needed to use the project. A concept is a common noun that at least two icon sets draw differently.
+"""
+
+import argparse
+import io
+import json
+from itertools import count
+from pathlib import Path
+
+import datasets
+import numpy as np
+from PIL import Image
+
+from data import scenes
+from tools.icon_sets import collect, render
+
+NOUNS = """
+    airplane anchor apple atom backpack balloon barcode basket basketball battery bed bell bicycle binoculars bomb book bookmark
+    brain briefcase brush bug building bus cake calculator calendar camera car chat church clipboard clock cloud compass cookie
+    crown cube database disc drone ear egg eraser eye feather file fingerprint fire fish flag flask flower folder funnel ghost
+    gift glasses globe hammer headphones heart helicopter hexagon home hospital hourglass image key keyboard lamp laptop leaf
+    lightbulb lock magnet mail mailbox map medal megaphone microphone microscope moon mouse newspaper notebook package palette
+    paperclip pen pencil phone pill pin plug printer puzzle radio rainbow receipt robot rocket ruler satellite scissors scooter
+    shield shovel signpost skull snowflake star stethoscope sun tag taxi thermometer ticket tornado train tree triangle trophy
+    truck tv umbrella user video wallet watch webcam weight wrench
+"""
+NUM_DESIGNS = 2
+LEAST_DIFFERENCE = 0.08  # root mean square, of 1, between two designs of a concept
+HELD_OUT_SIZE, HELD_OUT_GROUP_SIZE = 2_000, 20
+
+
+def distinct_designs(pictures: list[np.ndarray]) -> list[np.ndarray]:
+    """The first pictures (32, 32) uint8 of which no two are nearly the same."""
+    kept: list[np.ndarray] = []
+    for picture in pictures:
+        differences = [np.sqrt(np.square(picture / 255.0 - other / 255.0).mean()) for other in kept]
+        if all(difference > LEAST_DIFFERENCE for difference in differences):
+            kept.append(picture)
+    return kept[:NUM_DESIGNS]
+
+
+def write_concepts(download_dir: Path, output_dir: Path) -> None:
+    """The sheet of concepts, a row each, and their names."""
+    rows, _ = collect(download_dir)
+    pictures = {noun: [] for noun in NOUNS.split()}
+    for row in rows:
+        if row["caption"] in pictures:
+            pictures[row["caption"]].append(np.asarray(Image.open(io.BytesIO(render(row["svg"]))).convert("L")))
+    designs = {noun: distinct_designs(found) for noun, found in pictures.items()}
+    sheet = np.concatenate([np.concatenate(found, axis=1) for found in designs.values()])
+    Image.fromarray(sheet).save(output_dir / scenes.CONCEPTS.name, optimize=True)
+    (output_dir / scenes.NAMES.name).write_text(json.dumps(list(designs)), encoding="utf-8")
+
+
+def held_out_rows(split: str) -> dict[str, list]:
+    """Columns of `HELD_OUT_SIZE` scenes, whole groups but for the last, one caption each and no caption twice."""
+    columns: dict[str, list] = {"image": [], "caption": [], "group": []}
+    seen = set()
+    for number in count():
+        for scene in scenes.draw_group(split, number, HELD_OUT_GROUP_SIZE):
+            if len(seen) == HELD_OUT_SIZE:
+                return columns
+            caption = scenes.captions(scene, 1)[0]
+            if caption in seen:
+                continue
+            seen.add(caption)
+            columns["image"].append({"bytes": png_bytes(scenes.render(scene)), "path": None})
+            columns["caption"].append(caption)
+            columns["group"].append(number)
+    raise AssertionError("unreachable")
+
+
+def png_bytes(picture: Image.Image) -> bytes:
+    buffer = io.BytesIO()
+    picture.save(buffer, "PNG", optimize=True)
+    return buffer.getvalue()
+
+
+def write_split(split: str, output_dir: Path) -> None:
+    features = datasets.Features(
+        image=datasets.Image(), caption=datasets.Value("string"), group=datasets.Value("int64")
+    )
+    rows = datasets.Dataset.from_dict(held_out_rows(split), features=features)
+    rows.to_parquet(str(output_dir / f"{split}.parquet"))
+
+
+def build_parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(description="Build the bundled icon scenes from pinned npm packages.")
+    parser.add_argument("--output_dir", type=Path, default=scenes.CONCEPTS.parent, help="where to write")
+    parser.add_argument(
+        "--download_dir", type=Path, default=Path("build/icon_sets"), help="where the downloaded packages are kept"
+    )
+    return parser
+
+
+def main(argv: list[str] | None = None) -> None:
+    args = build_parser().parse_args(argv)
+    args.output_dir.mkdir(parents=True, exist_ok=True)
+    write_concepts(args.download_dir, args.output_dir)
+    for split in ("validation", "test"):
+        write_split(split, args.output_dir)
+    print(f"{len(NOUNS.split())} concepts, {HELD_OUT_SIZE:,} scenes of validation and of test; wrote {args.output_dir}")
+
+
+if __name__ == "__main__":
+    main()
