@@ -17,13 +17,14 @@ from pathlib import Path
 from accelerate import Accelerator, DataLoaderConfiguration, DistributedDataParallelKwargs
 
 from common import Record, add_common_flags, boolean, bounded, model_dir, positive_int, script, set_up
-from models.clip import read_config
+from models.encoders import check_num_layers, read_tower_config
+from search_strategy.proposals import check_num_clip_layers
 from training.averaging import parse_average
 from training.loop import Settings
 from training.losses import DISTILLATION
 from training.run import Options, load_material, load_start, train_stage
 from training.schedule import parse_schedule, search, stages
-from training.start import check_numbers, choose_layers, pruned
+from training.start import choose_layers
 from training.states import check_output_dir
 
 LR_TIMES_WIDTH = (
@@ -144,9 +145,9 @@ def main(argv: list[str] | None = None) -> None:
     args = build_parser().parse_args(argv)
     device = set_up(args)
     scratch = args.clip_mode == "scratch"
-    text_config = read_config(args.model).text_config
-    check_numbers(args.model, text_config.num_hidden_layers, args.num_layers, args.num_clip_layers)
-    fill_in(args, text_config.hidden_size)
+    check_num_layers(args.num_layers, args.model)
+    check_num_clip_layers(args.num_clip_layers, args.num_layers, fewest=0)
+    fill_in(args, read_tower_config(args.model).hidden_size)
     check_flags(args, device)
     sizes = args.schedule or [args.num_layers, args.num_layers - args.num_clip_layers]
     plan = stages(sizes, args.exp_dir / args.output_dir, args.max_epoch, args.resume_epoch)
@@ -169,7 +170,7 @@ def main(argv: list[str] | None = None) -> None:
         if args.schedule:
             choice = search(before, stage.num_clip_layers, material.train, material.validation, args.seed)
         if choice:
-            clip = pruned(before, choice.dropped_layers, str(stage.output_dir))
+            clip = before.drop(choice.dropped_layers, str(stage.output_dir))
         accelerator = make_accelerator(args, device, stage.output_dir)
         train_stage(stage, choice, clip, before, material, options, accelerator, Record(args, device))
         before = clip

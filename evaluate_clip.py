@@ -34,7 +34,8 @@ from common.matrix_files import safe_name
 from data import ImageCaptionPairs, load_labels, load_pairs
 from models import Clip, load_clip
 from models.open_clip_folder import find_open_clip
-from tasks.evaluation import evaluate_retrieval, text_milliseconds, text_parameters
+from models.speed import measure_milliseconds
+from tasks.evaluation import evaluate_retrieval
 from tasks.zero_shot import (
     check_templates,
     class_embeddings,
@@ -93,13 +94,13 @@ def read_zero_shot(args: argparse.Namespace, pairs: ImageCaptionPairs) -> tuple[
 def evaluate(clip: Clip, pairs: ImageCaptionPairs, images: torch.Tensor, zero_shot: tuple) -> dict:
     """All figures of a model, flat. `images`: the embeddings of the images of `pairs`."""
     labels, templates, right = zero_shot
-    figures = {"text_layers": clip.num_layers, "text_parameters": text_parameters(clip)}
+    figures = {"text_layers": clip.num_layers, "text_parameters": clip.num_parameters()}
     figures |= {"weights_bytes": weights_bytes(clip.name)} | evaluate_retrieval(clip, pairs, images)
     if labels:
         figures |= zero_shot_accuracy(images, class_embeddings(clip, labels, templates), right)
     for size, captions in TIMED_CAPTIONS.items():
         for length in ("full_length", "cut"):
-            figures[f"milliseconds_batch_{size}_{length}"] = text_milliseconds(
+            figures[f"milliseconds_batch_{size}_{length}"] = measure_milliseconds(
                 clip, pairs.captions[:captions], size, full_length=length == "full_length"
             )
     return figures

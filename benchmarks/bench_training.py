@@ -30,7 +30,6 @@ from training.batches import EpochBatches, PairBatches
 from training.loop import Settings, Trainer, make_optimizer
 from training.losses import Objective
 from training.splits import Split, load_split
-from training.start import pruned
 from training.towers import TrainedTowers
 
 logger = logging.getLogger("comflp")
@@ -136,7 +135,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     seconds, losses = {name: [] for name in LOOPS}, {}
     for _ in range(args.repeats):
         for name, epoch in LOOPS.items():
-            clip = pruned(full, range(2, full.num_layers + 1, 2))
+            clip = full.drop(range(2, full.num_layers + 1, 2))
             start = time.perf_counter()
             losses[name] = epoch(clip, split, settings)
             seconds[name].append(time.perf_counter() - start)

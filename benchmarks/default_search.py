@@ -76,7 +76,7 @@ def matrices_of(clip: Clip, captions: list[str], seed: int, record: Record) -> d
         rows = analysis.draw_captions(len(captions), first)[0]
         measures = {name: analysis.new_measure(settings[name]) for name in names}
         with tqdm(disable=True) as bar:
-            analysis.feed(clip, clip.tokenize([captions[row] for row in rows]), first, measures, record, bar)
+            analysis.feed(clip, clip.prepare([captions[row] for row in rows]), first, measures, record, bar)
         matrices |= {name: measure.matrix() for name, measure in measures.items()}
     rows = analysis.draw_captions(len(captions), MatrixSettings("ablation", seed=seed).filled())[0]
     ablation, _ = ablations(clip, [[captions[row] for row in rows]], record)

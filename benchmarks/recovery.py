@@ -33,7 +33,6 @@ from training.batches import PairBatches
 from training.loop import Settings, Trainer
 from training.losses import Objective
 from training.splits import Split, load_split
-from training.start import pruned
 
 logger = logging.getLogger("comflp")
 
@@ -118,9 +117,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     recall, curves = validation.figures(full)[RECALL], {}
     for weight in (0.0, *args.weights):
         name = f"distilled by feature, weight {weight:g}" if weight else "contrastive loss alone"
-        curves[name] = train(
-            pruned(full, dropped), train_split, validation, settings, weight, args.num_epochs, args.every
-        )
+        curves[name] = train(full.drop(dropped), train_split, validation, settings, weight, args.num_epochs, args.every)
         logger.info("%s: R@10 %.4f before, %.4f after", name, curves[name][0][1], curves[name][-1][1])
     if args.out:
         write_json(args.out, {"full": recall, "curves": curves, "record": record.content()})

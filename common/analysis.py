@@ -25,13 +25,13 @@ from common.matrix_files import OPTIONS, PER_TOKEN_MODES, MatrixSettings, defaul
 from common.run import Record, is_main_process, set_up, show_progress
 from data import load_pairs
 from measures import MEASURES, Shuffled
-from models import Clip, load_clip
+from models import Encoder, load_encoder
 
 FORWARD_TOKENS = 4096  # in a forward pass: enough for full speed, few enough to stay in the cache of a CPU
 CHUNK_VALUES = 2**24  # of all hidden states that wait for the measure: 128 MiB in float64
 
-# (clip, draws of captions, record) -> the matrix of each draw, and of its shuffled rows where there are any
-Make = Callable[[Clip, Sequence[list[str]], Record], tuple[list[np.ndarray], list[np.ndarray]]]
+# (encoder, draws of captions, record) -> the matrix of each draw, and of its shuffled rows where there are any
+Make = Callable[[Encoder, Sequence[list[str]], Record], tuple[list[np.ndarray], list[np.ndarray]]]
 
 
 def run(args: argparse.Namespace, make: Make | None = None) -> None:
@@ -43,10 +43,10 @@ def run(args: argparse.Namespace, make: Make | None = None) -> None:
     with record.warnings():
         pairs = load_pairs(args.dataset, "train", caption_column=args.caption_column, images=False)
         draws = [[pairs.captions[i] for i in rows] for rows in draw_captions(len(pairs), settings)]
-        clip = load_clip(args.model, device)
-        record.note(model=clip.identity(), data=pairs.identity(), captions=len(draws[0]))
-        clip.model.to(getattr(torch, args.precision))
-        results = summary(*make(clip, draws, record))
+        encoder = load_encoder(args.model, device=device)
+        record.note(model=encoder.identity(), data=pairs.identity(), captions=len(draws[0]))
+        encoder.model.to(getattr(torch, args.precision))
+        results = summary(*make(encoder, draws, record))
     if not is_main_process():
         return
     path = settings.path(model_dir(args.exp_dir, args.model))
@@ -132,7 +132,7 @@ def result_table(results: dict[str, np.ndarray]) -> str:
 
 
 def measure_draws(
-    clip: Clip, draws: Sequence[list[str]], record: Record, *, settings: MatrixSettings, baseline: bool
+    encoder: Encoder, draws: Sequence[list[str]], record: Record, *, settings: MatrixSettings, baseline: bool
 ) -> tuple[list[np.ndarray], list[np.ndarray]]:
     """The matrix of each draw of captions, and with `baseline` of its shuffled rows, by a measure of hidden states.
 
@@ -146,7 +146,7 @@ def measure_draws(
             measures = {"measure": new_measure(settings)}
             if baseline:
                 measures["baseline"] = Shuffled(new_measure(settings), generator)
-            feed(clip, clip.tokenize(captions), settings, measures, record, bar)
+            feed(encoder, encoder.prepare(captions), settings, measures, record, bar)
             with record.timed("merge"):
                 measures = merge_processes(measures)
             with record.timed("measure"):
@@ -164,7 +164,7 @@ def new_measure(settings: MatrixSettings) -> object:
 
 
 def feed(
-    clip: Clip,
+    encoder: Encoder,
     tokens: list[list[int]],
     settings: MatrixSettings,
     measures: dict[str, object],
@@ -176,10 +176,10 @@ def feed(
     `tokens`: of all captions of a draw, since flattened sequences are as wide as the longest of them all.
     """
     longest = max(map(len, tokens))
-    for part in chunks(clip, own_batches(tokens, settings.batch_size), settings.mode, settings.batch_size):
+    for part in chunks(encoder, own_batches(tokens, settings.batch_size), settings.mode, settings.batch_size):
         with record.timed("forward"):
-            states = hidden_states(clip, part, settings.mode, settings.pool, longest)
-            if clip.device.type == "cuda":
+            states = hidden_states(encoder, part, settings.mode, settings.pool, longest)
+            if encoder.device.type == "cuda":
                 torch.cuda.synchronize()
         for name, measure in measures.items():
             with record.timed(name):
@@ -196,15 +196,15 @@ def own_batches(tokens: Sequence[list[int]], batch_size: int) -> list[list[int]]
     return [caption for start in starts for caption in tokens[start : start + batch_size]]
 
 
-def chunks(clip: Clip, tokens: Sequence[list[int]], mode: str, batch_size: int) -> Iterator[Sequence[list[int]]]:
+def chunks(encoder: Encoder, tokens: Sequence[list[int]], mode: str, batch_size: int) -> Iterator[Sequence[list[int]]]:
     """The captions in order, in parts of whole batches (but the last) whose hidden states are about `CHUNK_VALUES`."""
     vectors = max(map(len, tokens)) if mode in PER_TOKEN_MODES else 1
-    values = (clip.num_layers + 1) * vectors * hidden_state_width(clip) * batch_size
+    values = (encoder.num_layers + 1) * vectors * encoder.width * batch_size
     size = max(1, CHUNK_VALUES // values) * batch_size
     return (tokens[start : start + size] for start in range(0, len(tokens), size))
 
 
-def hidden_states(clip: Clip, tokens: Sequence[list[int]], mode: str, pool: str, longest: int) -> list[Tensor]:
+def hidden_states(encoder: Encoder, tokens: Sequence[list[int]], mode: str, pool: str, longest: int) -> list[Tensor]:
     """h_0 .. h_L of captions in their order, each (rows, d), on the model's device; padding never counts.
 
     Rows are captions, pooled (`U`, `mean`), or real tokens (`T`), or, for `seq`, the tokens of a caption side by side
@@ -212,27 +212,23 @@ def hidden_states(clip: Clip, tokens: Sequence[list[int]], mode: str, pool: str,
     """
     lengths = torch.tensor([len(ids) for ids in tokens])
     numbers = torch.arange(len(tokens))
-    first_row = {"T": lengths.cumsum(0) - lengths, "seq": numbers * longest}.get(mode, numbers).to(clip.device)
+    first_row = {"T": lengths.cumsum(0) - lengths, "seq": numbers * longest}.get(mode, numbers).to(encoder.device)
     num_rows = {"T": int(lengths.sum()), "seq": len(tokens) * longest}.get(mode, len(tokens))
-    empty = torch.zeros(num_rows, hidden_state_width(clip), dtype=clip.model.dtype, device=clip.device)
-    states = [empty.clone() for _ in range(clip.num_layers + 1)]
+    empty = torch.zeros(num_rows, encoder.width, dtype=encoder.dtype, device=encoder.device)
+    states = [empty.clone() for _ in range(encoder.num_layers + 1)]
     with torch.inference_mode():
-        for batch in clip.batches(tokens, max(1, FORWARD_TOKENS // longest)):
-            mask, rows = batch.mask(), first_row[batch.rows]
+        for batch in encoder.prepared_batches(tokens, max(1, FORWARD_TOKENS // longest)):
+            mask, rows = batch.mask, first_row[batch.rows]
             if mode in PER_TOKEN_MODES:
                 rows = (rows[:, None] + torch.arange(mask.shape[1], device=rows.device))[mask]
-            hidden, context = clip.stack.start(input_ids=batch.input_ids)
+            hidden, context = encoder.stack.start(**batch.inputs)
             for layer, state in enumerate(states):
-                hidden = clip.stack.run(hidden, context, [layer] if layer else [])
+                hidden = encoder.stack.run(hidden, context, [layer] if layer else [])
                 if mode in PER_TOKEN_MODES:
                     state[rows] = hidden[mask]
                 else:
-                    state[rows] = batch.mean(hidden) if pool == "mean" else batch.at_end(hidden)
+                    state[rows] = encoder.pool(hidden, batch, pool)
     return [state.view(len(tokens), -1) for state in states] if mode == "seq" else states
-
-
-def hidden_state_width(clip: Clip) -> int:
-    return clip.model.config.text_config.hidden_size
 
 
 def merge_processes(measures: dict[str, object]) -> dict[str, object]:

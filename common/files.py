@@ -1,10 +1,11 @@
 """Files and names: where things are, safe names, and writes that are whole or not there."""
 
 import contextlib
+import hashlib
 import json
 import os
 import re
-from collections.abc import Collection, Iterator
+from collections.abc import Callable, Collection, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -46,6 +47,16 @@ def write_json(path: Path, content: dict) -> None:
 def write_array(path: Path, array: np.ndarray) -> None:
     with atomic_path(path) as temporary, temporary.open("wb") as file:
         np.save(file, array, allow_pickle=False)
+
+
+def cached_array(folder: Path | None, name: str, key: str, make: Callable[[], np.ndarray]) -> np.ndarray:
+    """What `make` gives, kept as `<name>_<hash of key>.npy`: `key` says all that it depends on. Without a folder nothing is kept."""
+    if folder is None:
+        return make()
+    path = folder / f"{name}_{hashlib.sha256(key.encode()).hexdigest()[:16]}.npy"
+    if not path.exists():
+        write_array(path, make())
+    return np.load(path, allow_pickle=False)
 
 
 def model_dir(exp_dir: Path, model: str) -> Path:

@@ -34,7 +34,7 @@ from common import (
 from data import ImageCaptionPairs, load_pairs
 from models import Clip, load_clip
 from search_strategy.proposals import parse_clip_layers, segments
-from training.start import choose_layers, pruned
+from training.start import choose_layers
 
 PRUNED = EXP_DIR / "clip12to6_exp1"
 COLUMNS = 4  # icons in a row of one model
@@ -75,7 +75,7 @@ def load_pruned(args: argparse.Namespace, full: Clip, device: str) -> tuple[Clip
     number = len(parse_clip_layers(args.clip_layers)) if args.clip_layers else full.num_layers // 2
     choice = choose_layers(args.clip_layers, None, folder, full.name, full.num_layers, number)
     ranges = (f"{first}-{last}" if first < last else f"{first}" for first, last in segments(choice.dropped_layers))
-    return pruned(full, choice.dropped_layers), f"without layers {', '.join(ranges)}, not fine-tuned"
+    return full.drop(choice.dropped_layers), f"without layers {', '.join(ranges)}, not fine-tuned"
 
 
 def search(clip: Clip, query: str, images: Tensor, top: int) -> Found:
@@ -83,7 +83,7 @@ def search(clip: Clip, query: str, images: Tensor, top: int) -> Found:
     seconds = []
     for _ in range(RUNS):
         start = time.perf_counter()
-        text = clip.text_embeddings([query])[0].cpu()
+        text = clip.embeddings([query])[0].cpu()
         seconds.append(time.perf_counter() - start)
     similarity = (images.cpu() @ text).nan_to_num(nan=-torch.inf)
     best = similarity.topk(min(top, len(similarity))).indices

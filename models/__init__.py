@@ -1,6 +1,5 @@
-"""The layers of a transformer (find them, run part of them, drop some), and CLIP on top of them."""
+"""The layers of a transformer (find them, run part of them, drop some), and the encoders that stand on them."""
 
-from models.clip import Clip, TokenBatch, load_clip
+from models.clip import Clip, load_clip
+from models.encoders import Batch, Encoder, check_num_layers, load_encoder
 from models.layer_stack import LayerStack
-
-__all__ = ["Clip", "LayerStack", "TokenBatch", "load_clip"]

@@ -46,7 +46,7 @@ class TextEncoder(nn.Module):
 
 
 def write_onnx(clip: Clip, folder: Path, options: OnnxOptions) -> None:
-    example, _ = clip.pad(clip.tokenize(["a", "two words"]), range(2))
+    example = clip.batch(clip.prepare(["a", "two words"]), range(2)).inputs["input_ids"]
     longest = clip.model.config.text_config.max_position_embeddings
     program = torch.onnx.export(
         TextEncoder(clip, options.normalize).eval(),
@@ -139,8 +139,8 @@ def batches(captions: Sequence[str]) -> Iterator[list[str]]:
 def original(clip: Clip, captions: Sequence[str], images: Sequence, normalize: bool) -> dict[str, Tensor]:
     """The embeddings of the model that is exported, by name as the `read` functions return them."""
     text = torch.empty(len(captions), clip.model.config.projection_dim)
-    for batch in clip.batches(clip.tokenize(captions), 64):
-        text[batch.rows] = clip.model.get_text_features(input_ids=batch.input_ids).pooler_output
+    for batch in clip.batches(captions, 64):
+        text[batch.rows] = clip.deployed(batch.inputs)
     image = clip.model.get_image_features(pixel_values=clip.preprocess(images)).pooler_output if images else text[:0]
     return {"captions": F.normalize(text, dim=-1) if normalize else text, "images": image}
 

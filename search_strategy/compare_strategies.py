@@ -36,7 +36,7 @@ from common import (
 from common.matrix_files import MATRICES, MatrixSettings, read_matrix, warn_of_other_weights
 from common.plots import quality_curve, strategy_panel
 from data import load_pairs
-from models.clip import load_clip, read_config
+from models import check_num_layers, load_encoder
 from search_strategy.comparison import (
     Outcome,
     Truth,
@@ -159,14 +159,12 @@ def main(argv: list[str] | None = None) -> None:
     args = build_parser().parse_args(argv)
     check_num_clip_layers(args.num_clip_layers, args.num_layers)
     folder = model_dir(args.exp_dir, args.model)
-    found = read_config(args.model).text_config.num_hidden_layers
-    if found != args.num_layers:
-        raise ValueError(f"--num_layers is {args.num_layers}, but the text tower of {args.model} has {found} layers")
+    check_num_layers(args.num_layers, args.model)
     settings = default_settings(args)
     matrices = read_matrices(args, settings, folder)
     device = set_up(args)
     record = Record(args, device)
-    clip = load_clip(args.model, device)
+    clip = load_encoder(args.model, device=device)
     options = {"loss_batch_size": args.loss_batch_size, "batch_size": args.text_batch_size}
     options["progress"] = show_progress()
     columns = {"image_column": args.image_column, "caption_column": args.caption_column}

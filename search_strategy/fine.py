@@ -83,7 +83,7 @@ class FineSearch:
         self.captions = list(captions)
         self.layer_calls = self.layer_calls_unshared = 0
         self._batch_size = batch_size
-        self._batches = list(clip.batches(clip.tokenize(captions), batch_size))
+        self._batches = list(clip.batches(captions, batch_size))
         self._known: dict[Proposal, Evaluation] = {}
         self._states = RecentStates(STATE_BYTES)
         self._full: Tensor | None = None
@@ -185,10 +185,10 @@ class FineSearch:
         bar = tqdm(total=len(own) * len(steps), desc="layer calls", disable=not self.progress, leave=False)
         for number in own:
             batch = self._batches[number]
-            hidden, context = self.clip.stack.start(input_ids=batch.input_ids)
+            hidden, context = self.clip.stack.start(**batch.inputs)
             for ending, layers in enumerate(kept):
                 if not layers:  # no step of the walk leads to it
-                    embeddings[ending, batch.rows] = self.clip.embed(hidden, batch).to(dtype)
+                    embeddings[ending, batch.rows] = self.clip.embed(hidden, batch)
             path = [hidden]
             for prefix, ending in steps:
                 del path[len(prefix) :]
@@ -200,7 +200,7 @@ class FineSearch:
                         self._states.put((number, prefix), state)
                 path.append(state)
                 if ending is not None:
-                    embeddings[ending, batch.rows] = self.clip.embed(state, batch).to(dtype)
+                    embeddings[ending, batch.rows] = self.clip.embed(state, batch)
                 bar.update()
         self.layer_calls += made / max(1, len(own))
         self.layer_calls_unshared += sum(map(len, kept))

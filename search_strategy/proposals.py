@@ -92,11 +92,11 @@ def check_dropped_layers(
     return proposal
 
 
-def check_num_clip_layers(num_clip_layers: int, num_layers: int) -> None:
-    """Raise ValueError unless at least one layer is dropped and at least one is kept."""
-    if not 1 <= num_clip_layers <= num_layers - 1:
+def check_num_clip_layers(num_clip_layers: int, num_layers: int, fewest: int = 1) -> None:
+    """Raise ValueError unless at least `fewest` layers are dropped and at least one is kept."""
+    if not fewest <= num_clip_layers <= num_layers - 1:
         raise ValueError(
-            f"num_clip_layers is {num_clip_layers}; with num_layers {num_layers} it must be in 1..{num_layers - 1}"
+            f"num_clip_layers is {num_clip_layers}; with num_layers {num_layers} it must be in {fewest}..{num_layers - 1}"
         )
 
 

@@ -47,7 +47,7 @@ from common.matrix_files import (
 from common.plots import heat_map
 from data import load_pairs
 from measures import combine
-from models.clip import load_clip, read_config
+from models import check_num_layers, load_encoder
 from search_strategy.coarse import SCORES, SEARCH_MODES, coarse_search, missed_by
 from search_strategy.fine import OBJECTIVES, FineSearch
 from search_strategy.pipeline import (
@@ -185,7 +185,7 @@ def make_fine_search(
     args: argparse.Namespace, settings: list[MatrixSettings], device: str, folder: Path, record: Record
 ) -> FineSearch:
     """Model, validation pairs and their image embeddings, ready to evaluate proposals."""
-    clip = load_clip(args.model, device)
+    clip = load_encoder(args.model, device=device)
     columns = {"image_column": args.image_column, "caption_column": args.caption_column}
     pairs = load_pairs(args.dataset, "validation", images=args.objective != "embedding", **columns)
     identity = clip.identity()
@@ -246,7 +246,7 @@ def main(argv: list[str] | None = None) -> None:
     args = build_parser().parse_args(argv)
     check_num_clip_layers(args.num_clip_layers, args.num_layers)
     folder = model_dir(args.exp_dir, args.model)
-    check_num_layers(args)
+    check_num_layers(args.num_layers, args.model)
     settings = matrix_settings(args)
     matrices = [read_matrix(one, folder, args.num_layers, args.model) for one in settings]
     matrix = combine(matrices) if args.combine else matrices[0] if matrices else None
@@ -282,13 +282,6 @@ def main(argv: list[str] | None = None) -> None:
     write_result(args, result, settings, proposals, verification, matrix, record)
     print_table(proposals, verification, args.objective)
     print(f"winner: drop {proposals[0]['segments']}, keep {proposals[0]['kept_layers']}; written to {result}")
-
-
-def check_num_layers(args: argparse.Namespace) -> None:
-    """`--num_layers` must be the model's, where the model can be read without its weights."""
-    found = read_config(args.model).text_config.num_hidden_layers
-    if found != args.num_layers:
-        raise ValueError(f"--num_layers is {args.num_layers}, but the text tower of {args.model} has {found} layers")
 
 
 def log_facts(facts: dict, correlation: float | None) -> None:

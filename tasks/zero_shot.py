@@ -35,7 +35,7 @@ def check_templates(templates: Sequence[str]) -> None:
 def class_embeddings(clip: Clip, labels: Sequence[str], templates: Sequence[str]) -> Tensor:
     """(c, d), L2-normalised: of each label, the mean of its normalised embeddings over the templates."""
     prompts = [template.replace("{}", label) for label in labels for template in templates]
-    embeddings = clip.text_embeddings(prompts).view(len(labels), len(templates), -1)
+    embeddings = clip.embeddings(prompts).view(len(labels), len(templates), -1)
     return F.normalize(embeddings.mean(1), dim=-1)
 
 

@@ -36,7 +36,7 @@ def plain_matrix(tiny_clip, captions):
     clip.model.double()
 
     def embed(model):
-        ids = [torch.tensor([tokens]) for tokens in clip.tokenize(captions)]
+        ids = [torch.tensor([tokens]) for tokens in clip.prepare(captions)]
         with torch.no_grad():
             rows = torch.cat([model.get_text_features(input_ids=one).pooler_output for one in ids])
         return torch.nn.functional.normalize(rows, dim=-1)

@@ -122,8 +122,8 @@ def test_with_no_layer_to_drop_the_full_model_is_tuned(run, tiny_clip):
 WRONG = {
     "no search result: looked for .*clip4to2_[*]_[*].json; run: python search_strategy/.* --num_clip_layers 2 ": "",
     "--num_layers is 5, but the text tower of .* has 4 layers": ("--clip_layers 2-3", 2, 5),
-    "--num_clip_layers is 4; with --num_layers 4 it must be in 0[.][.]3": ("", 4),
-    "--num_clip_layers is -1; with --num_layers 4 it must be in 0[.][.]3": ("", -1),
+    "num_clip_layers is 4; with num_layers 4 it must be in 0[.][.]3": ("", 4),
+    "num_clip_layers is -1; with num_layers 4 it must be in 0[.][.]3": ("", -1),
     "layer 5 cannot be dropped: the model has layers 1 to 4": "--clip_layers 4-5",
     "'2' repeats layer 2": "--clip_layers 2,2",
     "3 layers are to be dropped, .*, but num_clip_layers is 2": "--clip_layers 1-3",

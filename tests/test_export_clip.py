@@ -46,7 +46,7 @@ def test_the_text_export_is_a_text_model_with_projection(tmp_path, pruned, tiny_
     inputs = AutoTokenizer.from_pretrained(folder)(captions, padding=True, return_tensors="pt")
     with torch.no_grad():
         embeddings = F.normalize(model(**inputs).text_embeds, dim=-1)
-    assert torch.allclose(embeddings, load_clip(str(pruned)).text_embeddings(captions), atol=1e-6)
+    assert torch.allclose(embeddings, load_clip(str(pruned)).embeddings(captions), atol=1e-6)
     assert record["normalized"] is False and record["captions"] == 60
     assert 0 <= record["largest_difference"]["captions"] < 1e-5
     assert "compared on" in capsys.readouterr().out
@@ -55,7 +55,7 @@ def test_the_text_export_is_a_text_model_with_projection(tmp_path, pruned, tiny_
 def test_the_export_truncates_long_captions_by_itself(tmp_path, pruned, tiny_pairs):
     folder, _ = run(tmp_path, pruned, tiny_pairs, "text")
     ids = AutoTokenizer.from_pretrained(folder)("red square " * 40, truncation=True)["input_ids"]
-    assert ids == load_clip(str(pruned)).tokenize(["red square " * 40])[0] and len(ids) == 32
+    assert ids == load_clip(str(pruned)).prepare(["red square " * 40])[0] and len(ids) == 32
 
 
 @pytest.mark.parametrize(("ids", "normalize"), [("int64", "true"), ("int32", "false")])
@@ -87,8 +87,8 @@ def test_the_open_clip_export_is_compared_on_captions_and_images(tmp_path, prune
     assert max(record["largest_difference"].values()) < 1e-5 and record["images"] == 32
     again = load_clip(str(folder))
     assert again.num_layers == 2
-    expected = load_clip(str(pruned)).text_embeddings(captions)
-    assert torch.allclose(again.text_embeddings(captions), expected, atol=1e-6)
+    expected = load_clip(str(pruned)).embeddings(captions)
+    assert torch.allclose(again.embeddings(captions), expected, atol=1e-6)
 
 
 def test_what_is_compared_is_what_the_runtime_gives(tmp_path, pruned, tiny_pairs, monkeypatch):
@@ -191,7 +191,7 @@ def test_a_pruned_model_loads_as_auto_model(pruned, captions):
     inputs = AutoTokenizer.from_pretrained(pruned)(captions, padding=True, return_tensors="pt")
     with torch.no_grad():
         embeddings = F.normalize(model.get_text_features(**inputs).pooler_output, dim=-1)
-    assert torch.allclose(embeddings, load_clip(str(pruned)).text_embeddings(captions), atol=1e-6)
+    assert torch.allclose(embeddings, load_clip(str(pruned)).embeddings(captions), atol=1e-6)
 
 
 def test_a_pruned_model_classifies_in_a_pipeline(pruned, tiny_pairs):
@@ -202,5 +202,5 @@ def test_a_pruned_model_classifies_in_a_pipeline(pruned, tiny_pairs):
     prompts = [f"This is a photo of {label}." for label in labels]
     with torch.no_grad():
         image = clip.embed_images(clip.preprocess([pairs.images[0]]))
-    expected = (clip.logit_scale * image @ clip.text_embeddings(prompts).T).softmax(-1)[0]
+    expected = (clip.logit_scale * image @ clip.embeddings(prompts).T).softmax(-1)[0]
     assert [scores[label] for label in labels] == pytest.approx(expected.tolist(), abs=1e-4)

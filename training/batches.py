@@ -32,8 +32,8 @@ class PairBatches(Dataset):
         teacher_text: Tensor | None = None,
         pixels: bool = False,
     ):
-        input_ids, self._lengths = clip.pad(clip.tokenize(pairs.captions), range(len(pairs)))
-        self._input_ids = input_ids.int()
+        batch = clip.batch(clip.prepare(pairs.captions), range(len(pairs)))
+        self._input_ids, self._lengths = batch.inputs["input_ids"].int().cpu(), batch.lengths.cpu()
         self._image_rows = torch.from_numpy(pairs.image_index)
         self.image_embeddings = None if image_embeddings is None else image_embeddings.cpu()
         self._teacher_text = None if teacher_text is None else teacher_text.cpu()

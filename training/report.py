@@ -8,7 +8,7 @@ from tabulate import tabulate
 
 from common import atomic_path
 from models import Clip
-from tasks.evaluation import text_milliseconds, text_parameters
+from models.speed import measure_milliseconds
 from training.splits import Split
 
 TIMED_CAPTIONS = 512
@@ -29,8 +29,8 @@ def model_figures(clip: Clip, split: Split, frozen_vision: bool = True) -> dict[
     return {
         "text_layers": clip.num_layers,
         **split.figures(clip, frozen_vision),
-        "text_parameters": text_parameters(clip),
-        "milliseconds_per_caption": text_milliseconds(clip, split.pairs.captions[:TIMED_CAPTIONS], TIMED_BATCH_SIZE),
+        "text_parameters": clip.num_parameters(),
+        "milliseconds_per_caption": measure_milliseconds(clip, split.pairs.captions[:TIMED_CAPTIONS], TIMED_BATCH_SIZE),
     }
 
 

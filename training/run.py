@@ -19,7 +19,7 @@ from training.model_card import ModelCard
 from training.report import draw_curves, figures_table, model_figures
 from training.schedule import Stage
 from training.splits import Split, load_split
-from training.start import Choice, fresh, pruned
+from training.start import Choice, fresh
 
 logger = logging.getLogger("comflp")
 
@@ -177,7 +177,7 @@ def write_report(
     if material.full:
         models["full"] = model_figures(material.full, test)
     if choice and choice.dropped_layers:
-        models["pruned"] = model_figures(pruned(before, choice.dropped_layers), test)
+        models["pruned"] = model_figures(before.drop(choice.dropped_layers), test)
     models["fine-tuned" if choice else "trained"] = model_figures(trainer.clip, test, trainer.settings.freeze_vision)
     draw_curves(trainer.history, trainer.output_dir / "curves.png")
     write_text(trainer.output_dir / "README.md", card.text(validation, models))

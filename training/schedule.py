@@ -87,9 +87,9 @@ def distance_correlation(clip: Clip, captions: list[str], generator: np.random.G
     """(L+1, L+1): between the hidden states of random captions, mean over their tokens."""
     measure = MEASURES["dc"]()
     number = min(BATCH_SIZE * ITER_NUM, len(captions))
-    tokens = clip.tokenize([captions[row] for row in generator.permutation(len(captions))[:number]])
+    tokens = clip.prepare([captions[row] for row in generator.permutation(len(captions))[:number]])
     for start in range(0, number - BATCH_SIZE + 1, BATCH_SIZE):
         batch = clip.batch(tokens, range(start, start + BATCH_SIZE))
-        states = clip.stack.hidden_states(input_ids=batch.input_ids)
-        measure.update([batch.mean(state) for state in states])
+        states = clip.stack.hidden_states(**batch.inputs)
+        measure.update([clip.pool(state, batch, "mean") for state in states])
     return measure.matrix()

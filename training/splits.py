@@ -12,7 +12,7 @@ from torch import Tensor
 from common import write_array
 from data import ImageCaptionPairs, load_pairs
 from models import Clip
-from models.clip import state_hash
+from models.encoders import state_hash
 from tasks.evaluation import evaluate_retrieval
 
 
@@ -31,7 +31,7 @@ class Split:
     def figures(self, clip: Clip, frozen_vision: bool = True) -> dict[str, float]:
         """Task loss and recall of a model; without images the mean distance 2 - 2 cos to the teacher's text embeddings."""
         if self.pairs.images is None:
-            text = clip.text_embeddings(self.pairs.captions)
+            text = clip.embeddings(self.pairs.captions)
             distance = (text - self.teacher_text.to(text.device)).square().sum(-1).mean()
             return {"feature_distance": distance.item()}
         images = self.image_embeddings
@@ -78,7 +78,7 @@ def cached_text_embeddings(clip: Clip, captions: list[str], cache_dir: Path | No
     if cache_dir is None:
         return _text_embeddings(clip, captions)
     parts = (
-        json.dumps(clip.tokenize(captions)),
+        json.dumps(clip.prepare(captions)),
         state_hash(clip.model.text_model),
         state_hash(clip.model.text_projection),
         json.dumps(clip.model.config.text_config.to_dict(), sort_keys=True, default=str),
@@ -92,4 +92,4 @@ def cached_text_embeddings(clip: Clip, captions: list[str], cache_dir: Path | No
 
 def _text_embeddings(clip: Clip, captions: list[str]) -> Tensor:
     distinct, numbers = np.unique(captions, return_inverse=True)
-    return clip.text_embeddings(distinct.tolist())[torch.from_numpy(numbers)]
+    return clip.embeddings(distinct.tolist())[torch.from_numpy(numbers)]

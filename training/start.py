@@ -57,11 +57,6 @@ def read_winner(path: Path) -> Proposal:
         ) from error
 
 
-def pruned(clip: Clip, dropped_layers: Proposal, name: str = "") -> Clip:
-    """A copy of the model without these layers."""
-    return Clip(clip.stack.drop(dropped_layers), clip.processor, name or clip.name)
-
-
 def fresh(name: str, device: str, num_clip_layers: int, full: Clip | None) -> Clip:
     """A CLIP with fresh weights and `num_clip_layers` text layers less than the model's configuration says.
 
@@ -70,18 +65,8 @@ def fresh(name: str, device: str, num_clip_layers: int, full: Clip | None) -> Cl
     clip = load_clip(name, device, weights=False)
     num_layers = clip.num_layers
     if num_clip_layers:
-        clip = pruned(clip, tuple(range(num_layers - num_clip_layers + 1, num_layers + 1)))
+        clip = clip.drop(range(num_layers - num_clip_layers + 1, num_layers + 1))
     if full is not None:
         clip.model.vision_model.load_state_dict(full.model.vision_model.state_dict())
         clip.model.visual_projection.load_state_dict(full.model.visual_projection.state_dict())
     return clip
-
-
-def check_numbers(model: str, found: int, num_layers: int, num_clip_layers: int) -> None:
-    """Raise ValueError unless `num_layers` is the number `found` in the model and `num_clip_layers` is in 0..num_layers-1."""
-    if num_layers != found:
-        raise ValueError(f"--num_layers is {num_layers}, but the text tower of {model} has {found} layers")
-    if not 0 <= num_clip_layers < num_layers:
-        raise ValueError(
-            f"--num_clip_layers is {num_clip_layers}; with --num_layers {num_layers} it must be in 0..{num_layers - 1}"
-        )

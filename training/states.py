@@ -124,8 +124,7 @@ def save_checkpoint(clip: Clip, folder: Path) -> None:
     """A Hugging Face folder: configuration, safetensors, tokenizer, image processor; other files in it stay."""
     temporary = folder / ".checkpoint"
     shutil.rmtree(temporary, ignore_errors=True)
-    clip.model.save_pretrained(temporary)
-    clip.processor.save_pretrained(temporary)
+    clip.save(temporary)
     for file in sorted(temporary.iterdir()):
         os.replace(file, folder / file.name)
     temporary.rmdir()

@@ -378,7 +378,7 @@ def test_model_that_is_no_clip(analyse, tmp_path_factory, tmp_path, capsys):
     folder = tmp_path_factory.mktemp("bert")
     (folder / "config.json").write_text(json.dumps({"model_type": "bert"}))
     line = error_line(capsys, lambda: analyse("dc", model=folder))
-    assert "expected a CLIP model (model_type clip), found bert" in line
+    assert "expected a model of one of the kinds clip (text); found model_type bert" in line
     assert not any(tmp_path.iterdir())
 
 

@@ -37,7 +37,7 @@ def run(tmp_path, model, pairs, *flags):
 def test_the_icons_are_the_most_similar_in_order(clip, pairs):
     images = clip.image_embeddings(pairs.images)
     found = icon_search.search(clip, "red square", images, top=5)
-    similarity = (images @ clip.text_embeddings(["red square"])[0]).tolist()
+    similarity = (images @ clip.embeddings(["red square"])[0]).tolist()
     assert found.images == sorted(range(60), key=lambda i: -similarity[i])[:5]
     assert found.milliseconds > 0
 
@@ -55,7 +55,7 @@ def test_both_models_are_shown_for_every_query(tmp_path, tiny_clip, tiny_pairs, 
     assert "full: 4 layers" in out and "pruned: 2 layers" in out
     for query in ("red square", "blue triangle"):
         for kept in (None, [1, 4]):
-            similarity = clip.image_embeddings(pairs.images) @ clip.text_embeddings([query], kept)[0]
+            similarity = clip.image_embeddings(pairs.images) @ clip.embeddings([query], kept)[0]
             assert pairs.captions[similarity.argmax()] in out.split(repr(query))[1]
     with Image.open(tmp_path / "icons.png") as one_row:
         height = one_row.height
@@ -75,8 +75,8 @@ def test_the_pruned_model_is_the_searchs_winner_where_none_is_named(tmp_path, ti
     args = icon_search.build_parser().parse_args(["x", "--model", str(tiny_clip), "--exp_dir", str(tmp_path / "exp")])
     pruned, what = icon_search.load_pruned(args, clip, "cpu")
     assert what == "without layers 1, 3, not fine-tuned"
-    expected = clip.text_embeddings(["red square"], [2, 4])
-    assert torch.allclose(pruned.text_embeddings(["red square"]), expected, atol=1e-6)
+    expected = clip.embeddings(["red square"], [2, 4])
+    assert torch.allclose(pruned.embeddings(["red square"]), expected, atol=1e-6)
 
 
 def test_a_pruned_folder_is_taken_as_it_is(tmp_path, tiny_clip, tiny_pairs, clip, capsys):

@@ -11,7 +11,7 @@ from transformers import BertConfig
 
 from data import load_pairs
 from models import load_clip
-from models.clip import read_config
+from models.encoders import check_num_layers, load_encoder, read_config, read_tower_config
 
 
 @pytest.fixture(scope="module")
@@ -34,14 +34,14 @@ def own_text_features(model, tokenizer, captions, length):
 @pytest.mark.parametrize("batch_size", [1, 7, 64])
 def test_cut_captions_embed_as_fully_padded_ones(clip, pairs, batch_size):
     expected = own_text_features(clip.model, clip.processor.tokenizer, pairs.captions, 32)
-    assert torch.allclose(clip.text_embeddings(pairs.captions, batch_size=batch_size), expected, atol=1e-6)
+    assert torch.allclose(clip.embeddings(pairs.captions, batch_size=batch_size), expected, atol=1e-6)
 
 
 def test_keeping_some_layers_is_the_rebuilt_model(clip, pairs):
     expected = own_text_features(clip.stack.drop([2, 3]), clip.processor.tokenizer, pairs.captions, 32)
-    kept = clip.text_embeddings(pairs.captions, kept_layers=[1, 4])
+    kept = clip.embeddings(pairs.captions, kept_layers=[1, 4])
     assert torch.allclose(kept, expected, atol=1e-6)
-    assert not torch.allclose(kept, clip.text_embeddings(pairs.captions), atol=1e-3)
+    assert not torch.allclose(kept, clip.embeddings(pairs.captions), atol=1e-3)
 
 
 def test_a_legacy_checkpoint_is_read_at_its_largest_token(tiny_clip, pairs, tmp_path):
@@ -51,33 +51,33 @@ def test_a_legacy_checkpoint_is_read_at_its_largest_token(tiny_clip, pairs, tmp_
     config.text_config.eos_token_id = 2
     config.save_pretrained(tmp_path / "legacy")
     legacy = load_clip(str(tmp_path / "legacy"))
-    tokens = legacy.tokenize(pairs.captions)
+    tokens = legacy.prepare(pairs.captions)
     assert all(ids[-1] == end and end not in ids[:-1] for ids in tokens)
     expected = own_text_features(legacy.model, legacy.processor.tokenizer, pairs.captions, 32)
-    assert torch.allclose(legacy.text_embeddings(pairs.captions), expected, atol=1e-6)
+    assert torch.allclose(legacy.embeddings(pairs.captions), expected, atol=1e-6)
 
 
 def test_long_captions_are_cut_to_the_models_length(clip):
-    tokens = clip.tokenize(["red square " * 40])
+    tokens = clip.prepare(["red square " * 40])
     assert len(tokens[0]) == 32 and tokens[0][-1] == clip.model.config.text_config.eos_token_id
 
 
 def test_batches_hold_every_caption_once_sorted_by_length(clip, pairs):
-    batches = list(clip.batches(clip.tokenize(pairs.captions), 16))
+    batches = list(clip.batches(pairs.captions, 16))
     rows = np.concatenate([batch.rows for batch in batches])
     lengths = np.concatenate([batch.lengths for batch in batches])
     assert sorted(rows) == list(range(60))
     assert (np.diff(lengths) >= 0).all()
-    assert all(batch.input_ids.shape[1] == batch.lengths.max() for batch in batches)
+    assert all(batch.inputs["input_ids"].shape[1] == batch.lengths.max() for batch in batches)
 
 
 def test_pooling_leaves_padding_out(clip, pairs):
-    batch = clip.batch(clip.tokenize(pairs.captions), [0, 1, 2, 3])
-    hidden = torch.randn(4, batch.input_ids.shape[1], 5)
+    batch = clip.batch(clip.prepare(pairs.captions), [0, 1, 2, 3])
+    hidden = torch.randn(4, batch.inputs["input_ids"].shape[1], 5)
     for i, length in enumerate(batch.lengths):
-        assert torch.allclose(batch.mean(hidden)[i], hidden[i, :length].mean(0), atol=1e-6)
-        assert torch.equal(batch.at_end(hidden)[i], hidden[i, length - 1])
-    assert batch.mask().sum(1).tolist() == batch.lengths.tolist()
+        assert torch.allclose(clip.pool(hidden, batch, "mean")[i], hidden[i, :length].mean(0), atol=1e-6)
+        assert torch.equal(clip.pool(hidden, batch, "eos")[i], hidden[i, length - 1])
+    assert batch.lengths.tolist() == [len(ids) for ids in clip.prepare(pairs.captions[:4])]
 
 
 def test_image_embeddings_are_the_models_own(clip, pairs):
@@ -137,6 +137,8 @@ def test_missing_models_and_models_of_another_kind_are_errors(tmp_path):
     BertConfig().save_pretrained(tmp_path)
     with pytest.raises(ValueError, match=r"expected a CLIP model \(model_type clip\), found bert"):
         load_clip(str(tmp_path))
+    with pytest.raises(ValueError, match=r"expected a model of one of the kinds clip \(text\); found model_type bert"):
+        load_encoder(str(tmp_path))
 
 
 @pytest.mark.parametrize(
@@ -175,3 +177,22 @@ def test_fresh_weights_are_not_the_saved_ones(tiny_clip, clip):
     fresh = load_clip(str(tiny_clip), weights=False)
     assert fresh.num_layers == clip.num_layers
     assert not torch.equal(fresh.model.text_projection.weight, clip.model.text_projection.weight)
+
+
+def test_a_checkpoint_is_read_by_its_family_and_asked_for_its_layers(tiny_clip, clip, pairs):
+    encoder = load_encoder(str(tiny_clip))
+    assert torch.equal(encoder.embeddings(pairs.captions), clip.embeddings(pairs.captions))
+    depths = [read_tower_config(str(tiny_clip), tower).num_hidden_layers for tower in ("text", "vision")]
+    assert depths == [4, 2]
+    check_num_layers(4, str(tiny_clip))
+    with pytest.raises(ValueError, match="--num_layers is 12, but the text tower of .* has 4 layers"):
+        check_num_layers(12, str(tiny_clip))
+
+
+def test_some_of_a_batch_is_cut_to_its_longest(clip, pairs):
+    batch = clip.batch(clip.prepare(pairs.captions[:9]), range(9))
+    short = batch.select(batch.lengths.argsort()[:2])
+    assert short.inputs["input_ids"].shape == short.mask.shape == (2, int(batch.lengths.sort().values[1]))
+    assert torch.allclose(
+        clip.deployed(short.inputs), clip.deployed(batch.inputs)[torch.from_numpy(short.rows)], atol=1e-6
+    )

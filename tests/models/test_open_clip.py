@@ -12,7 +12,7 @@ from transformers import CLIPImageProcessorPil
 
 from data import load_pairs
 from models import LayerStack, load_clip
-from models.clip import read_config
+from models.encoders import read_config
 from models.hf_open_clip import clip_config, from_open_clip, image_processor, open_clip_config, to_open_clip
 from models.open_clip_folder import (
     BPE_NAME,
@@ -214,12 +214,12 @@ def test_squashed_images_stay_squashed(clip):
 
 def test_an_open_clip_folder_is_a_model_like_any_other(clip, folder, tiny_pairs):
     captions = load_pairs(str(tiny_pairs), "test").captions
-    expected = clip.text_embeddings(captions)
+    expected = clip.embeddings(captions)
     for name in (str(folder), f"local-dir:{folder}"):
-        assert torch.allclose(load_clip(name).text_embeddings(captions), expected, atol=1e-6)
+        assert torch.allclose(load_clip(name).embeddings(captions), expected, atol=1e-6)
     assert read_config(str(folder)).text_config.num_hidden_layers == 4
     fresh = load_clip(str(folder), weights=False)
-    assert not torch.allclose(fresh.text_embeddings(captions), expected, atol=1e-2)
+    assert not torch.allclose(fresh.embeddings(captions), expected, atol=1e-2)
 
 
 def test_an_open_clip_model_can_be_pruned_and_saved(clip, folder, tmp_path):
@@ -229,7 +229,7 @@ def test_an_open_clip_model_can_be_pruned_and_saved(clip, folder, tmp_path):
     loaded.processor.save_pretrained(tmp_path / "pruned")
     pruned = load_clip(str(tmp_path / "pruned"))
     assert pruned.num_layers == 2
-    assert torch.allclose(pruned.text_embeddings(captions), clip.text_embeddings(captions, [1, 4]), atol=1e-6)
+    assert torch.allclose(pruned.embeddings(captions), clip.embeddings(captions, [1, 4]), atol=1e-6)
 
 
 def test_torch_weights_are_read_too(clip, folder):
@@ -324,7 +324,7 @@ def test_a_model_on_the_hub_is_downloaded_with_one_file_of_weights(clip, folder,
 
     monkeypatch.setattr("models.open_clip_folder.snapshot_download", download)
     loaded = load_clip("hf-hub:someone/clip")
-    assert torch.allclose(loaded.text_embeddings(["red square"]), clip.text_embeddings(["red square"]), atol=1e-6)
+    assert torch.allclose(loaded.embeddings(["red square"]), clip.embeddings(["red square"]), atol=1e-6)
     assert asked == [("someone/clip", [name]) for name in WEIGHTS_NAMES]
     (folder / CONFIG_NAME).unlink()
     with pytest.raises(
@@ -396,7 +396,7 @@ def test_the_package_open_clip_gives_the_same_embeddings(clip, folder, tiny_pair
     model, preprocess = open_clip.create_model_from_pretrained(f"local-dir:{folder}")
     tokens = open_clip.get_tokenizer(f"local-dir:{folder}")(pairs.captions)
     text = model.eval().encode_text(tokens, normalize=True)
-    assert torch.allclose(text, clip.text_embeddings(pairs.captions), atol=1e-5)
+    assert torch.allclose(text, clip.embeddings(pairs.captions), atol=1e-5)
     images = [pairs.images[i] for i in range(5)]
     image = model.encode_image(torch.stack([preprocess(image) for image in images]), normalize=True)
     assert torch.allclose(image, clip.embed_images(clip.preprocess(images)), atol=1e-5)

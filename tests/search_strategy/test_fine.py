@@ -9,7 +9,7 @@ import torch.nn.functional as F
 
 from data import load_pairs
 from models import load_clip
-from models.clip import state_hash
+from models.encoders import state_hash
 from search_strategy import fine as fine_module
 from search_strategy.fine import FineSearch
 from search_strategy.proposals import kept_layers

@@ -34,12 +34,12 @@ def test_where_layers_add_little_the_deeper_model_is_near_the_old_one(tiny_clip)
                 output.weight *= 1e-5
                 output.bias *= 1e-5
     deepen_clip.deepen(new, 2)
-    effect = (embedded(old) - old.text_embeddings(CAPTIONS, kept_layers=[])).norm(dim=1)
+    effect = (embedded(old) - old.embeddings(CAPTIONS, kept_layers=[])).norm(dim=1)
     assert ((embedded(old) - embedded(new)).norm(dim=1) < 0.05 * effect).all()
 
 
 def embedded(clip):
-    return clip.text_embeddings(CAPTIONS)
+    return clip.embeddings(CAPTIONS)
 
 
 def deepened(model, folder, copies):

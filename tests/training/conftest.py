@@ -14,7 +14,7 @@ from training.loop import Settings, Trainer
 from training.model_card import ModelCard
 from training.run import Options, load_material, make_trainer
 from training.schedule import Stage
-from training.start import Choice, pruned
+from training.start import Choice
 
 SETTINGS = Settings(max_epoch=3, batch_size=20, lr=1e-3, weight_decay=0.1, warmup_steps=2, seed=0)
 CHOICE = Choice((2, 3), "a test")
@@ -30,7 +30,7 @@ def new_trainer(tiny_clip, tiny_pairs, tmp_path) -> Callable[..., Trainer]:
         full = load_clip(str(tiny_clip))
         accelerator = Accelerator(cpu=True, gradient_accumulation_steps=settings.grad_accum)
         material = load_material(full, full, str(tiny_pairs), {}, settings, tmp_path / "cache", accelerator)
-        clip = pruned(full, CHOICE.dropped_layers)
+        clip = full.drop(CHOICE.dropped_layers)
         for layer in clip.stack.layers:
             layer.self_attn.dropout = dropout
         torch.manual_seed(settings.seed)

@@ -34,7 +34,7 @@ def test_text_embeddings_are_those_of_the_model_on_padded_captions(clip: Clip, p
 def test_a_layer_left_out_is_a_layer_dropped(clip: Clip, pairs):
     batch = PairBatches(clip, pairs).__getitems__(list(range(20)))
     text, _, _ = TrainedTowers(clip)(batch, [True, False, True, False])
-    expected = Clip(clip.stack.drop([2, 4]), clip.processor, "").text_embeddings(pairs.captions[:20])
+    expected = Clip(clip.stack.drop([2, 4]), clip.processor, "").embeddings(pairs.captions[:20])
     torch.testing.assert_close(text, expected, rtol=0, atol=2e-6)
 
 
@@ -67,7 +67,7 @@ def test_only_what_is_asked_for_has_gradients(clip: Clip):
 def test_a_batch_holds_the_rows_asked_for(clip: Clip, pairs):
     images, teacher = torch.randn(60, 3), torch.randn(60, 2)
     batch = PairBatches(clip, pairs, images, teacher).__getitems__([7, 2, 9])
-    tokens = clip.tokenize([pairs.captions[row] for row in (7, 2, 9)])
+    tokens = clip.prepare([pairs.captions[row] for row in (7, 2, 9)])
     assert batch["lengths"].tolist() == [len(ids) for ids in tokens]
     assert batch["input_ids"].shape == (3, max(map(len, tokens)))
     for row, ids in zip(batch["input_ids"], tokens, strict=True):
