@@ -1,0 +1,281 @@
+"""Repair: a linear map in the place of a dropped segment, folded into weights that are there already.
+
+SVCCA says how well a linear map takes one layer's states to another's; here that map is put in. A segment [a, b] is dropped, p is the
+kept layer before it: h_p = x + g W + c, where g are the hidden units of its MLP and W, c its last linear map. The new W and c
+bring x + g W + c as near as possible to h_b of the full model, by ridge least squares over the tokens of some captions; at last
+the projection is refitted towards the full model's embeddings. No new module, no gradient, no image: an ordinary checkpoint.
+
+Related: ReplaceMe (Shopkhoev et al. 2025, arXiv 2505.02819) folds one map on the MLP's output; Ghosted Layers (2605.15491), LinearPatch
+(2505.24680), Prune&Comp (2507.18212). Here the map takes the hidden units, cuts are repaired one after the other on the states
+of the repaired model, the projection too, and each repair is kept only where it helps on captions that it has not seen.
+"""
+
+import logging
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from models.encoders import Batch, Encoder
+from models.folding import BlockMap, TableMap, apply_change, find_place
+from models.judging import Judge
+
+logger = logging.getLogger("comflp")
+
+RIDGE = 1e-2  # in mean squares of a feature
+TOKENS_A_FEATURE = 10  # below this the maps fit the captions rather than the language
+HELD_OUT = 10  # one caption in so many judges the repairs
+MOST_HELD_OUT = 256
+FEWEST_CAPTIONS = 2 * HELD_OUT
+STATE_BYTES = 1 << 29  # of hidden states that wait between two cuts, for each model
+
+Weigh = Callable[[Batch], Tensor]  # (n, T): how much each token counts
+
+
+@dataclass(frozen=True)
+class Cut:
+    """What became of one repair: of a dropped segment, or of the projection (`segment` None).
+
+    `before`, `after`: `loss_of_meaning` on held-out samples without and with it, everything after it being the full model's.
+    """
+
+    segment: tuple[int, int] | None
+    step: float  # 1: the new weights; 0: left out; between: damped
+    before: float | None
+    after: float | None
+    note: str = ""
+
+    def __str__(self) -> str:
+        what = "projection" if self.segment is None else f"layers {self.segment[0]} to {self.segment[1]}"
+        outcome = {1.0: "repaired", 0.0: "left out"}.get(self.step, f"repaired in part, {self.step:g} of the way")
+        figures = "" if self.before is None else f", {self.before:.4f} -> {self.after:.4f}"
+        return f"{what}: {outcome}{figures}{f' ({self.note})' if self.note else ''}"
+
+
+@dataclass(frozen=True)
+class Repair:
+    """What was repaired, and by how much: `loss_of_meaning` on held-out samples, left out and repaired."""
+
+    cuts: tuple[Cut, ...]
+    samples: int  # fitted
+    tokens: int
+    before: float
+    after: float
+
+
+def repaired(encoder: Encoder, dropped_layers: Sequence[int], samples: Sequence, *, ridge: float = RIDGE) -> Encoder:
+    """A new encoder without these layers (counted from 1), repaired on samples of train; see `repair`."""
+    return repair(encoder, dropped_layers, samples, ridge=ridge)[0]
+
+
+@torch.no_grad()
+def repair(
+    encoder: Encoder,
+    dropped_layers: Sequence[int],
+    samples: Sequence,
+    *,
+    ridge: float = RIDGE,
+    weigh: Weigh | None = None,
+    batch_size: int = 256,
+) -> tuple[Encoder, Repair | None]:
+    """A new encoder without these layers, repaired, and what was repaired. `encoder` is left as it is.
+
+    One sample in `HELD_OUT` is not fitted but judges: each repair is kept, damped or left out; and if all of them together do not
+    help, none is kept. With fewer than `FEWEST_CAPTIONS` different samples nothing is repaired, with a warning; fewer tokens than
+    `TOKENS_A_FEATURE` times the features of a map are a warning too.
+
+    Args:
+        dropped_layers: layers from 1..L; none at all gives an exact copy, and None as what was repaired.
+        samples: captions of train; repeated ones count once.
+        ridge: how hard new weights are pulled towards the old ones, in mean squares of a feature.
+        weigh: how much each token of a batch counts; None: all real tokens the same. Padding never counts.
+        batch_size: samples in a forward pass.
+    """
+    pruned = encoder.drop(dropped_layers)
+    samples = list(dict.fromkeys(samples))
+    if not dropped_layers:
+        return pruned, None
+    if len(samples) < FEWEST_CAPTIONS:
+        logger.warning(
+            "%d different captions are too few to repair with: pass at least %d; the layers are left out without repair",
+            len(samples),
+            FEWEST_CAPTIONS,
+        )
+        return pruned, None
+    report = _Job(encoder, pruned, dropped_layers, samples, batch_size, ridge, weigh).run()
+    if report.after > report.before:
+        cuts = tuple(Cut(cut.segment, 0.0, cut.before, cut.before, "all together did not help") for cut in report.cuts)
+        return encoder.drop(dropped_layers), Repair(cuts, report.samples, report.tokens, report.before, report.before)
+    return pruned, report
+
+
+class Sums:
+    """Weighted least squares from sums in float64: memory does not grow with the samples."""
+
+    def __init__(self, has_bias: bool):
+        self.has_bias, self.gram, self.cross = has_bias, 0.0, 0.0
+
+    def add(self, features: Tensor, targets: Tensor, weights: Tensor | None = None) -> None:
+        """`features` (n, F), `targets` (n, D), `weights` (n,)."""
+        features = features.double()
+        if self.has_bias:
+            features = F.pad(features, (0, 1), value=1.0)
+        weighted = features.T if weights is None else (features * weights.double()[:, None]).T
+        self.gram = self.gram + weighted @ features
+        self.cross = self.cross + weighted @ targets.double()
+
+    def solve(self, ridge: float) -> Tensor:
+        """X, (F, D) or (F + 1, D) with the constant last, of the least |features X - targets|^2 + r |X|^2.
+
+        r is `ridge` times the mean square of a feature, summed; the constant is free. The targets are what the present weights
+        lack, so X, which is added to them, is small where the samples say nothing.
+        """
+        penalty = self.gram.diagonal().clone()
+        size = len(penalty) - self.has_bias
+        penalty[:size] = ridge * penalty[:size].mean() or 1.0  # features that are all zero change nothing
+        penalty[size:] = 0
+        return torch.linalg.solve(self.gram + penalty.diag(), self.cross)
+
+
+class _Walk:
+    """An encoder's states batch by batch, each where it was brought last, as many as `STATE_BYTES` take; others start again."""
+
+    def __init__(self, encoder: Encoder, batches: Sequence[Batch]):
+        self.encoder, self.batches = encoder, batches
+        self._states: dict[int, tuple[int, Tensor]] = {}
+        self._bytes = 0
+
+    def to(self, number: int, layer: int) -> tuple[Tensor, list]:
+        """h_layer (n, T, D) of a batch, and its context. From call to call, layers never go down."""
+        start, context = self.encoder.stack.start(**self.batches[number].inputs)
+        reached, hidden = self._states.get(number, (0, start))
+        state = self.encoder.stack.run(hidden, context, range(reached + 1, layer + 1))
+        if layer and (number in self._states or self._bytes + state.nbytes <= STATE_BYTES):
+            self._bytes += 0 if number in self._states else state.nbytes
+            self._states[number] = layer, state
+        return state, context
+
+    def end(self, number: int) -> Tensor:
+        return self.to(number, self.encoder.num_layers)[0]
+
+
+class _Job:
+    """The full and the pruned model side by side."""
+
+    def __init__(
+        self,
+        full: Encoder,
+        pruned: Encoder,
+        dropped_layers: Sequence[int],
+        samples: list,
+        batch_size: int,
+        ridge: float,
+        weigh: Weigh | None,
+    ):
+        self.pruned, self.ridge, self.weigh = pruned, ridge, weigh
+        self.kept = [layer for layer in range(1, full.num_layers + 1) if layer not in dropped_layers]
+        fitted, held = hold_out(samples)
+        self.num_fitted, batches = len(fitted), list(full.batches(fitted, batch_size))
+        self.full_walk, self.walk = _Walk(full, batches), _Walk(pruned, batches)
+        self.judge = Judge(full, held, batch_size)
+        self.held_walk = _Walk(pruned, self.judge.batches)
+        self.tokens = sum(int(batch.mask.sum()) for batch in batches)
+
+    def run(self) -> Repair:
+        before = self.judge.loss(self.judge.embeddings(self.pruned))
+        ends = (0, *self.kept, self.judge.full.num_layers + 1)
+        gaps = [(p, q) for p, q in pairwise(ends) if q > p + 1]
+        places = self._find_places([p for p, _ in gaps])
+        cuts = [self._repair_segment(*gap, place) for gap, place in zip(gaps, places, strict=True)]
+        if self.pruned.projection is not None:
+            cuts.append(self._repair_projection())
+        after = self.judge.loss(self.judge.embeddings(self.pruned))
+        return Repair(tuple(cuts), self.num_fitted, self.tokens, before, after)
+
+    def _find_places(self, layers: list[int]) -> list[BlockMap | TableMap | None]:
+        """Where the map of each of these layers (of the full model, 0: the embeddings) goes in the pruned model."""
+        places = [find_place(self.pruned.stack, self._in_pruned(p), self.walk.batches[0].inputs) for p in layers]
+        warn_of_few_tokens(places, self.tokens, self.num_fitted)
+        return places
+
+    def _in_pruned(self, layer: int) -> int:
+        return sum(kept <= layer for kept in self.kept)
+
+    def _repair_segment(self, p: int, q: int, place: BlockMap | TableMap | None) -> Cut:
+        """Repair the cut between the kept layers p (0: the embeddings) and q (L + 1: the readout)."""
+        if place is None:
+            return Cut((p + 1, q - 1), 0.0, None, None, "the input of layer 1 is no sum of embedding tables")
+        layer = self._in_pruned(p)
+        change = self._fit_segment(place, layer, q - 1)
+        read = [self._read(place, self.held_walk, number, layer) for number in range(len(self.held_walk.batches))]
+
+        def embeddings_at(step: float) -> Tensor:
+            # As if the full model went on from here: what later cuts lose is not this one's.
+            states = (place.state(current + step * apply_change(change, inputs)) for inputs, current in read)
+            return self.judge.embeddings_after(q - 1, states)
+
+        return self._fold_best((p + 1, q - 1), place, change, embeddings_at)
+
+    def _read(self, place: BlockMap | TableMap, walk: _Walk, number: int, layer: int) -> tuple[Tensor, Tensor]:
+        hidden, context = walk.to(number, max(0, layer - 1))
+        return place.read(walk.encoder.stack, hidden, context, layer)
+
+    def _fit_segment(self, place: BlockMap | TableMap, layer: int, last: int) -> Tensor:
+        """The change of the weights that brings the sum to where h_last of the full model asks for it."""
+        sums = Sums(place.has_bias)
+        for number, batch in enumerate(self.walk.batches):
+            inputs, current = self._read(place, self.walk, number, layer)
+            lacks = place.wanted(self.full_walk.to(number, last)[0], current) - current
+            weights = None if self.weigh is None else self.weigh(batch)[batch.mask]
+            sums.add(inputs[batch.mask], lacks[batch.mask], weights)
+        return sums.solve(self.ridge)
+
+    def _repair_projection(self) -> Cut:
+        place = BlockMap(self.pruned.projection, None)
+        sums = Sums(place.has_bias)
+        for number, batch in enumerate(self.walk.batches):
+            features = self.pruned.features(self.walk.end(number), batch)
+            current = self.pruned.projection(features)
+            meant = self.judge.full.embed(self.full_walk.end(number), batch)
+            sums.add(features, meant * current.norm(dim=-1, keepdim=True) - current)  # its own scale
+        change = sums.solve(self.ridge)
+        held = enumerate(self.held_walk.batches)
+        features = torch.cat([self.pruned.features(self.held_walk.end(number), batch) for number, batch in held])
+        current, moved = self.pruned.projection(features), apply_change(change, features)
+        return self._fold_best(None, place, change, lambda step: F.normalize(current + step * moved, dim=-1))
+
+    def _fold_best(
+        self,
+        segment: tuple[int, int] | None,
+        place: BlockMap | TableMap,
+        change: Tensor,
+        embeddings_at: Callable[[float], Tensor],
+    ) -> Cut:
+        """Fold the change by the best step, or not at all."""
+        step, before, after = self.judge.best_step(embeddings_at)
+        if step:
+            place.fold(step * change)
+        return Cut(segment, step, before, after, "" if step else "no step helped")
+
+
+def hold_out(samples: list) -> tuple[list, list]:
+    """The samples to fit, and those that judge: one in `HELD_OUT`, at most `MOST_HELD_OUT`."""
+    held = range(HELD_OUT - 1, len(samples), HELD_OUT)[:MOST_HELD_OUT]
+    return [sample for row, sample in enumerate(samples) if row not in held], [samples[row] for row in held]
+
+
+def warn_of_few_tokens(places: Sequence[BlockMap | TableMap | None], tokens: int, samples: int) -> None:
+    features = max((place.num_features for place in places if place), default=0)
+    needed = TOKENS_A_FEATURE * features
+    if tokens < needed:
+        logger.warning(
+            "repair: %d tokens for maps of %d features; expected %d or more: pass about %d captions",
+            tokens,
+            features,
+            needed,
+            math.ceil(needed / tokens * samples * HELD_OUT / (HELD_OUT - 1)),
+        )
