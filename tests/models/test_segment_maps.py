@@ -1,0 +1,78 @@
+"""The maps of all segments come from one pass, and are those that the repair of a single segment finds."""
+
+import numpy as np
+import pytest
+import torch
+
+from data import load_pairs
+from models.encoders import Encoder, load_encoder
+from models.folding import apply_change
+from models.repair import Sums
+from models.segment_maps import SegmentMaps
+
+
+@pytest.fixture(scope="module")
+def clip(tiny_clip) -> Encoder:
+    return load_encoder(str(tiny_clip))
+
+
+@pytest.fixture(scope="module")
+def captions(tiny_pairs) -> list[str]:
+    return list(load_pairs(str(tiny_pairs), "train", images=False).captions)
+
+
+@pytest.fixture(scope="module")
+def maps(clip: Encoder, captions: list[str]) -> SegmentMaps:
+    return SegmentMaps(clip, captions, ridge=0.1, batch_size=7)
+
+
+def read_all(clip: Encoder, maps: SegmentMaps, captions: list[str], p: int, b: int) -> list[np.ndarray]:
+    """Inputs of layer p's map, its sum, and h_b, over the real tokens of all captions but those that judge."""
+    fitted = [caption for row, caption in enumerate(captions) if row % 10 != 9]
+    parts = []
+    with torch.no_grad():
+        for batch in clip.batches(fitted, 100):
+            hidden, context = clip.stack.start(**batch.inputs)
+            states = clip.stack.hidden_states(**batch.inputs)
+            inputs, current = maps.places[p].read(clip.stack, states[max(0, p - 1)], context, p)
+            parts.append([t[batch.mask].double().numpy() for t in (inputs, current, states[b])])
+    return [np.concatenate(arrays) for arrays in zip(*parts, strict=True)]
+
+
+@pytest.mark.parametrize(("p", "b"), [(0, 2), (1, 2), (2, 4), (3, 4)])
+def test_one_pass_gives_the_ridge_regression_and_the_share_it_explains(
+    clip: Encoder, captions: list[str], maps: SegmentMaps, p: int, b: int
+) -> None:
+    inputs, current, wanted = read_all(clip, maps, captions, p, b)
+    sums = Sums(True)
+    sums.add(torch.from_numpy(inputs), torch.from_numpy(wanted - current))
+    expected = sums.solve(0.1)
+    np.testing.assert_allclose(maps.fitted_change(p, b).numpy(), expected.numpy(), atol=1e-5)
+    left = wanted - current - apply_change(expected, torch.from_numpy(inputs)).numpy()
+    share = 1 - (left**2).sum() / ((wanted - wanted.mean(0)) ** 2).sum()
+    assert maps.matrix()[p, b] == maps.matrix()[b, p] == pytest.approx(max(share, 0), abs=1e-6)
+
+
+def test_matrix_is_one_of_shares(maps: SegmentMaps) -> None:
+    matrix = maps.matrix()
+    assert matrix.shape == (5, 5)
+    assert (matrix.diagonal() == 1).all()
+    assert ((matrix >= 0) & (matrix <= 1)).all()
+
+
+def test_a_map_that_does_not_help_is_left_out(clip: Encoder, captions: list[str], monkeypatch) -> None:
+    solve = Sums.solve
+    monkeypatch.setattr(Sums, "solve", lambda sums, ridge: -5 * solve(sums, ridge))
+    assert SegmentMaps(clip, captions).change(2, 3) is None
+
+
+def test_a_map_is_judged_once(maps: SegmentMaps, monkeypatch) -> None:
+    first = maps.change(2, 4)
+    monkeypatch.setattr(maps.judge, "loss", lambda *_: pytest.fail("judged again"))
+    assert first is not None
+    torch.testing.assert_close(maps.change(2, 4), first, atol=0, rtol=0)
+
+
+def test_too_few_captions_are_refused(clip: Encoder, captions: list[str]) -> None:
+    with pytest.raises(ValueError, match="expected at least 20 different captions to repair with, found 19"):
+        SegmentMaps(clip, captions[:19])
