@@ -3,7 +3,8 @@
     python -m tools.build_clip --output_dir exp/iconclip_untrained
 
 The tokenizer is CLIP's kind (lower case, byte-level BPE, start and end tokens last) with merges from the train captions.
-The weights are made when training starts: `clip_finetune_train.py --clip_mode scratch`.
+The weights are made when training starts, `clip_finetune_train.py --clip_mode scratch`; with `--vision_from` the image tower's are
+those of a trained CLIP, for text towers that are trained against it as it is.
 """
 
 import argparse
@@ -11,7 +12,7 @@ import json
 from pathlib import Path
 
 from tokenizers import models, pre_tokenizers, trainers
-from transformers import CLIPConfig, CLIPImageProcessorPil, CLIPProcessor, CLIPTokenizer
+from transformers import CLIPConfig, CLIPImageProcessorPil, CLIPModel, CLIPProcessor, CLIPTokenizer
 
 from common import check_new_folder, positive_int, script
 from data import load_pairs
@@ -60,6 +61,14 @@ def clip_config(tokenizer: CLIPTokenizer, args: argparse.Namespace) -> CLIPConfi
     return CLIPConfig(text_config=tower | text, vision_config=tower | vision, projection_dim=args.width)
 
 
+def write_weights(config: CLIPConfig, vision_from: str, output_dir: Path) -> None:
+    """Weights with the image tower of another CLIP; those of the text tower are fresh."""
+    model, trained = CLIPModel(config), CLIPModel.from_pretrained(vision_from)
+    model.vision_model.load_state_dict(trained.vision_model.state_dict())
+    model.visual_projection.load_state_dict(trained.visual_projection.state_dict())
+    model.save_pretrained(output_dir)
+
+
 def build_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description="Write the configuration and tokenizer of an untrained CLIP.")
     parser.add_argument("--output_dir", type=Path, required=True, help="folder to write")
@@ -73,6 +82,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--hidden_act", choices=("quick_gelu", "gelu"), default="quick_gelu", help="default: quick_gelu, as OpenAI's"
     )
+    parser.add_argument("--vision_from", help="CLIP whose image tower it gets, for training against a frozen one")
     parser.add_argument("--image_size", type=positive_int, default=32, help="pixels (default: 32)")
     parser.add_argument("--patch_size", type=positive_int, default=8, help="pixels (default: 8)")
     return parser
@@ -87,7 +97,10 @@ def main(argv: list[str] | None = None) -> None:
     size = args.image_size
     image_processor = CLIPImageProcessorPil(size={"shortest_edge": size}, crop_size={"height": size, "width": size})
     CLIPProcessor(image_processor, tokenizer).save_pretrained(args.output_dir)
-    clip_config(tokenizer, args).save_pretrained(args.output_dir)
+    config = clip_config(tokenizer, args)
+    config.save_pretrained(args.output_dir)
+    if args.vision_from:
+        write_weights(config, args.vision_from, args.output_dir)
     print(f"wrote {args.output_dir}: {args.text_layers} text layers, {len(tokenizer)} tokens")
 
 

@@ -111,6 +111,7 @@ class Trainer:
             freeze_embeddings=settings.freeze_embeddings,
             freeze_logit_scale=settings.freeze_logit_scale or not settings.images,
             compiled=compiled,
+            bfloat16=settings.precision == "bf16",
         )
         self._sampler = EpochBatches(len(batches), settings.batch_size, settings.seed, batches.groups)
         self._prepare(make_loader(batches, self._sampler, num_workers))

@@ -9,7 +9,7 @@ from transformers.masking_utils import create_causal_mask
 
 from models import Clip
 
-LENGTH_PARTS = 4  # of a batch on a CPU: fewer compute more padding, more have smaller matrix products
+LENGTH_PARTS = 2  # of a batch on a CPU: fewer compute more padding, more have smaller matrix products
 
 
 class TrainedTowers(nn.Module):
@@ -27,6 +27,7 @@ class TrainedTowers(nn.Module):
         freeze_embeddings: bool = False,
         freeze_logit_scale: bool = False,
         compiled: bool = False,
+        bfloat16: bool = False,
     ):
         super().__init__()
         self.text_model, self.text_projection = clip.model.text_model, clip.model.text_projection
@@ -38,6 +39,9 @@ class TrainedTowers(nn.Module):
         self.text_model.embeddings.requires_grad_(not freeze_embeddings)
         self.logit_scale.requires_grad_(not freeze_logit_scale)
         self._embed_images, self._compiled = clip.embed_images, compiled
+        if clip.device.type == "cpu":
+            # Under autocast to bf16 the fused attention's backward pass on a CPU takes more than all the rest of the step.
+            clip.model.set_attn_implementation("eager" if bfloat16 else "sdpa")
         layers = tuple(clip.stack.layers)
         self._layers = tuple(torch.compile(layer, dynamic=True) for layer in layers) if compiled else layers
 

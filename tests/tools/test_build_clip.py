@@ -1,6 +1,9 @@
 """The tokenizer of a new CLIP: CLIP's conventions, and the same every time."""
 
-from tools.build_clip import END, START, train_tokenizer
+import torch
+from transformers import CLIPModel
+
+from tools.build_clip import END, START, train_tokenizer, write_weights
 
 CAPTIONS = [f"{first}{second} {third}" for first in "abcd" for second in "efgh" for third in ("Arrow", "up", "Down")]
 
@@ -17,3 +20,14 @@ def test_captions_are_lower_case_between_a_start_and_an_end():
 def test_merges_of_equal_count_are_taken_in_the_same_order_every_time():
     vocabularies = [train_tokenizer(CAPTIONS, num_merges=20, max_length=16).get_vocab() for _ in range(10)]
     assert all(vocabulary == vocabularies[0] for vocabulary in vocabularies)
+
+
+def test_a_new_clip_can_have_the_image_tower_of_another(tiny_clip, tmp_path):
+    config, trained = CLIPModel.from_pretrained(tiny_clip).config, CLIPModel.from_pretrained(tiny_clip).state_dict()
+    write_weights(config, str(tiny_clip), tmp_path)
+    written = CLIPModel.from_pretrained(tmp_path).state_dict()
+    for name, tensor in trained.items():
+        if name.startswith(("vision_model", "visual_projection")):
+            assert torch.equal(written[name], tensor)
+    texts = [name for name in trained if name.startswith("text_model") and name.endswith("mlp.fc1.weight")]
+    assert texts and not any(torch.equal(written[name], trained[name]) for name in texts)
