@@ -52,21 +52,21 @@ def write_concepts(download_dir: Path, output_dir: Path) -> None:
     (output_dir / scenes.NAMES.name).write_text(json.dumps(list(designs)), encoding="utf-8")
 
 
-def held_out_rows(split: str) -> dict[str, list]:
-    """Columns of `HELD_OUT_SIZE` scenes, whole groups but for the last, one caption each and no caption twice."""
-    columns: dict[str, list] = {"image": [], "caption": [], "group": []}
-    seen = set()
+def held_out_scenes(split: str, taken: set[str]) -> list[tuple[int, scenes.Scene, str]]:
+    """`HELD_OUT_SIZE` scenes, each with the number of its group and its caption, which is added to `taken`.
+
+    Whole groups, but for the last; without those of which a caption is taken already.
+    """
+    found = []
     for number in count():
-        for scene in scenes.draw_group(split, number, HELD_OUT_GROUP_SIZE):
-            if len(seen) == HELD_OUT_SIZE:
-                return columns
-            caption = scenes.captions(scene, 1)[0]
-            if caption in seen:
-                continue
-            seen.add(caption)
-            columns["image"].append({"bytes": png_bytes(scenes.render(scene)), "path": None})
-            columns["caption"].append(caption)
-            columns["group"].append(number)
+        group = scenes.draw_group(split, number, HELD_OUT_GROUP_SIZE)
+        captions = [scenes.captions(scene, 1)[0] for scene in group]
+        if not taken.isdisjoint(captions):
+            continue
+        taken.update(captions)
+        found += [(number, scene, caption) for scene, caption in zip(group, captions, strict=True)]
+        if len(found) >= HELD_OUT_SIZE:
+            return found[:HELD_OUT_SIZE]
     raise AssertionError("unreachable")
 
 
@@ -76,12 +76,14 @@ def png_bytes(picture: Image.Image) -> bytes:
     return buffer.getvalue()
 
 
-def write_split(split: str, output_dir: Path) -> None:
+def write_split(held_out: list[tuple[int, scenes.Scene, str]], path: Path) -> None:
+    groups, drawn, captions = zip(*held_out, strict=True)
+    images = [{"bytes": png_bytes(scenes.render(scene)), "path": None} for scene in drawn]
     features = datasets.Features(
         image=datasets.Image(), caption=datasets.Value("string"), group=datasets.Value("int64")
     )
-    rows = datasets.Dataset.from_dict(held_out_rows(split), features=features)
-    rows.to_parquet(str(output_dir / f"{split}.parquet"))
+    columns = {"image": images, "caption": captions, "group": groups}
+    datasets.Dataset.from_dict(columns, features=features).to_parquet(str(path))
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -97,8 +99,9 @@ def main(argv: list[str] | None = None) -> None:
     args = build_parser().parse_args(argv)
     args.output_dir.mkdir(parents=True, exist_ok=True)
     write_concepts(args.download_dir, args.output_dir)
+    taken = {caption for _, scene in scenes.train_scenes() for caption in scenes.captions(scene)}
     for split in ("validation", "test"):
-        write_split(split, args.output_dir)
+        write_split(held_out_scenes(split, taken), args.output_dir / f"{split}.parquet")
     print(f"{len(NOUNS.split())} concepts, {HELD_OUT_SIZE:,} scenes of validation and of test; wrote {args.output_dir}")
 
 

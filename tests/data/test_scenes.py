@@ -58,6 +58,7 @@ def test_bundled_scenes_are_what_the_build_draws_and_no_caption_is_in_two_splits
         assert len(pairs) == len(pairs.images) == len(set(pairs.captions)) == 2_000
         assert not seen & set(pairs.captions)
         seen |= set(pairs.captions)
+        assert pairs.groups.tolist() == sorted(pairs.groups)
         first = draw_group(split, int(pairs.groups[0]), 20)[0]
         assert captions(first, 1) == pairs.captions[:1]
         assert np.array_equal(np.asarray(pairs.images[0]), np.asarray(render(first)))
