@@ -16,7 +16,7 @@ from pathlib import Path
 
 from accelerate import Accelerator, DataLoaderConfiguration, DistributedDataParallelKwargs
 
-from common import Record, add_common_flags, boolean, bounded, model_dir, positive_int, script, set_up
+from common import Record, add_common_flags, boolean, bounded, data_flags, model_dir, positive_int, script, set_up
 from models.encoders import check_num_layers, read_tower_config
 from search_strategy.proposals import check_num_clip_layers
 from training.averaging import parse_average
@@ -162,9 +162,8 @@ def main(argv: list[str] | None = None) -> None:
     settings = Settings(**{field.name: getattr(args, field.name) for field in fields(Settings)})
     options = Options(settings, args.average, args.num_workers, args.compile)
     full, clip = load_start(args.model, str(accelerator.device), scratch, args.num_clip_layers, settings)
-    columns = {"image_column": args.image_column, "caption_column": args.caption_column}
     cache_dir = model_dir(args.exp_dir, args.model) / "cache"
-    material = load_material(full, full or clip, args.dataset, columns, settings, cache_dir, accelerator)
+    material = load_material(full, full or clip, args.dataset, data_flags(args), settings, cache_dir, accelerator)
     before = full
     for stage in plan:
         if args.schedule:

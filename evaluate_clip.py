@@ -23,6 +23,7 @@ from common import (
     Record,
     add_common_flags,
     atomic_path,
+    data_flags,
     format_table,
     model_dir,
     script,
@@ -31,7 +32,7 @@ from common import (
     write_json,
 )
 from common.matrix_files import safe_name
-from data import ImageCaptionPairs, load_labels, load_pairs
+from data import SPLITS, ImageCaptionPairs, load_labels, load_pairs
 from models import Clip, load_clip
 from models.open_clip_folder import find_open_clip
 from models.speed import measure_milliseconds
@@ -64,7 +65,7 @@ RULE = (
 
 def build_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description="Retrieval, zero-shot classification, size and speed of CLIP models.")
-    parser.add_argument("--split", choices=("train", "validation", "test"), default="test", help="default: test")
+    parser.add_argument("--split", choices=(*SPLITS, "all"), default="test", help="all: every row (default: test)")
     zero_shot = parser.add_argument_group("zero-shot classification")
     zero_shot.add_argument("--labels", type=Path, help="file with the name of one class a line (default: none)")
     template = zero_shot.add_mutually_exclusive_group()
@@ -126,6 +127,7 @@ def result_path(args: argparse.Namespace, names: Sequence[str]) -> Path:
     """`evaluation_<split>[_<data set>][_vs_<other models>].json` in the folder of the first model."""
     parts = ["evaluation", args.split]
     parts += [safe_name(args.dataset)] if args.dataset != DEFAULT_DATASET else []
+    parts += [f"max{args.max_pairs}"] if args.max_pairs else []
     parts += ["vs", *map(safe_name, names[1:])] if len(names) > 1 else []
     return model_dir(args.exp_dir, args.model[0]) / f"{'_'.join(parts)}.json"
 
@@ -186,8 +188,9 @@ def main(argv: list[str] | None = None) -> None:
     record = Record(args, device)
     cache = model_dir(args.exp_dir, args.model[0]) / "cache"
     clips = [load_clip(model, device) for model in args.model]
-    pairs = load_pairs(args.dataset, args.split, image_column=args.image_column, caption_column=args.caption_column)
+    pairs = load_pairs(args.dataset, args.split, **data_flags(args))
     read_zero_shot(args, pairs)  # wrong labels are found before the work
+    record.note_data(data=pairs)
     figures = []
     for clip in clips:
         images = clip.image_embeddings(pairs.images, cache, progress=show_progress())

@@ -25,7 +25,18 @@ from pathlib import Path
 
 import torch
 
-from common import Record, add_common_flags, boolean, format_table, model_dir, positive_int, script, set_up, write_json
+from common import (
+    Record,
+    add_common_flags,
+    boolean,
+    data_flags,
+    format_table,
+    model_dir,
+    positive_int,
+    script,
+    set_up,
+    write_json,
+)
 from data import load_pairs
 from models import load_clip
 from models.exports import EXPORTS, OnnxOptions, largest_difference, original
@@ -43,7 +54,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--ids", choices=("int64", "int32"), help="type of the ids, for onnx (default: int64)")
     parser.add_argument("--normalize", type=boolean, help="L2-normalised embeddings, for onnx (default: true)")
     parser.add_argument("--num_captions", type=positive_int, default=256, help="to compare on (default: 256)")
-    add_common_flags(parser)
+    add_common_flags(parser, max_pairs=False)
     return parser
 
 
@@ -89,8 +100,7 @@ def new_folder(path: Path) -> Iterator[Path]:
 
 def real_pairs(args: argparse.Namespace) -> tuple[list[str], list]:
     """Captions of the validation split, and for open_clip a few of its images."""
-    columns = {"image_column": args.image_column, "caption_column": args.caption_column}
-    pairs = load_pairs(args.dataset, "validation", images=args.to == "open_clip", **columns)
+    pairs = load_pairs(args.dataset, "validation", images=args.to == "open_clip", **data_flags(args))
     images = [] if pairs.images is None else [pairs.images[i] for i in range(min(NUM_IMAGES, len(pairs.images)))]
     return pairs.captions[: args.num_captions], [image for image in images if image is not None]
 

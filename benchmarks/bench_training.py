@@ -23,7 +23,17 @@ from accelerate import Accelerator
 from torch import Tensor
 from transformers import get_cosine_schedule_with_warmup
 
-from common import Record, add_common_flags, format_table, model_dir, positive_int, script, set_up, write_json
+from common import (
+    Record,
+    add_common_flags,
+    data_flags,
+    format_table,
+    model_dir,
+    positive_int,
+    script,
+    set_up,
+    write_json,
+)
 from models import Clip, load_clip
 from tasks.retrieval import symmetric_cross_entropy
 from training.batches import EpochBatches, PairBatches
@@ -126,10 +136,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     device = set_up(args)
     record = Record(args, device)
     full = load_clip(args.model, device)
-    columns = {"image_column": args.image_column, "caption_column": args.caption_column}
     with record.timed("image_embeddings"):
         cache_dir = model_dir(args.exp_dir, args.model) / "cache"
-        split = load_split(full, args.dataset, "train", columns=columns, cache_dir=cache_dir)
+        split = load_split(full, args.dataset, "train", options=data_flags(args), cache_dir=cache_dir)
     split = first_pairs(split, args.steps * args.batch_size)
     settings = Settings(1, args.batch_size, lr=LR, weight_decay=0.1, warmup_steps=0, seed=args.seed)
     seconds, losses = {name: [] for name in LOOPS}, {}

@@ -18,6 +18,7 @@ from common import (
     Record,
     add_common_flags,
     analysis,
+    data_flags,
     format_table,
     model_dir,
     positive_int,
@@ -66,9 +67,8 @@ def main(argv: list[str] | None = None) -> None:
     record = Record(args, device)
     clip, k = load_clip(args.model, device), args.num_clip_layers
     check_num_clip_layers(k, clip.num_layers)
-    columns = {"image_column": args.image_column, "caption_column": args.caption_column}
-    pairs = load_pairs(args.dataset, "validation", **columns)
-    captions = load_pairs(args.dataset, "train", images=False, caption_column=args.caption_column).captions
+    pairs = load_pairs(args.dataset, "validation", **data_flags(args))
+    captions = load_pairs(args.dataset, "train", images=False, **data_flags(args)).captions
     cache = model_dir(args.exp_dir, args.model) / "cache"
     fine = FineSearch.from_pairs(clip, pairs, cache, progress=show_progress())
     fine = fine.on(range(min(args.num_pairs, fine.num_captions)))

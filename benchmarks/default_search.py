@@ -22,6 +22,7 @@ from common import (
     add_common_flags,
     analysis,
     bounded,
+    data_flags,
     format_table,
     model_dir,
     positive_int,
@@ -163,12 +164,11 @@ def main(argv: list[str] | None = None) -> None:
     device = set_up(args)
     record = Record(args, device)
     clip = load_clip(args.model, device)
-    columns = {"image_column": args.image_column, "caption_column": args.caption_column}
-    captions = load_pairs(args.dataset, "train", images=False, caption_column=args.caption_column).captions
+    captions = load_pairs(args.dataset, "train", images=False, **data_flags(args)).captions
     matrices = {seed: matrices_of(clip, captions, seed, record) for seed in range(args.num_seeds)}
     cache = model_dir(args.exp_dir, args.model) / "cache"
     fine = FineSearch.from_pairs(
-        clip, load_pairs(args.dataset, "validation", **columns), cache, progress=show_progress()
+        clip, load_pairs(args.dataset, "validation", **data_flags(args)), cache, progress=show_progress()
     )
     rows = []
     for k in args.num_clip_layers:

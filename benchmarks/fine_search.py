@@ -22,6 +22,7 @@ from common import (
     Record,
     add_common_flags,
     boolean,
+    data_flags,
     format_table,
     positive_int,
     script,
@@ -111,7 +112,7 @@ def main(argv: list[str] | None = None) -> None:
     device = set_up(args)
     record = Record(args, device)
     clip = load_clip(args.model, device)
-    pairs = load_pairs(args.dataset, "validation", image_column=args.image_column, caption_column=args.caption_column)
+    pairs = load_pairs(args.dataset, "validation", **data_flags(args))
     generator = np.random.default_rng(args.seed)
     proposals = random_proposals(clip.num_layers, args.num_clip_layers, args.num_proposals, generator)
     content = {"compare": compare(clip, pairs, proposals), "pairs": len(pairs)}

@@ -19,6 +19,7 @@ from common import (
     Record,
     add_common_flags,
     bounded,
+    data_flags,
     format_table,
     model_dir,
     positive_int,
@@ -107,10 +108,11 @@ def main(argv: Sequence[str] | None = None) -> None:
     record = Record(args, device)
     full = load_clip(args.model, device)
     dropped = check_dropped_layers(parse_clip_layers(args.clip_layers), full.num_layers)
-    columns = {"image_column": args.image_column, "caption_column": args.caption_column}
     cache_dir = model_dir(args.exp_dir, args.model) / "cache"
     train_split, validation = (
-        load_split(full, args.dataset, split, columns=columns, cache_dir=cache_dir, teacher_text=split == "train")
+        load_split(
+            full, args.dataset, split, options=data_flags(args), cache_dir=cache_dir, teacher_text=split == "train"
+        )
         for split in ("train", "validation")
     )
     settings = Settings(args.max_epoch, args.batch_size, args.lr, 0.1, None, args.seed)

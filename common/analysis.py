@@ -19,7 +19,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from common import plots
-from common.cli import add_common_flags, boolean, bounded, format_table, positive_int
+from common.cli import add_common_flags, boolean, bounded, caption_flags, format_table, positive_int
 from common.files import model_dir, write_array, write_json
 from common.matrix_files import OPTIONS, PER_TOKEN_MODES, MatrixSettings, default_draws, modes
 from common.run import Record, is_main_process, set_up, show_progress
@@ -41,10 +41,11 @@ def run(args: argparse.Namespace, make: Make | None = None) -> None:
     device = set_up(args)
     record = Record(args, device)
     with record.warnings():
-        pairs = load_pairs(args.dataset, "train", caption_column=args.caption_column, images=False)
-        draws = [[pairs.captions[i] for i in rows] for rows in draw_captions(len(pairs), settings)]
         encoder = load_encoder(args.model, device=device)
-        record.note(model=encoder.identity(), data=pairs.identity(), captions=len(draws[0]))
+        pairs = load_pairs(args.dataset, "train", **caption_flags(args, num_drawn(settings)))
+        draws = [[pairs.captions[i] for i in rows] for rows in draw_captions(len(pairs), settings)]
+        record.note(model=encoder.identity(), captions=len(draws[0]))
+        record.note_data(data=pairs)
         encoder.model.to(getattr(torch, args.precision))
         results = summary(*make(encoder, draws, record))
     if not is_main_process():
@@ -77,8 +78,7 @@ def settings_from(args: argparse.Namespace) -> MatrixSettings:
 
 def draw_captions(num_captions: int, settings: MatrixSettings) -> np.ndarray:
     """(repeats, batch_size * iter_num) numbers of captions, all different: the first of a seeded permutation."""
-    size = settings.batch_size * settings.iter_num
-    needed = size * settings.repeats
+    needed = num_drawn(settings)
     if needed > num_captions:
         repeats = f" times --repeats {settings.repeats}" if settings.repeats > 1 else ""
         raise ValueError(
@@ -86,7 +86,12 @@ def draw_captions(num_captions: int, settings: MatrixSettings) -> np.ndarray:
             f"the train split of {settings.dataset} has {num_captions}: ask for fewer"
         )
     order = np.random.default_rng(settings.seed).permutation(num_captions)
-    return order[:needed].reshape(settings.repeats, size)
+    return order[:needed].reshape(settings.repeats, -1)
+
+
+def num_drawn(settings: MatrixSettings) -> int:
+    """Captions of all draws."""
+    return settings.batch_size * settings.iter_num * settings.repeats
 
 
 def summary(matrices: list[np.ndarray], chance: list[np.ndarray]) -> dict[str, np.ndarray]:
@@ -287,7 +292,7 @@ def add_draw_flags(parser: argparse.ArgumentParser, measure: str | None = None) 
     )
     if measure:
         parser.set_defaults(measure=measure)
-    add_common_flags(parser)
+    add_common_flags(parser, max_pairs=False, streaming=True)
 
 
 def add_threshold_flags(parser: argparse.ArgumentParser) -> None:

@@ -41,8 +41,17 @@ def bounded(kind: type, minimum: float, maximum: float = float("inf")) -> Callab
 positive_int = bounded(int, 1)
 
 
-def add_common_flags(parser: argparse.ArgumentParser, several_models: bool = False) -> None:
-    """The flags that every script has; with `several_models`, `--model` takes any number of them and `args.model` is a list."""
+# Of `data.load_pairs`; target_column for scripts whose task takes texts in the place of images.
+DATA_OPTIONS = ("image_column", "caption_column", "target_column", "image_root", "max_pairs")
+
+
+def add_common_flags(
+    parser: argparse.ArgumentParser, several_models: bool = False, *, max_pairs: bool = True, streaming: bool = False
+) -> None:
+    """The flags that every script has; with `several_models`, `--model` takes any number of them and `args.model` is a list.
+
+    `max_pairs`: for scripts that take all pairs of a split; `streaming`: for those that take a few captions of train.
+    """
     group = parser.add_argument_group("common")
     several = {"nargs": "+", "default": [str(DEFAULT_MODEL)]} if several_models else {"default": str(DEFAULT_MODEL)}
     what = "CLIP models, the first being the reference" if several_models else "CLIP model"
@@ -52,12 +61,43 @@ def add_common_flags(parser: argparse.ArgumentParser, several_models: bool = Fal
         default=DEFAULT_DATASET,
         help="image-caption pairs: bundled name, local file or folder, or hub name (default: %(default)s)",
     )
-    group.add_argument("--image_column", help="column of the images (default: found by its usual names)")
-    group.add_argument("--caption_column", help="column of the captions (default: found by its usual names)")
+    _add_data_options(group, max_pairs, streaming)
     group.add_argument("--seed", type=bounded(int, 0), default=0, help="seed of every random choice (default: 0)")
     group.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto", help="default: cuda where present")
     group.add_argument("--threads", type=positive_int, help="CPU threads (default: torch's choice, one a core)")
     group.add_argument("--exp_dir", type=Path, default=EXP_DIR, help="where results are written (default: exp)")
+
+
+def _add_data_options(group: argparse._ArgumentGroup, max_pairs: bool, streaming: bool) -> None:
+    add = group.add_argument
+    add("--image_column", help="column of the images (default: found by its usual names)")
+    add("--caption_column", help="column of the captions, or several: en,de (default: found by its usual names)")
+    add("--image_root", type=Path, help="folder where paths of images begin (default: that of the data)")
+    if max_pairs:
+        add(
+            "--max_pairs",
+            type=positive_int,
+            help="the first so many pairs of each split, for a first try (default: all)",
+        )
+    if streaming:
+        add(
+            "--streaming",
+            type=boolean,
+            default=False,
+            help="captions of train: read the first that are needed, not all of a data set too large to hold "
+            "(default: false)",
+        )
+
+
+def data_flags(args: argparse.Namespace) -> dict:
+    """The options of `data.load_pairs` that the flags give."""
+    return {name: getattr(args, name) for name in DATA_OPTIONS if hasattr(args, name)}
+
+
+def caption_flags(args: argparse.Namespace, num_captions: int) -> dict:
+    """The same for captions alone, of which so many are needed: of train, or of validation where there is no train."""
+    options = data_flags(args) | {"images": False, "or_validation": True}
+    return options | ({"streaming": True, "max_pairs": num_captions} if args.streaming else {})
 
 
 def script(main: Callable) -> Callable:

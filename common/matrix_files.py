@@ -60,6 +60,7 @@ class MatrixSettings:
     seed: int = 0
     dataset: str = DEFAULT_DATASET
     caption_column: str | None = None
+    streaming: bool = False
 
     def options(self) -> dict:
         """The options of the measure itself."""
@@ -100,6 +101,7 @@ class MatrixSettings:
             (f"_seed{s.seed}", s.seed != 0),
             (f"_{_dataset_name(s.dataset)}", s.dataset != DEFAULT_DATASET),
             (f"_{safe_name(s.caption_column or '')}", s.caption_column),
+            ("_streaming", s.streaming),
         )
         return name + "".join(suffix for suffix, used in suffixes if used)
 

@@ -136,6 +136,12 @@ class Record:
     def note(self, **facts: object) -> None:
         self._content |= {name: plain(fact) for name, fact in facts.items()}
 
+    def note_data(self, **pairs: object) -> None:
+        """Note what data were read, and log it: `data.ImageCaptionPairs` by the name they have in the record."""
+        for name, of_name in pairs.items():
+            self.note(**{name: of_name.identity()})
+            logger.info("data: %s", of_name.describe())
+
     @contextlib.contextmanager
     def timed(self, name: str) -> Iterator[None]:
         """Add the seconds of the block to `seconds_<name>`."""

@@ -25,6 +25,7 @@ from common import (
     EXP_DIR,
     add_common_flags,
     atomic_path,
+    data_flags,
     format_table,
     model_dir,
     positive_int,
@@ -142,7 +143,7 @@ def main(argv: list[str] | None = None) -> None:
     device = set_up(args)
     full = load_clip(args.full or args.model, device)
     small, what = load_pruned(args, full, device)
-    pairs = load_pairs(args.dataset, args.split, image_column=args.image_column, caption_column=args.caption_column)
+    pairs = load_pairs(args.dataset, args.split, **data_flags(args))
     folder = model_dir(args.exp_dir, full.name)
     images = [clip.image_embeddings(pairs.images, folder / "cache") for clip in (full, small)]
     clips = list(zip((full, small), images, strict=True))

@@ -24,6 +24,7 @@ from common import (
     add_common_flags,
     boolean,
     bounded,
+    data_flags,
     format_table,
     model_dir,
     positive_int,
@@ -68,13 +69,13 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--text_batch_size", type=positive_int, default=512, help="captions in a forward pass (default: 512)"
     )
-    add_common_flags(parser)
+    add_common_flags(parser, streaming=True)
     return parser
 
 
 def default_settings(args: argparse.Namespace) -> dict[str, MatrixSettings]:
     """Of the matrix of every measure."""
-    common = {"seed": args.seed, "dataset": args.dataset, "caption_column": args.caption_column}
+    common = {name: getattr(args, name) for name in ("seed", "dataset", "caption_column", "streaming")}
     return {name: MatrixSettings(name, **common) for name in MATRICES}
 
 
@@ -167,17 +168,16 @@ def main(argv: list[str] | None = None) -> None:
     clip = load_encoder(args.model, device=device)
     options = {"loss_batch_size": args.loss_batch_size, "batch_size": args.text_batch_size}
     options["progress"] = show_progress()
-    columns = {"image_column": args.image_column, "caption_column": args.caption_column}
-    fine, test = (
-        FineSearch.from_pairs(clip, load_pairs(args.dataset, split, **columns), folder / "cache", **options)
-        for split in ("validation", "test")
-    )
+    pairs = {split: load_pairs(args.dataset, split, **data_flags(args)) for split in ("validation", "test")}
+    record.note_data(**pairs)
+    fine, test = (FineSearch.from_pairs(clip, of_split, folder / "cache", **options) for of_split in pairs.values())
     identity = clip.identity()
     record.note(model=identity)
     with record.warnings():
         for one in settings.values():
             warn_of_other_weights(one, folder, identity)
     name = f"compare_clip{args.num_layers}to{args.num_layers - args.num_clip_layers}"
+    name += f"_max{args.max_pairs}" if args.max_pairs else ""
     set_up_logging(folder / f"{name}.log")
     truth = None
     if comb(args.num_layers, args.num_clip_layers) <= args.max_subsets:

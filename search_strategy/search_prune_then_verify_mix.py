@@ -23,6 +23,7 @@ from common import (
     add_common_flags,
     boolean,
     bounded,
+    data_flags,
     format_table,
     is_main_process,
     model_dir,
@@ -116,7 +117,7 @@ def build_parser() -> argparse.ArgumentParser:
     fine.add_argument(
         "--text_batch_size", type=positive_int, default=512, help="captions in a forward pass (default: 512)"
     )
-    add_common_flags(parser)
+    add_common_flags(parser, streaming=True)
     return parser
 
 
@@ -128,7 +129,7 @@ def matrix_settings(args: argparse.Namespace) -> list[MatrixSettings]:
     if args.select_measure == "rand":
         return []
     if args.combine:
-        common = {"pool": args.pool, "seed": args.seed, "dataset": args.dataset, "caption_column": args.caption_column}
+        common = {name: getattr(args, name) for name in ("pool", "seed", "dataset", "caption_column", "streaming")}
         return [MatrixSettings(name, **common) for name in args.combine]
     measure = args.select_measure
     mode = args.svcca_mode if measure == "svcca" and args.svcca_mode else args.mode
@@ -148,6 +149,7 @@ def matrix_settings(args: argparse.Namespace) -> list[MatrixSettings]:
         seed=args.seed,
         dataset=args.dataset,
         caption_column=args.caption_column,
+        streaming=args.streaming,
     )
     settings.check_pool()
     return [settings]
@@ -175,6 +177,7 @@ def result_tag(args: argparse.Namespace, settings: list[MatrixSettings]) -> str:
     parts += [args.objective] if args.objective != "task_loss" else []
     if args.select_measure == "rand" and args.dataset != DEFAULT_DATASET:
         parts.append(safe_name(args.dataset))
+    parts += [f"max{args.max_pairs}"] if args.max_pairs else []
     tag = "_".join(parts)
     if len(tag) <= LONGEST_TAG:
         return tag
@@ -186,10 +189,10 @@ def make_fine_search(
 ) -> FineSearch:
     """Model, validation pairs and their image embeddings, ready to evaluate proposals."""
     clip = load_encoder(args.model, device=device)
-    columns = {"image_column": args.image_column, "caption_column": args.caption_column}
-    pairs = load_pairs(args.dataset, "validation", images=args.objective != "embedding", **columns)
+    pairs = load_pairs(args.dataset, "validation", images=args.objective != "embedding", **data_flags(args))
     identity = clip.identity()
-    record.note(model=identity, data=pairs.identity())
+    record.note(model=identity)
+    record.note_data(data=pairs)
     with record.warnings():
         for one in settings:
             warn_of_other_weights(one, folder, identity)

@@ -82,6 +82,15 @@ def test_one_model_alone_has_no_comparison(tmp_path, tiny_clip, tiny_pairs, caps
     assert "zero-shot" not in capsys.readouterr().out
 
 
+def test_all_rows_of_a_benchmark_can_be_read(tmp_path, tiny_clip, tiny_pairs):
+    """A source with one split alone is cut into three, but for `--split all`."""
+    rows = load_dataset("parquet", data_files=str(tiny_pairs / "test.parquet"))["train"]
+    (tmp_path / "data").mkdir()
+    rows.to_parquet(tmp_path / "data" / "test.parquet")
+    assert run(tmp_path, [tiny_clip], tmp_path / "data", "--split", "all")["data"]["captions"] == 60
+    assert run(tmp_path / "cut", [tiny_clip], tmp_path / "data")["data"]["captions"] < 20
+
+
 def with_shapes(tiny_pairs, folder, kind):
     """The pairs with a column `shape`, by name, by class with a name, or by number."""
     for path in tiny_pairs.glob("*.parquet"):

@@ -60,7 +60,7 @@ def load_material(
     full: Clip | None,
     embedder: Clip,
     dataset: str,
-    columns: dict[str, str | None],
+    data_options: dict,
     settings: Settings,
     cache_dir: Path,
     accelerator: Accelerator,
@@ -73,7 +73,7 @@ def load_material(
             embedder,
             dataset,
             name,
-            columns=columns,
+            options=data_options,
             images=settings.images,
             image_embeddings=settings.freeze_vision or teacher_images,
             teacher_text=settings.distill_mode != "none" if name == "train" else not settings.images,
@@ -97,10 +97,9 @@ def train_stage(
 ) -> None:
     """Train one model and report. `before`: what it was pruned from. In the end it has the weights of its checkpoint."""
     is_main = accelerator.is_main_process
-    train, validation = material.train.pairs.identity(), material.validation.pairs.identity()
-    record.note(
-        model=before.name if before else clip.name, output_dir=stage.output_dir, train=train, validation=validation
-    )
+    train, validation = material.train.pairs, material.validation.pairs
+    record.note(model=before.name if before else clip.name, output_dir=stage.output_dir)
+    record.note(train=train.identity(), validation=validation.identity())
     card = ModelCard(stage, choice, options.settings.freeze_vision, record.content())
     seed_everything(options.settings.seed)
     trainer = make_trainer(clip, before, choice, material, options, accelerator, stage.output_dir, card)
@@ -199,6 +198,8 @@ def log_start(stage: Stage, choice: Choice | None, material: Material, num_proce
         logger.info("goes on after epoch %d", stage.resume_epoch)
     if choice and choice.dropped_layers:
         logger.info("drops the layers %s, from %s", segments(choice.dropped_layers), choice.origin)
+    for pairs in (material.train.pairs, material.validation.pairs):
+        logger.info("data: %s", pairs.describe())
     logger.info(
         "%d text layers, %d training and %d validation pairs, processes: %d",
         *(stage.num_layers - stage.num_clip_layers, len(material.train.pairs), len(material.validation.pairs)),

@@ -50,18 +50,18 @@ def load_split(
     dataset: str,
     split: str,
     *,
-    columns: dict[str, str | None],
+    options: dict,
     images: bool = True,
     image_embeddings: bool = True,
     teacher_text: bool = False,
     cache_dir: Path | None = None,
     progress: bool = False,
 ) -> Split:
-    """A split with the embeddings asked for, all of them by `clip`, the full model.
+    """A split with the embeddings asked for, all of them by `clip`, the full model. `options`: of `load_pairs`.
 
     Pairs with broken images are left out with a warning; more than 1 % of them is an error.
     """
-    pairs = load_pairs(dataset, split, images=images, **columns)
+    pairs = load_pairs(dataset, split, images=images, **options)
     embeddings = None
     if images and image_embeddings:
         pairs, embeddings = clip.embed_pairs(pairs, cache_dir, progress)

@@ -461,3 +461,24 @@ def test_files_appear_whole_or_not_at_all(tmp_path):
     write_json(path, {"value": 1.5})
     assert json.loads(path.read_text()) == {"value": 1.5}
     assert [file.name for file in path.parent.iterdir()] == ["record.json"]
+
+
+def test_a_streamed_data_set_gives_the_matrix_of_its_first_captions(analyse, tiny_pairs, tmp_path):
+    captions = load_pairs(str(tiny_pairs), "train", images=False).captions
+    (tmp_path / "first").mkdir()
+    for split in ("train", "validation", "test"):
+        Dataset.from_dict({"caption": captions[:12]}).to_parquet(tmp_path / "first" / f"{split}.parquet")
+    folder = analyse("dc", "--iter_num", "3", "--streaming", "true")
+    streamed, record = read(folder), read_record(folder)
+    assert record["data"]["captions"] == 12 and record["data"]["read"] == "read, the first rows of a stream"
+    shutil.rmtree(folder)
+    assert np.array_equal(read(analyse("dc", "--iter_num", "3", dataset=tmp_path / "first")), streamed)
+
+
+def test_validation_is_analysed_where_there_is_no_train(analyse, tiny_pairs, tmp_path):
+    (tmp_path / "pairs").mkdir()
+    for split in ("validation", "test"):
+        shutil.copy(tiny_pairs / f"{split}.parquet", tmp_path / "pairs")
+    record = read_record(analyse("dc", "--iter_num", "2", dataset=tmp_path / "pairs"))
+    assert any("there is no split train; validation is read in its place" in text for text in record["warnings"])
+    assert record["data"]["read"] == "validation, in the place of train"

@@ -36,6 +36,7 @@ VARIED = {
     "seed": 5,
     "dataset": "someone/photos",
     "caption_column": "alt text",
+    "streaming": True,
 }
 VARIED_OPTIONS = {"thre": 0.95, "thre_on": "variance", "estimator": "unbiased", "debiased": True}
 
@@ -63,6 +64,7 @@ def settings_of_every_kind():
         (MatrixSettings("cosine", dataset="a/b c"), "cosine_mat_9600U_a--b--c.npy"),
         (MatrixSettings("ablation"), "ablation_mat_40U.npy"),
         (MatrixSettings("cosine", caption_column="title"), "cosine_mat_9600U_title.npy"),
+        (MatrixSettings("dc", streaming=True), "dc_mat_mean_bs4_iter10_streaming.npy"),
     ],
 )
 def test_names(settings, name):

@@ -3,6 +3,7 @@
 import argparse
 import json
 import logging
+from dataclasses import fields
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +16,7 @@ from common import (
     add_common_flags,
     boolean,
     bounded,
+    data_flags,
     model_dir,
     positive_int,
     script,
@@ -22,13 +24,32 @@ from common import (
     set_up_logging,
     write_json,
 )
+from common.cli import DATA_OPTIONS, caption_flags
 from common.run import select_device
+from data import DataOptions
 
 
 def parse(*flags):
     parser = argparse.ArgumentParser()
     add_common_flags(parser)
     return parser.parse_args(flags)
+
+
+def test_data_flags_are_the_options_of_load_pairs():
+    args = parse("--caption_column", "en", "--image_root", "pictures", "--max_pairs", "7")
+    expected = {"image_column": None, "caption_column": "en", "image_root": Path("pictures"), "max_pairs": 7}
+    assert data_flags(args) == expected
+    assert set(DATA_OPTIONS) | {"streaming"} == {field.name for field in fields(DataOptions)}
+
+
+def test_captions_alone_are_streamed_as_many_as_needed():
+    parser = argparse.ArgumentParser()
+    add_common_flags(parser, streaming=True)
+    whole = caption_flags(parser.parse_args(["--max_pairs", "7"]), 40)
+    assert (whole["images"], whole["or_validation"], whole["max_pairs"]) == (False, True, 7)
+    assert "streaming" not in whole
+    streamed = caption_flags(parser.parse_args(["--streaming", "true"]), 40)
+    assert (streamed["streaming"], streamed["max_pairs"]) == (True, 40)
 
 
 @pytest.mark.parametrize(("text", "value"), [("true", True), ("false", False)])

@@ -192,3 +192,9 @@ def test_names_of_results_fit_a_file_system():
     first, other = tag("a" * 200, "b" * 200), tag("a" * 200, "c" * 200)
     assert len(first) < 230 and first != other
     assert tag("a") == "combine_dc_mat_mean_bs4_iter10_a"
+
+
+def test_a_first_try_on_few_pairs_has_a_name_of_its_own(run):
+    result = run("--topk_num", "2", "--refine", "0", "--max_pairs", "25")
+    assert result["record"]["data"]["captions"] == result["record"]["data"]["images"] == 25
+    assert list(run.folder.glob("clip4to2_beam_dc_*_max25.json"))

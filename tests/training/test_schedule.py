@@ -36,7 +36,7 @@ def test_one_stage_is_a_plain_run(tmp_path):
 def test_a_stage_drops_the_best_layers_by_validation(tiny_clip, tiny_pairs, images: bool):
     clip = load_clip(str(tiny_clip))
     train, validation = (
-        load_split(clip, str(tiny_pairs), split, columns={}, images=images, teacher_text=not images)
+        load_split(clip, str(tiny_pairs), split, options={}, images=images, teacher_text=not images)
         for split in ("train", "validation")
     )
     dropped = search(clip, 1, train, validation, seed=0).dropped_layers
@@ -53,7 +53,7 @@ def test_a_stage_drops_the_best_layers_by_validation(tiny_clip, tiny_pairs, imag
 
 def test_the_matrix_of_a_stage_is_one_for_the_search(tiny_clip, tiny_pairs):
     clip = load_clip(str(tiny_clip))
-    captions = load_split(clip, str(tiny_pairs), "train", columns={}, images=False).pairs.captions
+    captions = load_split(clip, str(tiny_pairs), "train", options={}, images=False).pairs.captions
     matrix = distance_correlation(clip, captions, np.random.default_rng(0))
     assert matrix.shape == (5, 5)
     assert np.allclose(matrix, matrix.T)
