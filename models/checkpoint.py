@@ -98,7 +98,11 @@ def what_is_there(folder: Path) -> str:
     """What to do with a folder that is no model."""
     inside = next(iter(sorted(folder.glob(f"*/{CONFIG_NAME}"))), None)
     if (folder / "modules.json").is_file() and inside is not None:
-        return f"this one is of sentence-transformers: pass {inside.parent}"
+        if inside.parent.name.endswith("CLIPModel"):
+            return f"this one is of sentence-transformers: pass {inside.parent}"
+        return (
+            "sentence-transformers wrote it long ago: write it anew with SentenceTransformer(folder).save(new_folder)"
+        )
     weights = next(iter(sorted(folder.glob("*.pt"))), None)
     if weights is not None:
         return f"weights of an open_clip training ({weights.name}) are read when named open_clip_pytorch_model.bin, beside its config"

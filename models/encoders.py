@@ -28,7 +28,30 @@ from models.layer_stack import LayerStack
 from models.open_clip_folder import find_open_clip, read_open_clip
 
 # (model_type of the checkpoint, tower) -> module and function(name, device, weights) that loads it
-FAMILIES = {("clip", "text"): ("models.clip", "load_clip")}
+SENTENCE_ENCODERS = ("bert", "camembert", "distilbert", "electra", "mpnet", "roberta", "xlm-roberta")
+FAMILIES = {
+    ("clip", "text"): ("models.clip", "load_clip"),
+    **{(kind, "text"): ("models.sentence", "load_sentence_encoder") for kind in SENTENCE_ENCODERS},
+}
+# Kinds that people try and that no class here can prune, with the reason
+BLOCKS_DIFFER = "its layers are not alike"
+REFUSED = {
+    "align": "its image tower is a convolutional network, which no class here embeds with",
+    "altclip": "its text tower is an XLM-RoBERTa with a readout of its own, which no class here has",
+    "blip": "its text blocks also attend to the image",
+    "blip-2": "its text blocks also attend to the image",
+    "chinese_clip": "its text tower is a BERT with a readout of its own, which no class here has",
+    "clap": "it has sounds in the place of images",
+    "clip_text_model": "it is one tower alone; pass the whole CLIP",
+    "clip_vision_model": "it is one tower alone; pass the whole CLIP",
+    "deberta-v2": "in some of its checkpoints a convolution changes the state between two layers",
+    "modernbert": f"{BLOCKS_DIFFER}: the first has no norm before its attention",
+    "qwen3_next": f"{BLOCKS_DIFFER}: there are two kinds of attention",
+    "t5": f"{BLOCKS_DIFFER}: the first holds the relative positions of all",
+    "vision-text-dual-encoder": "its towers are of two kinds of models, with two kinds of blocks",
+    "wavlm": f"{BLOCKS_DIFFER}: the first holds the relative positions of all",
+    "xlnet": "its states have the position before the sample",
+}
 
 
 @dataclass(frozen=True)
@@ -212,9 +235,16 @@ def load_encoder(name: str, tower: str = "text", device: str = "cpu", weights: b
     """
     kind = read_config(name).model_type
     if (kind, tower) not in FAMILIES:
-        known = ", ".join(f"{family} ({of})" for family, of in FAMILIES)
+        towers = [of for family, of in FAMILIES if family == kind]
+        known = ", ".join(sorted({family for family, _ in FAMILIES}))
+        reason = (
+            f"{kind} has the tower {' or '.join(towers)} here"
+            if towers
+            else REFUSED.get(kind, f"it is none of {known}")
+        )
         raise ValueError(
-            f"{name}: expected a model of one of the kinds {known}; found model_type {kind}, tower {tower}"
+            f"{name}: the {tower} tower of model_type {kind} cannot be pruned by these scripts: {reason}; "
+            "`models.LayerStack` drops layers of any Hugging Face model whose layers are alike"
         )
     module, load = FAMILIES[kind, tower]
     return getattr(import_module(module), load)(name, device, weights)

@@ -137,8 +137,21 @@ def test_missing_models_and_models_of_another_kind_are_errors(tmp_path):
     BertConfig().save_pretrained(tmp_path)
     with pytest.raises(ValueError, match=r"expected a CLIP model \(model_type clip\), found bert"):
         load_clip(str(tmp_path))
-    with pytest.raises(ValueError, match=r"expected a model of one of the kinds clip \(text\); found model_type bert"):
-        load_encoder(str(tmp_path))
+
+
+@pytest.mark.parametrize(
+    ("kind", "tower", "reason"),
+    [
+        ("blip", "text", "its text blocks also attend to the image"),
+        ("t5", "text", "its layers are not alike: the first holds the relative positions of all"),
+        ("gpt2", "text", "it is none of bert, .*clip, "),
+        ("bert", "vision", "bert has the tower text here"),
+    ],
+)
+def test_models_that_cannot_be_pruned_are_refused_by_name(tmp_path, kind, tower, reason):
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": kind}))
+    with pytest.raises(ValueError, match=f"the {tower} tower of model_type {kind} cannot be pruned .*: {reason}"):
+        load_encoder(str(tmp_path), tower)
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,145 @@
+"""Sentence encoders: a text transformer that sees both ways, in the form of sentence-transformers or as it is (mean pooling).
+
+A linear map after the pooling is always there, the identity where the checkpoint has none, so that a repair can change it; when
+saved it becomes the folder's Dense module (`sentence_form`).
+"""
+
+import json
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from transformers import MODEL_MAPPING, PreTrainedModel, PreTrainedTokenizerBase
+
+from common.files import cached_array
+from data import ImageCaptionPairs
+from models import checkpoint
+from models.encoders import Batch, Encoder, pad_tokens, read_config, state_hash
+from models.layer_stack import LayerStack
+from models.sentence_form import Form, identity_map, is_identity, read_dense, read_form, save_dense, with_dense
+
+POSITIONS_AFTER_PADDING = (
+    "camembert",
+    "mpnet",
+    "roberta",
+    "xlm-roberta",
+)  # positions count from behind the padding token's
+UNUSED_WEIGHTS = ("pooler.",)  # of a head that sentence encoders do not have
+SIMILARITY_SCALE = 20.0  # of cosine similarities in the contrastive loss, sentence-transformers' default
+PROJECTION = "sentence_projection"  # the linear map's name in the model, where it goes with it but is saved apart
+
+
+class SentenceEncoder(Encoder):
+    """A text transformer with its tokenizer and the form of its folder."""
+
+    tower = "text"
+
+    def __init__(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, form: Form, name: str):
+        self.model, self.tokenizer, self.form, self.name = model, tokenizer, form, name
+        self.stack = LayerStack(model)
+
+    # --- texts
+
+    def prepare(self, samples: Sequence[str]) -> list[list[int]]:
+        """Token ids of each text with the start and end token, cut to the model's length."""
+        texts = [self.form.prompt + text for text in samples]
+        texts = [text.lower() for text in texts] if self.form.lower_case else texts
+        return self.tokenizer(texts, truncation=True, max_length=self.max_length)["input_ids"]
+
+    @property
+    def max_length(self) -> int:
+        config = self.model.config
+        unused = config.pad_token_id + 1 if config.model_type in POSITIONS_AFTER_PADDING else 0
+        longest = min(self.tokenizer.model_max_length, config.max_position_embeddings - unused)
+        return min(longest, self.form.max_length or longest)
+
+    def batch(self, prepared: Sequence[list[int]], rows: Iterable[int], length: int | None = None) -> Batch:
+        ids, mask = pad_tokens([prepared[row] for row in rows], self.tokenizer.pad_token_id or 0, length)
+        ids, mask = ids.to(self.device), mask.to(self.device)
+        return Batch(np.asarray(rows), {"input_ids": ids, "attention_mask": mask.long()}, mask)
+
+    # --- readout
+
+    def own_pool(self, hidden: Tensor, batch: Batch) -> Tensor:
+        if self.form.pooling == "mean":
+            return self.pool(hidden, batch, "mean")
+        last = batch.lengths - 1 if self.form.pooling == "lasttoken" else torch.zeros_like(batch.lengths)
+        return hidden[torch.arange(len(hidden), device=hidden.device), last]
+
+    def features(self, hidden: Tensor, batch: Batch) -> Tensor:
+        return self.own_pool(hidden, batch)
+
+    @property
+    def projection(self) -> nn.Linear:
+        return getattr(self.model, PROJECTION)
+
+    def deployed(self, inputs: dict[str, Tensor]) -> Tensor:
+        batch = Batch(np.arange(len(inputs["input_ids"])), inputs, inputs["attention_mask"].bool())
+        return self.projection(self.features(self.model(**inputs).last_hidden_state, batch))
+
+    # --- model
+
+    def parts(self) -> dict[str, nn.Module]:
+        return {"": self.model}
+
+    def drop(self, dropped_layers: Iterable[int], name: str = "") -> "SentenceEncoder":
+        return SentenceEncoder(self.stack.drop(dropped_layers), self.tokenizer, self.form, name or self.name)
+
+    def save(self, folder: Path) -> None:
+        projection = self.projection
+        delattr(self.model, PROJECTION)
+        try:
+            self.model.save_pretrained(folder)
+        finally:
+            self.model.add_module(PROJECTION, projection)
+        self.tokenizer.save_pretrained(folder)
+        form = self.form if self.form.dense or is_identity(projection) else with_dense(self.form)
+        for path, content in form.files.items():
+            (folder / path).parent.mkdir(parents=True, exist_ok=True)
+            (folder / path).write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+        if form.dense:
+            save_dense(projection, folder / form.dense)
+
+    # --- pairs of texts
+
+    @property
+    def logit_scale(self) -> float:
+        return SIMILARITY_SCALE
+
+    def samples(self, pairs: ImageCaptionPairs) -> list[str]:
+        return pairs.captions
+
+    def embed_pairs(
+        self, pairs: ImageCaptionPairs, cache_dir: Path | None = None, progress: bool = False
+    ) -> tuple[ImageCaptionPairs, Tensor]:
+        """The pairs, and the embeddings (m, dim) of their targets by this model, cached in `cache_dir`."""
+        if pairs.targets is None:
+            raise ValueError(
+                f"{self.name} embeds texts alone: name the column of the other text with --target_column, or score by the "
+                "distance to the full model with --objective embedding"
+            )
+        key = "\0".join((json.dumps(self.prepare(pairs.targets)), state_hash(self.model), self.form.pooling))
+        embeddings = cached_array(
+            cache_dir, "target_embeddings", key, lambda: self.embeddings(pairs.targets).cpu().numpy()
+        )
+        return pairs, torch.from_numpy(embeddings).to(self.device)
+
+
+def load_sentence_encoder(name: str, device: str = "cpu", weights: bool = True) -> SentenceEncoder:
+    """A sentence encoder from a local folder or the hub, in evaluation mode, float32.
+
+    Raises FileNotFoundError where there is no such model, and ValueError where it or its `modules.json` has a part that is not
+    known here.
+    """
+    config = read_config(name)
+    model_class = MODEL_MAPPING[type(config)]
+    form = read_form(name, config.hidden_size)
+    tokenizer = checkpoint.read_tokenizer(name)
+    checkpoint.check_vocabulary(name, tokenizer, config.vocab_size)
+    model = checkpoint.read_model(model_class, name, config, UNUSED_WEIGHTS) if weights else model_class(config).eval()
+    model.add_module(
+        PROJECTION, read_dense(name, form.dense) if form.dense and weights else identity_map(config.hidden_size)
+    )
+    return SentenceEncoder(model.to(device), tokenizer, form, name)
