@@ -5,12 +5,13 @@
     accelerate launch --multi_gpu --num_processes 2 clip_finetune_train.py --device cpu ...
 
 The image tower is frozen and its embeddings are computed once, so stored image embeddings stay valid. exp/<output_dir>/ is the
-checkpoint of the best epoch on validation, with train.log, metrics.jsonl, curves.png, report.json and the states to go on
-from. With `--clip_mode scratch` what is trained starts from fresh weights.
+checkpoint of the best epoch on validation, with its model card, train.log, metrics.jsonl, curves.png and report.json; the states
+to go on from are in exp/<output_dir>.states/. With `--clip_mode scratch` what is trained starts from fresh weights.
 """
 
 import argparse
 import importlib.util
+from collections.abc import Iterator
 from dataclasses import fields
 from pathlib import Path
 
@@ -20,12 +21,12 @@ from common import Record, add_common_flags, boolean, bounded, data_flags, model
 from models.encoders import check_num_layers, read_tower_config
 from search_strategy.proposals import check_num_clip_layers
 from training.averaging import parse_average
-from training.loop import Settings
+from training.loop import KEEP_EPOCHS, Settings
 from training.losses import DISTILLATION
 from training.run import Options, load_material, load_start, train_stage
 from training.schedule import parse_schedule, search, stages
 from training.start import choose_layers
-from training.states import check_output_dir
+from training.states import check_not_held, check_output_dir
 
 LR_TIMES_WIDTH = (
     3e-4 * 128
@@ -34,11 +35,22 @@ FEATURE_WEIGHT = 4.0  # as in CLIP-KD (Yang et al. 2024): 2000 times the mean ov
 PRECISIONS = {"fp32": "no", "bf16": "bf16", "fp16": "fp16"}  # accelerate's names
 
 
+def all_or_number(text: str) -> int | None:
+    """Read `all`, which is None, or a number of at least 1 (an argparse type)."""
+    return None if text == "all" else positive_int(text)
+
+
 def build_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description="Fine-tune a pruned CLIP text transformer, or train one from scratch.")
     add = parser.add_argument
     add("--output_dir", required=True, help="folder under exp/ for this run")
     add("--resume_epoch", type=bounded(int, 0), default=0, help="go on after this epoch (default: 0, a new run)")
+    add(
+        "--keep_epochs",
+        type=all_or_number,
+        default=KEEP_EPOCHS,
+        help="how many of the last epochs can be gone on from: a number or all (default: %(default)s)",
+    )
     add("--num_layers", type=positive_int, required=True, help="text layers of the model")
     add("--num_clip_layers", type=int, required=True, help="how many of them to drop (0: the full model)")
     add("--clip_layers", help="layers to drop: [[2, 3], [5, 5]] or 2-3,5 (default: the winner of the search)")
@@ -96,32 +108,39 @@ def fill_in(args: argparse.Namespace, width: int) -> None:
 
 def check_flags(args: argparse.Namespace, device: str) -> None:
     """Rules between flags."""
-    rules = {
-        "--images false trains by --distill_mode feature": not args.images and args.distill_mode != "feature",
-        "--images false needs --freeze_vision true": not args.images and not args.freeze_vision,
-        "--negatives are taken from image embeddings that stay as they are: pass --freeze_vision true and --images true": (
-            args.negatives and not (args.freeze_vision and args.images)
-        ),
-        "--clip_mode scratch drops no trained layers: leave out --clip_layers and --search_result": (
-            args.clip_mode == "scratch" and (args.clip_layers or args.search_result)
-        ),
-        "pass --clip_layers or --search_result, not both": args.clip_layers and args.search_result,
-        "--schedule searches by itself: leave out --clip_layers, --search_result and --clip_mode scratch": (
-            args.schedule and (args.clip_layers or args.search_result or args.clip_mode == "scratch")
-        ),
-        f"--schedule {args.schedule} must go from --num_layers to --num_layers minus --num_clip_layers, "
-        f"{args.num_layers} to {args.num_layers - args.num_clip_layers}": (
-            args.schedule
-            and (args.schedule[0], args.schedule[-1]) != (args.num_layers, args.num_layers - args.num_clip_layers)
-        ),
-        "--precision fp16 needs --device cuda; on a CPU pass bf16": args.precision == "fp16" and device == "cpu",
-        "--report_to tensorboard: it is not installed; run: pip install tensorboard": (
-            args.report_to == "tensorboard" and importlib.util.find_spec("tensorboard") is None
-        ),
-    }
-    for message, broken in rules.items():
-        if broken:
-            raise ValueError(message)
+    for message in broken_rules(args, device):
+        raise ValueError(message)
+
+
+def broken_rules(args: argparse.Namespace, device: str) -> Iterator[str]:
+    if not args.images and args.distill_mode != "feature":
+        yield "--images false trains by --distill_mode feature"
+    if not args.images and not args.freeze_vision:
+        yield "--images false needs --freeze_vision true"
+    if args.negatives and not (args.freeze_vision and args.images):
+        yield "--negatives are taken from image embeddings that stay: pass --freeze_vision true and --images true"
+    if args.clip_mode == "scratch" and (args.clip_layers or args.search_result):
+        yield "--clip_mode scratch drops no trained layers: leave out --clip_layers and --search_result"
+    if args.clip_layers and args.search_result:
+        yield "pass --clip_layers or --search_result, not both"
+    if args.schedule and (args.clip_layers or args.search_result or args.clip_mode == "scratch"):
+        yield "--schedule searches by itself: leave out --clip_layers, --search_result and --clip_mode scratch"
+    ends = args.num_layers, args.num_layers - args.num_clip_layers
+    if args.schedule and (args.schedule[0], args.schedule[-1]) != ends:
+        yield (
+            f"--schedule goes from {args.schedule[0]} to {args.schedule[-1]} layers; expected from --num_layers to "
+            f"--num_layers minus --num_clip_layers, {ends[0]} to {ends[1]}"
+        )
+    if args.precision == "fp16" and device == "cpu":
+        yield "--precision fp16 needs --device cuda; on a CPU pass bf16"
+    if args.report_to == "tensorboard" and importlib.util.find_spec("tensorboard") is None:
+        yield "--report_to tensorboard: it is not installed; run: pip install tensorboard"
+
+
+def run_dir(exp_dir: Path, output_dir: str) -> Path:
+    """The folder of a run: `foo` and `exp/foo` are the same, where `exp` is the folder of all results."""
+    parts = Path(output_dir).parts
+    return exp_dir.joinpath(*parts[1:] if len(parts) > 1 and parts[0] == exp_dir.name else parts)
 
 
 def make_accelerator(args: argparse.Namespace, device: str, output_dir: Path) -> Accelerator:
@@ -150,9 +169,10 @@ def main(argv: list[str] | None = None) -> None:
     fill_in(args, read_tower_config(args.model).hidden_size)
     check_flags(args, device)
     sizes = args.schedule or [args.num_layers, args.num_layers - args.num_clip_layers]
-    plan = stages(sizes, args.exp_dir / args.output_dir, args.max_epoch, args.resume_epoch)
-    for number, stage in enumerate(plan):
-        check_output_dir(stage.output_dir, stage.resume_epoch, first_epoch=number * args.max_epoch)
+    plan = stages(sizes, run_dir(args.exp_dir, args.output_dir), args.max_epoch, args.resume_epoch)
+    for stage in plan:
+        check_not_held(stage.output_dir)
+        check_output_dir(stage.output_dir, stage.resume_epoch, stage.first_epoch)
     choice = None
     if not scratch and not args.schedule:
         folder = model_dir(args.exp_dir, args.model)
@@ -160,7 +180,7 @@ def main(argv: list[str] | None = None) -> None:
         choice = choose_layers(args.clip_layers, args.search_result, folder, args.model, *numbers)
     accelerator = make_accelerator(args, device, plan[0].output_dir)
     settings = Settings(**{field.name: getattr(args, field.name) for field in fields(Settings)})
-    options = Options(settings, args.average, args.num_workers, args.compile)
+    options = Options(settings, args.average, args.num_workers, args.compile, args.keep_epochs)
     full, clip = load_start(args.model, str(accelerator.device), scratch, args.num_clip_layers, settings)
     cache_dir = model_dir(args.exp_dir, args.model) / "cache"
     material = load_material(full, full or clip, args.dataset, data_flags(args), settings, cache_dir, accelerator)

@@ -14,13 +14,8 @@ no folder is left. Everything runs on the CPU. The runtimes of onnx and open_cli
 """
 
 import argparse
-import contextlib
 import importlib
 import logging
-import os
-import shutil
-import tempfile
-from collections.abc import Iterator
 from pathlib import Path
 
 import torch
@@ -28,6 +23,7 @@ import torch
 from common import (
     Record,
     add_common_flags,
+    atomic_folder,
     boolean,
     data_flags,
     format_table,
@@ -84,18 +80,10 @@ def check_differences(differences: dict[str, float], to: str) -> None:
             )
 
 
-@contextlib.contextmanager
-def new_folder(path: Path) -> Iterator[Path]:
-    """A folder that becomes `path` when the block ends well, in place of an earlier export."""
+def check_export_folder(path: Path) -> None:
+    """Raise ValueError where something else than an earlier export would be replaced."""
     if path.is_dir() and any(path.iterdir()) and not (path / RECORD_NAME).is_file():
         raise ValueError(f"{path} holds something else than an export; pass another --output_dir")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=path.parent, prefix=f".{path.name}.") as temporary:
-        folder = Path(temporary) / path.name
-        folder.mkdir()
-        yield folder
-        shutil.rmtree(path, ignore_errors=True)
-        os.replace(folder, path)
 
 
 def real_pairs(args: argparse.Namespace) -> tuple[list[str], list]:
@@ -118,7 +106,8 @@ def main(argv: list[str] | None = None) -> None:
     default_dir = model_dir(args.exp_dir, args.model) / args.to
     output_dir = args.exp_dir / args.output_dir if args.output_dir else default_dir
     write, read = EXPORTS[args.to]
-    with new_folder(output_dir) as folder, torch.no_grad():
+    check_export_folder(output_dir)
+    with atomic_folder(output_dir) as folder, torch.no_grad():
         write(clip, folder, options)
         exported = read(folder, captions, images)
         normalized = args.to == "onnx" and options.normalize

@@ -6,6 +6,7 @@ from common.files import (
     DEFAULT_MODEL,
     EXP_DIR,
     ROOT,
+    atomic_folder,
     atomic_path,
     check_new_folder,
     model_dir,

@@ -23,16 +23,17 @@ def boolean(text: str) -> bool:
 
 
 def bounded(kind: type, minimum: float, maximum: float = float("inf")) -> Callable[[str], float]:
-    """An argparse type: a number of `kind` in [minimum, maximum]."""
+    """An argparse type: a finite number of `kind` in [minimum, maximum]."""
 
     def parse(text: str) -> float:
         try:
             value = kind(text)
         except ValueError:
             value = None
-        if value is None or not minimum <= value <= maximum:
+        infinite = value == float("inf")
+        if value is None or infinite or not minimum <= value <= maximum:
             limits = f"of at least {minimum}" if maximum == float("inf") else f"in {minimum}..{maximum}"
-            raise argparse.ArgumentTypeError(f"expected a number {limits}, got {text!r}")
+            raise argparse.ArgumentTypeError(f"expected a {'finite ' * infinite}number {limits}, got {text!r}")
         return value
 
     return parse

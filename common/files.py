@@ -1,14 +1,17 @@
 """Files and names: where things are, safe names, and writes that are whole or not there."""
 
 import contextlib
+import glob
 import hashlib
 import json
 import os
 import re
+import shutil
 from collections.abc import Callable, Collection, Iterator
 from pathlib import Path
 
 import numpy as np
+from safetensors import SafetensorError
 
 ROOT = Path(__file__).resolve().parents[1]
 EXP_DIR = ROOT / "exp"
@@ -18,14 +21,56 @@ DEFAULT_DATASET = "icons"
 
 @contextlib.contextmanager
 def atomic_path(path: Path) -> Iterator[Path]:
-    """A temporary path in the same folder that replaces `path` when the block ends well, and is removed otherwise."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.stem}.{os.getpid()}{path.suffix}")
+    """A temporary path in the same folder that replaces `path` when the block ends well, and is removed otherwise.
+
+    Those of processes that were killed are removed too. An OSError of the block, as on a full disk, says which file it was.
+    """
+    temporary = _temporary(path.with_suffix(""), path.suffix)
     try:
         yield temporary
         os.replace(temporary, path)
+    except OSError as error:
+        raise OSError(f"{path}: cannot be written ({error})") from error
     finally:
         temporary.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def atomic_folder(path: Path) -> Iterator[Path]:
+    """The same for a folder, which replaces all that is in `path`."""
+    temporary = _temporary(path)
+    temporary.mkdir()
+    try:
+        yield temporary
+        shutil.rmtree(path, ignore_errors=True)
+        os.replace(temporary, path)
+    except Exception as error:
+        # what safetensors and tokenizers raise on a full disk
+        if isinstance(error, OSError | SafetensorError) or type(error) is Exception:
+            raise OSError(f"{path}: cannot be written ({error})") from error
+        raise
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+def _temporary(path: Path, suffix: str = "") -> Path:
+    """A name beside `path` for this process alone. Those that killed processes have left are removed."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    for left in path.parent.glob(f".{glob.escape(path.name)}.[0-9]*{glob.escape(suffix)}"):
+        if not _is_running(left.name.removesuffix(suffix).rpartition(".")[2]):
+            shutil.rmtree(left) if left.is_dir() else left.unlink(missing_ok=True)
+    return path.with_name(f".{path.name}.{os.getpid()}{suffix}")
+
+
+def _is_running(process_id: str) -> bool:
+    """Whether there is such a process; also where that is not a number, so that nothing is taken for a dead one's."""
+    try:
+        os.kill(int(process_id), 0)
+    except ProcessLookupError:
+        return False
+    except (ValueError, OverflowError, PermissionError):
+        pass
+    return True
 
 
 def check_new_folder(path: Path, allowed: Collection[str] = ()) -> None:

@@ -5,6 +5,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 RECALL_AT = (1, 5, 10)
+MISS = max(RECALL_AT)  # a rank, from 0, that is no hit however few candidates there are
 
 
 def symmetric_cross_entropy(logits: Tensor, reduction: str = "mean") -> Tensor:
@@ -52,7 +53,7 @@ def recall_hits(text: Tensor, image: Tensor, image_index: Tensor, chunk: int = 4
 
     `text_to_image`: (n,) booleans, the caption's own image is among the k. `image_to_text`: (m,), any caption of the image
     is; an image without a caption is no hit. Ties count against: an equally similar wrong candidate ranks before the right
-    one, so a collapsed encoder scores 0, not 1.
+    one, so a collapsed encoder scores 0, not 1. A similarity that is NaN is a miss, and a wrong one counts against.
 
     `text`: (n, d); `image`: (m, d); both L2-normalised. `image_index`: (n,), caption i belongs to image image_index[i].
     """
@@ -60,18 +61,20 @@ def recall_hits(text: Tensor, image: Tensor, image_index: Tensor, chunk: int = 4
     text_rank, right = [], []
     for rows, own in chunks:
         similarity = text[rows] @ image.T  # (chunk, m)
-        right.append(similarity.gather(1, own[:, None]))
-        text_rank.append((similarity >= right[-1]).sum(1) - 1)
+        own_similarity = similarity.gather(1, own[:, None])
+        right.append(own_similarity.masked_fill(own_similarity.isnan(), -torch.inf))
+        rank = (~(similarity < right[-1])).sum(1) - 1  # not `>=`: NaN is neither
+        text_rank.append(rank.masked_fill(right[-1].squeeze(1) == -torch.inf, MISS))
     best_right = torch.full((len(image),), -torch.inf, dtype=text.dtype, device=text.device)
     best_right.scatter_reduce_(0, image_index, torch.cat(right).squeeze(1), "amax")
     image_rank = torch.zeros(len(image), dtype=torch.long, device=text.device)
     for rows, own in chunks:
         if len(chunks) > 1:
             similarity = text[rows] @ image.T
-        better = similarity >= best_right
+        better = ~(similarity < best_right)
         better[torch.arange(len(rows), device=text.device), own] = False  # the image's own captions are no rivals
         image_rank += better.sum(0)
-    image_rank[best_right == -torch.inf] = len(text)
+    image_rank[best_right == -torch.inf] = MISS
     text_rank = torch.cat(text_rank)
     return {
         "text_to_image": {k: text_rank < k for k in RECALL_AT},

@@ -13,6 +13,7 @@ from transformers import CLIPModel, CLIPProcessor
 
 import clip_finetune_train
 from common import model_dir
+from training.states import EpochStates
 
 
 @pytest.fixture
@@ -109,6 +110,7 @@ def test_a_schedule_is_one_command_and_goes_on_where_it_was_stopped(run, tmp_pat
     assert [report["test"]["full"]["text_layers"] for report in reports] == [4, 4]
     weights = (folder / "model.safetensors").read_bytes()
     shutil.rmtree(folder)
+    shutil.rmtree(EpochStates(folder).folder)
     assert (run(f"{flags} --resume_epoch 1") / "model.safetensors").read_bytes() == weights
 
 
@@ -137,6 +139,9 @@ WRONG = {
     "leave out --clip_layers and --search_result": "--clip_mode scratch --clip_layers 2-3",
     "--precision fp16 needs --device cuda; on a CPU pass bf16": "--clip_layers 2-3 --precision fp16",
     "data set not found: looked for the file nothing.csv": "--clip_layers 2-3 --dataset nothing.csv",
+    "argument --lr: expected a finite number of at least 0, got 'inf'": "--clip_layers 2-3 --lr inf",
+    "argument --keep_epochs: expected a number of at least 1, got '0'": "--clip_layers 2-3 --keep_epochs 0",
+    "--schedule goes from 3 to 2 layers; expected .* 4 to 2": "--schedule 3,2",
     "expected best:N or last:N with N of at least 2, got 'best'": "--clip_layers 2-3 --average best",
     "expected true or false, got 'yes'": "--clip_layers 2-3 --images yes",
 }
@@ -163,15 +168,23 @@ def test_a_search_result_that_is_none_is_named(run, tmp_path, capsys):
 
 def test_another_run_is_neither_overwritten_nor_gone_on_with(run, capsys):
     folder = run("--clip_layers 2-3 --max_epoch 1")
-    before = {path: path.stat().st_mtime_ns for path in folder.rglob("*")}
+    before = {path: path.stat().st_mtime_ns for path in folder.parent.glob("out*/**/*")}
     for flags, message in (
         ("", "pass --resume_epoch 1 to go on"),
-        ("--resume_epoch 1 --lr 3", "had lr 0.001 (now 3.0)"),
+        ("--resume_epoch 1 --lr 3", "started with lr 0.001 (now 3.0)"),
     ):
         with pytest.raises(SystemExit):
             run(f"--clip_layers 2-3 --max_epoch 1 {flags}")
         assert message in capsys.readouterr().err
-        assert {path: path.stat().st_mtime_ns for path in folder.rglob("*")} == before
+        assert {path: path.stat().st_mtime_ns for path in folder.parent.glob("out*/**/*")} == before
+
+
+def test_the_folder_of_all_results_is_not_named_twice(tmp_path):
+    exp = tmp_path / "exp"
+    for name in ("foo", "exp/foo", "./exp/foo", str(exp / "foo")):
+        assert clip_finetune_train.run_dir(exp, name) == exp / "foo"
+    assert clip_finetune_train.run_dir(exp, "exp") == exp / "exp"
+    assert clip_finetune_train.run_dir(exp, "a/foo") == exp / "a" / "foo"
 
 
 def test_tensorboard_that_is_not_installed_is_named(run, monkeypatch, capsys):

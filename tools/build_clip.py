@@ -14,7 +14,7 @@ from pathlib import Path
 from tokenizers import models, pre_tokenizers, trainers
 from transformers import CLIPConfig, CLIPImageProcessorPil, CLIPModel, CLIPProcessor, CLIPTokenizer
 
-from common import check_new_folder, positive_int, script
+from common import atomic_folder, check_new_folder, positive_int, script
 from data import load_pairs
 
 START, END = "<|startoftext|>", "<|endoftext|>"
@@ -96,11 +96,12 @@ def main(argv: list[str] | None = None) -> None:
     tokenizer = train_tokenizer(captions, args.num_merges, args.max_length)
     size = args.image_size
     image_processor = CLIPImageProcessorPil(size={"shortest_edge": size}, crop_size={"height": size, "width": size})
-    CLIPProcessor(image_processor, tokenizer).save_pretrained(args.output_dir)
-    config = clip_config(tokenizer, args)
-    config.save_pretrained(args.output_dir)
-    if args.vision_from:
-        write_weights(config, args.vision_from, args.output_dir)
+    with atomic_folder(args.output_dir) as folder:
+        CLIPProcessor(image_processor, tokenizer).save_pretrained(folder)
+        config = clip_config(tokenizer, args)
+        config.save_pretrained(folder)
+        if args.vision_from:
+            write_weights(config, args.vision_from, folder)
     print(f"wrote {args.output_dir}: {args.text_layers} text layers, {len(tokenizer)} tokens")
 
 

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import torch
 
-from common import DEFAULT_MODEL, check_new_folder, positive_int, script
+from common import DEFAULT_MODEL, atomic_folder, check_new_folder, positive_int, script
 from models import Clip, load_clip
 
 
@@ -44,8 +44,9 @@ def main(argv: list[str] | None = None) -> None:
     check_new_folder(args.output_dir)
     clip = load_clip(args.model, "cpu")
     deepen(clip, args.copies)
-    clip.model.save_pretrained(args.output_dir)
-    clip.processor.save_pretrained(args.output_dir)
+    with atomic_folder(args.output_dir) as folder:
+        clip.model.save_pretrained(folder)
+        clip.processor.save_pretrained(folder)
     print(f"wrote {args.output_dir}: {clip.num_layers} text layers")
 
 

@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from accelerate import Accelerator
+from accelerate.utils import broadcast_object_list
 from safetensors.torch import save_file
 from torch import Tensor, nn
 from tqdm import tqdm
@@ -21,7 +22,7 @@ from models import Clip
 from training.batches import EpochBatches, PairBatches, make_loader
 from training.losses import Objective
 from training.splits import score
-from training.states import WEIGHTS, EpochStates, remove_leftovers, save_checkpoint
+from training.states import WEIGHTS, EpochStates, filling, remove_leftovers, save_checkpoint
 from training.towers import TrainedTowers
 
 logger = logging.getLogger("comflp")
@@ -30,7 +31,7 @@ MAX_LOGIT_SCALE = math.log(100)  # as in CLIP (Radford et al. 2021, section 2.5)
 ADAM_BETAS = (0.9, 0.98)
 WARMUP_STEPS = 100
 LOG_STEPS = 50
-KEPT_STATES = 2  # epochs that a training can go on from
+KEEP_EPOCHS = 2  # the last ones, that a training can go on from
 
 
 @dataclass(frozen=True)
@@ -80,6 +81,7 @@ class Trainer:
         accelerator: device, precision, processes, accumulation of gradients.
         identity: what else must be equal in a run that goes on from a state of this one.
         averaged: which epochs, from the history so far, the caller will want the mean of: their weights are kept.
+        keep_epochs: how many of the last epochs a training can go on from; None: all.
         after_batch: called after every batch with its number in the epoch, from 1.
     """
 
@@ -99,9 +101,11 @@ class Trainer:
         after_batch: Callable[[int], None] = lambda step: None,
         num_workers: int = 0,
         compiled: bool = False,
+        keep_epochs: int | None = KEEP_EPOCHS,
     ):
         self.clip, self.objective, self.settings, self.accelerator = clip, objective, settings, accelerator
-        self.output_dir, self.states = output_dir, EpochStates(output_dir / "epochs")
+        self.output_dir, self.states = output_dir, EpochStates(output_dir)
+        self._keep_epochs = keep_epochs
         self.history: list[dict] = []
         self.validate, self._describe, self._averaged, self._after_batch = validate, describe, averaged, after_batch
         self._identity = {"settings": asdict(settings), **(identity or {})}
@@ -139,7 +143,9 @@ class Trainer:
             row["lr"] = self._scheduler.get_last_lr()[0]
             if self.accelerator.is_main_process:
                 row |= self.validate() | {"seconds": round(time.perf_counter() - start, 2)}
-                log_epoch(row, self.settings.max_epoch)
+            row = broadcast_object_list([row])[0]
+            self._check_finite(row)
+            log_epoch(row, self.settings.max_epoch)
             self.history.append(row)
             self._save(epoch)
             self.accelerator.log({k: v for k, v in row.items() if k != "epoch"}, step=epoch)
@@ -155,14 +161,16 @@ class Trainer:
         state = self.states.read(epoch)
         changed = differences(state["identity"], self._identity)
         if changed:
-            raise ValueError(f"{self.output_dir}: the run to go on with had {changed}; pass another --output_dir")
+            raise ValueError(f"{self.output_dir}: that run was started with {changed}; pass another --output_dir")
+        best = best_of(state["history"])
+        best_weights = self.states.weights(best["epoch"])
         if self.accelerator.is_main_process:
             remove_leftovers(self.output_dir)
         self.accelerator.load_state(str(self.states.path(epoch)))
         self.history = state["history"]
         if self.accelerator.is_main_process:
-            self.load(self.states.weights(self.best()["epoch"]))
-            self.publish(self.best())
+            self.load(best_weights)
+            self.publish(best)
             self.load(self.states.weights(epoch))
             self._finish_epoch()
 
@@ -193,15 +201,22 @@ class Trainer:
                 total += self._step(batch, generator)
             self._after_batch(step)
             if step % LOG_STEPS == 0:
+                self._check_finite({"epoch": epoch, "train_loss": total.item()})
                 loss, lr = total.item() / step, self._scheduler.get_last_lr()[0]
                 logger.info("epoch %d step %d/%d loss %.4f lr %.2e", epoch, step, steps, loss, lr)
                 bar.set_postfix(loss=f"{loss:.3f}")
         self.towers.eval()
-        if not torch.isfinite(total):
-            raise ValueError(
-                f"the loss of epoch {epoch} is {total.item()}; pass a smaller --lr than {self.settings.lr}"
-            )
+        self._check_finite({"epoch": epoch, "train_loss": total.item()})
         return total.item() / steps
+
+    def _check_finite(self, row: dict) -> None:
+        """Raise ValueError where a figure of an epoch is NaN or infinite: neither it nor its weights are then kept."""
+        for name, value in row.items():
+            if not math.isfinite(value):
+                kept = f"; the checkpoint stays that of epoch {self.best()['epoch']}" if self.history else ""
+                raise ValueError(
+                    f"{name} of epoch {row['epoch']} is {value}; pass a smaller --lr than {self.settings.lr}{kept}"
+                )
 
     def _step(self, batch: dict[str, Tensor], generator: np.random.Generator) -> Tensor:
         keep = generator.random(self.towers.num_layers) >= self.settings.layerdrop
@@ -223,21 +238,24 @@ class Trainer:
         if self.accelerator.is_main_process:
             self.states.clear()
         self.accelerator.wait_for_everyone()
-        self.accelerator.save_state(str(self.states.temporary))
-        self.accelerator.wait_for_everyone()
+        with filling(self.states.temporary):
+            self.accelerator.save_state(str(self.states.temporary))
+            self.accelerator.wait_for_everyone()
+            if self.accelerator.is_main_process:
+                self.states.commit(epoch, {"history": self.history, "identity": self._identity})
         if self.accelerator.is_main_process:
-            self.states.commit(epoch, {"history": self.history, "identity": self._identity})
             if self.best()["epoch"] == epoch:
                 self.publish(self.best())
             self._finish_epoch()
         self.accelerator.wait_for_everyone()
 
     def _finish_epoch(self) -> None:
-        """`last/` and `metrics.jsonl`; then leave out what is no longer needed of older states."""
-        save_checkpoint(self.clip, self.output_dir / "last")
+        """The last checkpoint and `metrics.jsonl`; then leave out what is no longer needed of older states."""
+        save_checkpoint(self.clip, self.states.last)
         lines = "".join(json.dumps(row) + "\n" for row in self.history)
         write_text(self.output_dir / "metrics.jsonl", lines)
-        resumable = set(self.states.resumable()[-KEPT_STATES:])
+        resumable = self.states.resumable()
+        resumable = set(resumable if self._keep_epochs is None else resumable[-self._keep_epochs :])
         histories = [self.history[:n] for n in resumable]
         wanted = {best_of(history)["epoch"] for history in histories}
         self.states.thin_out(resumable, wanted.union(*map(self._averaged, histories)))

@@ -13,13 +13,14 @@ from models import Clip, load_clip
 from search_strategy.proposals import segments
 from training.averaging import Average, use_average
 from training.batches import PairBatches
-from training.loop import Settings, Trainer
+from training.loop import KEEP_EPOCHS, Settings, Trainer
 from training.losses import Objective
 from training.model_card import ModelCard
 from training.report import draw_curves, figures_table, model_figures
 from training.schedule import Stage
 from training.splits import Split, load_split
 from training.start import Choice, fresh
+from training.states import check_output_dir, hold
 
 logger = logging.getLogger("comflp")
 
@@ -32,6 +33,7 @@ class Options:
     average: Average | None = None
     num_workers: int = 0
     compiled: bool = False
+    keep_epochs: int | None = KEEP_EPOCHS
 
 
 @dataclass(frozen=True)
@@ -103,15 +105,19 @@ def train_stage(
     card = ModelCard(stage, choice, options.settings.freeze_vision, record.content())
     seed_everything(options.settings.seed)
     trainer = make_trainer(clip, before, choice, material, options, accelerator, stage.output_dir, card)
-    if stage.resume_epoch:
-        trainer.resume(stage.resume_epoch)
-    set_up_logging(stage.output_dir / "train.log" if is_main else None, append=stage.resume_epoch > 0)
-    logger.setLevel(logging.INFO if is_main else logging.ERROR)
-    log_start(stage, choice, material, accelerator.num_processes)
-    accelerator.init_trackers("tensorboard")
-    trainer.train(is_main and show_progress())
-    if is_main:
-        write_report(trainer, before, choice, material, card, options.average, record)
+    with hold(stage.output_dir):
+        if is_main:
+            # again, now that no other run can write there
+            check_output_dir(stage.output_dir, stage.resume_epoch, stage.first_epoch)
+        if stage.resume_epoch:
+            trainer.resume(stage.resume_epoch)
+        set_up_logging(stage.output_dir / "train.log" if is_main else None, append=stage.resume_epoch > 0)
+        logger.setLevel(logging.INFO if is_main else logging.ERROR)
+        log_start(stage, choice, material, accelerator.num_processes)
+        accelerator.init_trackers("tensorboard")
+        trainer.train(is_main and show_progress())
+        if is_main:
+            write_report(trainer, before, choice, material, card, options.average, record)
     for tracker in accelerator.trackers:
         tracker.finish()
     for tensor in clip.model.state_dict().values():  # the main process alone has chosen between epochs
@@ -158,6 +164,7 @@ def make_trainer(
         averaged=options.average.epochs if options.average else lambda history: [],
         num_workers=options.num_workers,
         compiled=options.compiled,
+        keep_epochs=options.keep_epochs,
     )
 
 

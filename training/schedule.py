@@ -25,12 +25,14 @@ REFINE_ROUNDS = 20
 
 
 class Stage(NamedTuple):
-    """One pruning and the training after it. `resume_epoch`: counted from the stage's own first epoch."""
+    """One pruning and the training after it. `resume_epoch`: counted from the stage's own first epoch, before which the
+    stages before it have `first_epoch` epochs."""
 
     output_dir: Path
     num_layers: int
     num_clip_layers: int
     resume_epoch: int
+    first_epoch: int = 0
 
 
 def parse_schedule(text: str) -> list[int]:
@@ -51,7 +53,7 @@ def stages(sizes: list[int], output_dir: Path, max_epoch: int, resume_epoch: int
         is_last = number == len(sizes) - 2
         folder = output_dir if is_last else output_dir.with_name(f"{output_dir.name}_{before}to{after}")
         resumed = min(max(resume_epoch - number * max_epoch, 0), resume_epoch if is_last else max_epoch)
-        found.append(Stage(folder, before, before - after, resumed))
+        found.append(Stage(folder, before, before - after, resumed, number * max_epoch))
     return found
 
 

@@ -1,36 +1,44 @@
 """What a training keeps on disk, such that a kill at any moment leaves a folder that it can go on from.
 
     <output_dir>/config.json, model.safetensors, ...   the best model: a complete Hugging Face checkpoint
-    <output_dir>/last/                                  the model after the last epoch, likewise
-    <output_dir>/epochs/0007/                           weights of the trained towers after epoch 7; with `state.json`
+    <output_dir>.states/last/                           the model after the last epoch, likewise
+    <output_dir>.states/0007/                           weights of the trained towers after epoch 7; with `state.json`
                                                         also everything that is needed to go on from there
+    <output_dir>.states/lock                            held by the process that trains
 
+The states, several times the size of the model, are beside the checkpoint's folder, which can so be copied or uploaded as it is.
 A state is written beside its place and renamed; checkpoints are replaced file by file, and only their weights differ.
 """
 
+import contextlib
+import fcntl
+import hashlib
 import json
 import os
 import shutil
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
+from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
-from common import check_new_folder
+from common import check_new_folder, is_main_process
 from models import Clip
 
 WEIGHTS = "weights.safetensors"
 STATE = "state.json"  # the last file written and the first removed: where it is, the state is whole
+LOCK = "lock"
 STARTED = {"train.log", "tensorboard"}  # what a run leaves that was killed before its first epoch was over
 
 
 class EpochStates:
-    """The folder `epochs/` of an output folder."""
+    """The folder with the states of a training that writes to `output_dir`."""
 
-    def __init__(self, folder: Path):
-        self.folder = folder
-        self.temporary = folder / ".writing"
+    def __init__(self, output_dir: Path):
+        self.folder = output_dir.with_name(f"{output_dir.name}.states")
+        self.temporary = self.folder / ".writing"
+        self.last = self.folder / "last"
 
     def path(self, epoch: int) -> Path:
         return self.folder / f"{epoch:04d}"
@@ -48,17 +56,29 @@ class EpochStates:
         shutil.rmtree(self.temporary, ignore_errors=True)
         self.temporary.mkdir(parents=True)
 
-    def read(self, epoch: int) -> dict:
-        """What `commit` was given."""
-        return json.loads((self.path(epoch) / STATE).read_text(encoding="utf-8"))
-
     def commit(self, epoch: int, state: dict) -> None:
         """Turn the folder `temporary`, filled by the caller, into the state of an epoch; later ones are of an older run."""
-        (self.temporary / STATE).write_text(json.dumps(state), encoding="utf-8")
+        files = {path.name: _file_hash(path) for path in sorted(self.temporary.iterdir())}
+        (self.temporary / STATE).write_text(json.dumps(state | {"files": files}), encoding="utf-8")
         for old in self.with_weights():
             if old >= epoch:
                 self._remove(old)
         os.replace(self.temporary, self.path(epoch))
+
+    def read(self, epoch: int) -> dict:
+        """What `commit` was given. Raises ValueError where a file of the state is not as it was written."""
+        path = self.path(epoch) / STATE
+        try:
+            state = json.loads(path.read_text(encoding="utf-8"))
+            files, epochs = state["files"], [row["epoch"] for row in state["history"]]
+            if epochs != list(range(1, epoch + 1)) or not isinstance(state["identity"], dict):
+                raise ValueError(f"its figures are of the epochs {epochs}")
+            damaged = [name for name, written in files.items() if _file_hash(path.with_name(name)) != written]
+        except (ValueError, TypeError, KeyError, AttributeError, RecursionError, OSError) as error:
+            raise self._damaged(path, epoch, f"{type(error).__name__}: {error}") from error
+        if damaged:
+            raise self._damaged(path.with_name(damaged[0]), epoch, "it is not what was written after that epoch")
+        return state
 
     def thin_out(self, resumable: set[int], with_weights: set[int]) -> None:
         """Keep whole states of some epochs, the weights alone of others, and nothing else."""
@@ -74,7 +94,12 @@ class EpochStates:
                     file.unlink()
 
     def weights(self, epoch: int) -> dict[str, Tensor]:
-        return load_file(self.path(epoch) / WEIGHTS)
+        """Raises ValueError where they cannot be read."""
+        path = self.path(epoch) / WEIGHTS
+        try:
+            return load_file(path)
+        except (SafetensorError, OSError, ValueError) as error:
+            raise self._damaged(path, epoch, str(error)) from error
 
     def mean_weights(self, epochs: Iterable[int]) -> tuple[dict[str, Tensor], list[int]]:
         """The mean of the weights of those epochs that are there, and which these are."""
@@ -85,6 +110,10 @@ class EpochStates:
                 total[name] = total.get(name, 0) + tensor.double()
         return {name: (tensor / len(found)).float() for name, tensor in total.items()}, found
 
+    def _damaged(self, path: Path, epoch: int, cause: str) -> ValueError:
+        others = ", ".join(str(other) for other in self.resumable() if other != epoch) or "none"
+        return ValueError(f"{path}: damaged ({cause}); --resume_epoch can be: {others}")
+
     def _remove(self, epoch: int) -> None:
         """Rename first, so that no half of it is ever found."""
         removed = self.folder / ".removed"
@@ -93,29 +122,68 @@ class EpochStates:
         shutil.rmtree(removed)
 
 
+def _file_hash(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+@contextlib.contextmanager
+def hold(output_dir: Path) -> Iterator[None]:
+    """Keep all other trainings from writing to `output_dir` until the block ends or this process dies.
+
+    Raises ValueError where one does. A record lock: the system takes it back when the process dies, and processes that it
+    has started do not inherit it. Of several processes that train together the main one holds it.
+    """
+    if not is_main_process():
+        yield
+        return
+    folder = EpochStates(output_dir).folder
+    folder.mkdir(parents=True, exist_ok=True)
+    with (folder / LOCK).open("a") as file:
+        try:
+            fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except (BlockingIOError, PermissionError) as error:
+            raise ValueError(
+                f"{output_dir}: another training is writing there; wait for its end, or pass another --output_dir"
+            ) from error
+        yield
+
+
+def check_not_held(output_dir: Path) -> None:
+    """Raise ValueError where another training writes to this folder; not for a folder that this process holds itself."""
+    if (EpochStates(output_dir).folder / LOCK).exists():
+        with hold(output_dir):  # a process that closes a file loses its lock on it, whichever way it had it
+            pass
+
+
 def check_output_dir(output_dir: Path, resume_epoch: int, first_epoch: int = 0) -> None:
     """Raise ValueError where a new run would write into another one, or where there is no run to go on with.
 
     `first_epoch`: how many epochs come before those of this folder in a run of several stages.
     """
-    states = [first_epoch + epoch for epoch in EpochStates(output_dir / "epochs").resumable()]
+    found = EpochStates(output_dir)
+    file = next((path for path in (output_dir, *output_dir.parents) if path.exists() and not path.is_dir()), None)
+    if file:
+        raise ValueError(f"--output_dir: {output_dir} is to be a folder, but {file} is a file; pass another one")
+    states = [first_epoch + epoch for epoch in found.resumable()]
     listed = ", ".join(map(str, states)) or "none"
     if resume_epoch and first_epoch + resume_epoch not in states:
         wanted = first_epoch + resume_epoch
-        raise ValueError(f"{output_dir}: no state of epoch {wanted} to go on from; --resume_epoch can be: {listed}")
+        raise ValueError(f"{found.folder}: no state of epoch {wanted} to go on from; --resume_epoch can be: {listed}")
     if not resume_epoch and states:
         raise ValueError(
-            f"{output_dir} holds another run; pass --resume_epoch {states[-1]} to go on with it "
+            f"{found.folder} has the states of another run; pass --resume_epoch {states[-1]} to go on with it "
             f"(there are states of the epochs {listed}), or another --output_dir"
         )
     if not resume_epoch:
-        check_new_folder(output_dir, allowed=STARTED | {"epochs"})
+        check_new_folder(output_dir, allowed=STARTED)
 
 
 def remove_leftovers(output_dir: Path) -> None:
     """Unfinished files of a killed run, by the names this project gives them: of no use to a new one."""
     unfinished = (".checkpoint", ".writing", ".removed", ".*.[0-9]*.*")
-    folders = (output_dir, output_dir / "last", output_dir / "epochs")
+    states = EpochStates(output_dir)
+    folders = (output_dir, states.folder, states.last)
     for path in [path for folder in folders for name in unfinished for path in folder.glob(name)]:
         shutil.rmtree(path) if path.is_dir() else path.unlink()
 
@@ -124,7 +192,21 @@ def save_checkpoint(clip: Clip, folder: Path) -> None:
     """A Hugging Face folder: configuration, safetensors, tokenizer, image processor; other files in it stay."""
     temporary = folder / ".checkpoint"
     shutil.rmtree(temporary, ignore_errors=True)
-    clip.save(temporary)
-    for file in sorted(temporary.iterdir()):
-        os.replace(file, folder / file.name)
-    temporary.rmdir()
+    with filling(temporary):
+        clip.save(temporary)
+        for file in sorted(temporary.iterdir()):
+            os.replace(file, folder / file.name)
+        temporary.rmdir()
+
+
+@contextlib.contextmanager
+def filling(temporary: Path) -> Iterator[None]:
+    """For a block that fills a folder: where it fails, the folder is removed, and an OSError says so in one line.
+
+    On a full disk safetensors raises SafetensorError, torch RuntimeError, tokenizers Exception.
+    """
+    try:
+        yield
+    except Exception as error:
+        shutil.rmtree(temporary, ignore_errors=True)
+        raise OSError(f"{temporary.parent}: cannot be written ({error}); the states before it are whole") from error

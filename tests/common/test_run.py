@@ -3,6 +3,9 @@
 import argparse
 import json
 import logging
+import os
+import subprocess
+import sys
 from dataclasses import fields
 from pathlib import Path
 
@@ -14,6 +17,7 @@ from common import (
     ROOT,
     Record,
     add_common_flags,
+    atomic_folder,
     boolean,
     bounded,
     data_flags,
@@ -67,6 +71,10 @@ def test_bounded_numbers_name_their_limits():
     assert bounded(float, 0, 1)("0.99") == 0.99
     with pytest.raises(argparse.ArgumentTypeError, match=r"expected a number in 0\.\.1, got '1.5'"):
         bounded(float, 0, 1)("1.5")
+    with pytest.raises(argparse.ArgumentTypeError, match="expected a finite number of at least 0, got 'inf'"):
+        bounded(float, 0)("inf")
+    with pytest.raises(argparse.ArgumentTypeError, match="expected a number of at least 0, got 'nan'"):
+        bounded(float, 0)("nan")
     with pytest.raises(argparse.ArgumentTypeError, match="expected a number of at least 1, got 'many'"):
         positive_int("many")
 
@@ -121,6 +129,37 @@ def test_a_failed_write_leaves_the_old_file_and_nothing_else(tmp_path):
     with pytest.raises(ValueError, match="not JSON compliant"):
         write_json(path, {"a": float("nan")})
     assert json.loads(path.read_text()) == {"a": 1}
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_temporary_files_of_dead_processes_are_removed_and_a_full_disk_is_named(tmp_path, monkeypatch):
+    path = tmp_path / "result.json"
+    dead = subprocess.Popen([sys.executable, "-c", ""])
+    dead.wait()
+    for process in (dead.pid, os.getpid(), "notes"):
+        (tmp_path / f".result.{process}.json").write_text("")
+    write_json(path, {})
+    assert sorted(file.name for file in tmp_path.iterdir()) == [".result.notes.json", "result.json"]
+
+    def fail(*_, **__):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(Path, "write_text", fail)
+    with pytest.raises(OSError, match="result.json: cannot be written .*No space left on device"):
+        write_json(path, {})
+
+
+def test_a_folder_is_whole_or_as_it_was(tmp_path):
+    path = tmp_path / "folder"
+    with atomic_folder(path) as folder:
+        (folder / "old").write_text("")
+    with pytest.raises(OSError, match="folder: cannot be written .disk full."), atomic_folder(path) as folder:
+        (folder / "half").write_text("")
+        raise Exception("disk full")  # as tokenizers does
+    assert [file.name for file in path.iterdir()] == ["old"]
+    with atomic_folder(path) as folder:
+        (folder / "new").write_text("")
+    assert [file.name for file in path.iterdir()] == ["new"]
     assert list(tmp_path.iterdir()) == [path]
 
 

@@ -94,6 +94,20 @@ def test_a_collapsed_encoder_recalls_nothing():
     assert set(retrieval_recall(same, same, torch.arange(50)).values()) == {0.0}
 
 
+@pytest.mark.parametrize("chunk", [2, 100])
+def test_a_similarity_that_is_nan_is_a_miss_and_a_wrong_one_counts_against(chunk: int):
+    text, lost = torch.eye(4), torch.full((4, 4), torch.nan)
+    index = torch.arange(4)
+    assert set(retrieval_recall(lost, text, index).values()) == {0}
+    assert set(retrieval_recall(text, lost, index).values()) == {0}
+    one = text.clone()
+    one[3] = torch.nan
+    hits = recall_hits(one, text, index, chunk)
+    assert hits["text_to_image"][1].tolist() == [True, True, True, False]
+    assert hits["image_to_text"][1].tolist() == [False] * 4  # the lost caption stands before all others
+    assert hits["image_to_text"][5].tolist() == [True, True, True, False]
+
+
 def test_any_caption_of_an_image_counts():
     image = torch.eye(12)
     text = torch.cat([image, image.roll(1, dims=0)])  # every second caption is about another image

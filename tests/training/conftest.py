@@ -22,9 +22,15 @@ CHOICE = Choice((2, 3), "a test")
 
 @pytest.fixture
 def new_trainer(tiny_clip, tiny_pairs, tmp_path) -> Callable[..., Trainer]:
-    """A function that makes the trainer of a model of two layers; it takes settings, `dropout` and `average`."""
+    """A function that makes the trainer of a model of two layers; it takes settings, `dropout`, `average` and `keep_epochs`."""
 
-    def make(output: str = "run", dropout: float = 0.0, average: Average | None = None, **changed) -> Trainer:
+    def make(
+        output: str = "run",
+        dropout: float = 0.0,
+        average: Average | None = None,
+        keep_epochs: int | None = 2,
+        **changed,
+    ) -> Trainer:
         AcceleratorState._reset_state(reset_partial_state=True)
         settings = replace(SETTINGS, **changed)
         full = load_clip(str(tiny_clip))
@@ -37,7 +43,7 @@ def new_trainer(tiny_clip, tiny_pairs, tmp_path) -> Callable[..., Trainer]:
         stage = Stage(tmp_path / output, 4, 2, 0)
         record = {"model": "tiny", "output_dir": "run", "command": "command", "flags": {"dataset": "tiny"}}
         card = ModelCard(stage, CHOICE, settings.freeze_vision, record | {"train": {"captions": 60}})
-        options = Options(settings, average)
+        options = Options(settings, average, keep_epochs=keep_epochs)
         return make_trainer(clip, full, CHOICE, material, options, accelerator, stage.output_dir, card)
 
     return make

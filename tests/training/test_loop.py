@@ -109,8 +109,8 @@ def test_a_resumed_training_ends_with_the_same_bits(new_trainer, tmp_path):
     torch.manual_seed(12345)
     resumed.resume(2)
     resumed.train()
-    for name in ("model.safetensors", "last/model.safetensors"):
-        ours, theirs = (load_file(tmp_path / run / name) for run in ("parts", "whole"))
+    for name in ("{}/model.safetensors", "{}.states/last/model.safetensors"):
+        ours, theirs = (load_file(tmp_path / name.format(run)) for run in ("parts", "whole"))
         assert changed(ours, theirs) == set(), name
     figures = [json.loads(line)["train_loss"] for line in (tmp_path / "parts/metrics.jsonl").read_text().splitlines()]
     assert figures == [
@@ -133,17 +133,17 @@ def test_going_on_from_an_earlier_state_brings_back_the_best_model_of_then(new_t
 
 def test_a_run_with_other_settings_is_not_gone_on_with(new_trainer, tmp_path):
     new_trainer(max_epoch=1).train()
-    before = {path: path.stat().st_mtime_ns for path in (tmp_path / "run").rglob("*")}
+    before = {path: path.stat().st_mtime_ns for path in tmp_path.glob("run*/**/*")}
     other = new_trainer(max_epoch=1, lr=0.5)
-    with pytest.raises(ValueError, match=r"the run to go on with had lr 0.001 \(now 0.5\); pass another --output_dir"):
+    with pytest.raises(ValueError, match=r"that run was started with lr 0.001 \(now 0.5\); pass another --output_dir"):
         other.resume(1)
-    assert {path: path.stat().st_mtime_ns for path in (tmp_path / "run").rglob("*")} == before
+    assert {path: path.stat().st_mtime_ns for path in tmp_path.glob("run*/**/*")} == before
 
 
 def test_the_output_folder_is_a_checkpoint_with_fewer_layers(new_trainer, tmp_path):
     trainer = new_trainer(max_epoch=1)
     trainer.train()
-    for folder in (tmp_path / "run", tmp_path / "run" / "last"):
+    for folder in (tmp_path / "run", tmp_path / "run.states" / "last"):
         model = CLIPModel.from_pretrained(folder)
         CLIPProcessor.from_pretrained(folder)
         assert model.config.text_config.num_hidden_layers == 2 == len(model.text_model.encoder.layers)
@@ -178,8 +178,57 @@ def test_captions_alone_are_trained_towards_the_teacher_and_touch_no_image(new_t
 
 
 def test_a_loss_that_is_not_finite_ends_the_run_with_what_to_do(new_trainer):
-    with pytest.raises(ValueError, match="pass a smaller --lr than 1e[+]30"):
+    with pytest.raises(ValueError, match="train_loss of epoch 1 is nan; pass a smaller --lr than 1e[+]30$"):
         new_trainer(lr=1e30, warmup_steps=0, max_grad_norm=0.0).train()
+
+
+@pytest.mark.parametrize("flags", [{}, {"images": False, "distill_mode": "feature"}], ids=["images", "captions alone"])
+def test_weights_that_are_lost_in_the_last_step_of_an_epoch_do_not_replace_the_good_ones(
+    new_trainer, tmp_path, flags: dict
+):
+    trainer = new_trainer(**flags)
+    train_epoch = trainer.train_epoch
+
+    def lose_weights(epoch: int, progress: bool) -> float:
+        loss = train_epoch(epoch, progress)
+        if epoch == 2:
+            torch.nn.init.constant_(trainer.towers.text_projection.weight, torch.nan)
+        return loss
+
+    trainer.train_epoch = lose_weights
+    what = "task_loss" if not flags else "feature_distance"
+    with pytest.raises(
+        ValueError,
+        match=f"{what} of epoch 2 is nan; pass a smaller --lr than 0.001; the checkpoint stays that of epoch 1",
+    ):
+        trainer.train()
+    assert trainer.states.with_weights() == [1]
+    published, first = load_file(tmp_path / "run/model.safetensors"), trainer.states.weights(1)
+    assert all(torch.equal(published[name], tensor) for name, tensor in first.items())
+
+
+@pytest.mark.parametrize(("keep_epochs", "kept"), [(1, [4]), (2, [3, 4]), (None, [1, 2, 3, 4])])
+def test_as_many_epochs_as_asked_can_be_gone_on_from(new_trainer, keep_epochs: int | None, kept: list[int]):
+    trainer = new_trainer(max_epoch=4, keep_epochs=keep_epochs)
+    trainer.train()
+    assert trainer.states.resumable() == kept
+
+
+def test_a_full_disk_is_one_line_and_leaves_no_half_of_a_state(new_trainer, monkeypatch, tmp_path):
+    def fail(*_, **__):
+        raise RuntimeError("PytorchStreamWriter failed writing file")
+
+    trainer = new_trainer(max_epoch=2)
+    train_epoch = trainer.train_epoch
+    trainer.train_epoch = lambda epoch, progress: (
+        epoch == 2 and monkeypatch.setattr(torch, "save", fail),
+        train_epoch(epoch, progress),
+    )[1]
+    with pytest.raises(
+        OSError, match=r"run.states: cannot be written \(PytorchStreamWriter .*states before it are whole"
+    ):
+        trainer.train()
+    assert sorted(path.name for path in (tmp_path / "run.states").iterdir()) == ["0001", "last"]
 
 
 def test_the_log_has_two_line_shapes(new_trainer, caplog):

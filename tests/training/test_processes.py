@@ -60,14 +60,17 @@ def test_a_training_killed_at_any_moment_loses_at_most_the_running_epoch(process
         arguments = (run, stderr, folder, moment)
         assert finish(processes.Process(target=training_children.train_and_die, args=arguments)) == -signal.SIGKILL
         finished = (folder / "train.log").read_text().count("train_loss")
-        saved = max(EpochStates(folder / "epochs").resumable(), default=0)
+        saved = max(EpochStates(folder).resumable(), default=0)
         assert finished - 1 <= saved <= finished
         arguments = ([*run, "--resume_epoch", str(saved)], stderr)
         assert finish(processes.Process(target=training_children.train, args=arguments)) == 0, stderr.read_text()
-        for file in ("model.safetensors", "last/model.safetensors", "config.json", "tokenizer.json"):
-            assert (folder / file).read_bytes() == (whole / file).read_bytes(), (moment, file)
+        for file in ("model.safetensors", "config.json", "tokenizer.json", f"../{name}.states/last/model.safetensors"):
+            expected = whole / file.replace(name, "whole")
+            assert (folder / file).read_bytes() == expected.read_bytes(), (moment, file)
         assert history(folder) == history(whole)
-        assert sorted(path.name for path in folder.iterdir()) == sorted(path.name for path in whole.iterdir())
+        for ending in ("", ".states"):
+            left, expected = (path.with_name(path.name + ending).iterdir() for path in (folder, whole))
+            assert sorted(path.name for path in left) == sorted(path.name for path in expected)
 
 
 @pytest.mark.parametrize("flags", ["--negatives 10 --layerdrop 0.5", "--freeze_vision false --distill_mode feature"])

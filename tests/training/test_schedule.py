@@ -26,10 +26,11 @@ def test_every_stage_has_its_folder_and_its_share_of_the_epochs_done(tmp_path, r
     assert (first.num_layers, first.num_clip_layers) == (12, 3)
     assert (last.num_layers, last.num_clip_layers) == (9, 3)
     assert [first.resume_epoch, last.resume_epoch] == resumed
+    assert [first.first_epoch, last.first_epoch] == [0, 5]
 
 
 def test_one_stage_is_a_plain_run(tmp_path):
-    assert stages([12, 6], tmp_path / "run", 5, 3) == [(tmp_path / "run", 12, 6, 3)]
+    assert stages([12, 6], tmp_path / "run", 5, 3) == [(tmp_path / "run", 12, 6, 3, 0)]
 
 
 @pytest.mark.parametrize("images", [True, False])
