@@ -12,27 +12,43 @@ to go on from are in exp/<output_dir>.states/. With `--clip_mode scratch` what i
 import argparse
 import importlib.util
 from collections.abc import Iterator
-from dataclasses import fields
+from dataclasses import fields, replace
 from pathlib import Path
 
-from accelerate import Accelerator, DataLoaderConfiguration, DistributedDataParallelKwargs
+from accelerate import PartialState
 
-from common import Record, add_common_flags, boolean, bounded, data_flags, model_dir, positive_int, script, set_up
+from common import (
+    Record,
+    add_common_flags,
+    boolean,
+    bounded,
+    data_flags,
+    model_dir,
+    positive_int,
+    script,
+    seed_everything,
+    set_up,
+)
+from models import Encoder, load_encoder
 from models.encoders import check_num_layers, read_tower_config
 from search_strategy.proposals import check_num_clip_layers
-from training.averaging import parse_average
-from training.loop import KEEP_EPOCHS, Settings
-from training.losses import DISTILLATION
-from training.run import Options, load_material, load_start, train_stage
-from training.schedule import parse_schedule, search, stages
-from training.start import choose_layers
-from training.states import check_not_held, check_output_dir
+from training.loop import PRECISIONS, Settings
+from training.losses import DISTILLATION, Objective
+from training.stages import (
+    Run,
+    choose_layers,
+    fresh_encoder,
+    load_data,
+    parse_schedule,
+    plan_stages,
+    search,
+    train_stage,
+)
+from training.states import check_not_held, check_output_dir, parse_average
 
-LR_TIMES_WIDTH = (
-    3e-4 * 128
-)  # rates of Adam carry over between widths as 1 / width (Yang et al. 2022, Tensor Programs V)
+# rates of Adam carry over between widths as 1 / width (Yang et al. 2022, Tensor Programs V)
+LR_TIMES_WIDTH = 3e-4 * 128
 FEATURE_WEIGHT = 4.0  # as in CLIP-KD (Yang et al. 2024): 2000 times the mean over 512 dimensions
-PRECISIONS = {"fp32": "no", "bf16": "bf16", "fp16": "fp16"}  # accelerate's names
 
 
 def all_or_number(text: str) -> int | None:
@@ -48,7 +64,7 @@ def build_parser() -> argparse.ArgumentParser:
     add(
         "--keep_epochs",
         type=all_or_number,
-        default=KEEP_EPOCHS,
+        default=Settings.keep_epochs,
         help="how many of the last epochs can be gone on from: a number or all (default: %(default)s)",
     )
     add("--num_layers", type=positive_int, required=True, help="text layers of the model")
@@ -131,6 +147,9 @@ def broken_rules(args: argparse.Namespace, device: str) -> Iterator[str]:
             f"--schedule goes from {args.schedule[0]} to {args.schedule[-1]} layers; expected from --num_layers to "
             f"--num_layers minus --num_clip_layers, {ends[0]} to {ends[1]}"
         )
+    processes = PartialState().num_processes
+    if args.batch_size % processes:
+        yield f"--batch_size {args.batch_size} cannot be split over {processes} processes"
     if args.precision == "fp16" and device == "cpu":
         yield "--precision fp16 needs --device cuda; on a CPU pass bf16"
     if args.report_to == "tensorboard" and importlib.util.find_spec("tensorboard") is None:
@@ -143,58 +162,59 @@ def run_dir(exp_dir: Path, output_dir: str) -> Path:
     return exp_dir.joinpath(*parts[1:] if len(parts) > 1 and parts[0] == exp_dir.name else parts)
 
 
-def make_accelerator(args: argparse.Namespace, device: str, output_dir: Path) -> Accelerator:
-    """Processes, device and precision; batches are split over the processes."""
-    accelerator = Accelerator(
-        cpu=device == "cpu",
-        mixed_precision=PRECISIONS[args.precision],
-        gradient_accumulation_steps=args.grad_accum,
-        log_with=None if args.report_to == "none" else args.report_to,
-        project_dir=output_dir,
-        dataloader_config=DataLoaderConfiguration(split_batches=True),
-        kwargs_handlers=[DistributedDataParallelKwargs(find_unused_parameters=args.layerdrop > 0)],
-    )
-    if args.batch_size % accelerator.num_processes:
-        raise ValueError(f"--batch_size {args.batch_size} cannot be split over {accelerator.num_processes} processes")
-    return accelerator
+def load_start(args: argparse.Namespace, device: str) -> tuple[Encoder | None, Encoder | None]:
+    """The model as it is, where its weights are used; and one with fresh weights, where it is trained from scratch."""
+    scratch = args.clip_mode == "scratch"
+    needs_full = not scratch or args.freeze_vision or args.distill_mode != "none"
+    full = load_encoder(args.model, device=device) if needs_full else None
+    if not scratch:
+        return full, None
+    seed_everything(args.seed)  # of the fresh weights, whatever was drawn before
+    return full, fresh_encoder(args.model, device, args.num_clip_layers, full if args.freeze_vision else None)
+
+
+def make_run(args: argparse.Namespace, full: Encoder | None, embedder: Encoder) -> Run:
+    """Data, loss and settings. `embedder`: the model whose embeddings of images and captions are taken."""
+    settings = Settings(**{field.name: getattr(args, field.name) for field in fields(Settings)})
+    objective = Objective(args.distill_mode, args.distill_weight, args.temperature, args.negatives)
+    cache_dir = model_dir(args.exp_dir, args.model) / "cache"
+    data = load_data(full, embedder, args.dataset, data_flags(args), settings, objective, args.images, cache_dir)
+    images = data.train.image_embeddings
+    if args.negatives and args.negatives > len(images):
+        raise ValueError(f"--negatives {args.negatives}: the training pairs have {len(images)} images")
+    scale = full.logit_scale if full else 1.0
+    return Run(data, replace(objective, image_embeddings=images, teacher_scale=scale), settings)
 
 
 @script
 def main(argv: list[str] | None = None) -> None:
     args = build_parser().parse_args(argv)
     device = set_up(args)
-    scratch = args.clip_mode == "scratch"
     check_num_layers(args.num_layers, args.model)
     check_num_clip_layers(args.num_clip_layers, args.num_layers, fewest=0)
     fill_in(args, read_tower_config(args.model).hidden_size)
     check_flags(args, device)
     sizes = args.schedule or [args.num_layers, args.num_layers - args.num_clip_layers]
-    plan = stages(sizes, run_dir(args.exp_dir, args.output_dir), args.max_epoch, args.resume_epoch)
-    for stage in plan:
+    stages = plan_stages(sizes, run_dir(args.exp_dir, args.output_dir), args.max_epoch, args.resume_epoch)
+    for stage in stages:
         check_not_held(stage.output_dir)
         check_output_dir(stage.output_dir, stage.resume_epoch, stage.first_epoch)
     choice = None
-    if not scratch and not args.schedule:
+    if args.clip_mode == "finetune" and not args.schedule:
         folder = model_dir(args.exp_dir, args.model)
         numbers = args.num_layers, args.num_clip_layers
         choice = choose_layers(args.clip_layers, args.search_result, folder, args.model, *numbers)
-    accelerator = make_accelerator(args, device, plan[0].output_dir)
-    settings = Settings(**{field.name: getattr(args, field.name) for field in fields(Settings)})
-    options = Options(settings, args.average, args.num_workers, args.compile, args.keep_epochs)
-    full, clip = load_start(args.model, str(accelerator.device), scratch, args.num_clip_layers, settings)
-    cache_dir = model_dir(args.exp_dir, args.model) / "cache"
-    material = load_material(full, full or clip, args.dataset, data_flags(args), settings, cache_dir, accelerator)
+    full, encoder = load_start(args, device)
+    run = make_run(args, full, full or encoder)
     before = full
-    for stage in plan:
+    for stage in stages:
         if args.schedule:
-            choice = search(before, stage.num_clip_layers, material.train, material.validation, args.seed)
+            choice = search(before, stage.num_clip_layers, run.data, args.seed)
         if choice:
-            clip = before.drop(choice.dropped_layers, str(stage.output_dir))
-        accelerator = make_accelerator(args, device, stage.output_dir)
-        train_stage(stage, choice, clip, before, material, options, accelerator, Record(args, device))
-        before = clip
-    accelerator.wait_for_everyone()  # the main process reports
-    accelerator.end_training()
+            encoder = before.drop(choice.dropped_layers, str(stage.output_dir))
+        train_stage(run, stage, encoder, choice, before, Record(args, device))
+        before = encoder
+    PartialState().wait_for_everyone()  # the main process reports
 
 
 if __name__ == "__main__":

@@ -19,7 +19,6 @@ from statistics import median
 
 import torch
 import torch.nn.functional as F
-from accelerate import Accelerator
 from torch import Tensor
 from transformers import get_cosine_schedule_with_warmup
 
@@ -36,10 +35,9 @@ from common import (
 )
 from models import Clip, load_clip
 from tasks.retrieval import symmetric_cross_entropy
-from training.batches import EpochBatches, PairBatches
+from training.batches import EpochBatches, Split, TrainingData, load_split
 from training.loop import Settings, Trainer, make_optimizer
 from training.losses import Objective
-from training.splits import Split, load_split
 from training.towers import TrainedTowers
 
 logger = logging.getLogger("comflp")
@@ -91,17 +89,7 @@ def _images(clip: Clip, split: Split, rows: list[int], cached: bool) -> Tensor:
 def our_epoch(clip: Clip, split: Split, settings: Settings) -> float:
     """The same epoch by our loop."""
     with tempfile.TemporaryDirectory() as folder:
-        trainer = Trainer(
-            clip,
-            PairBatches(clip, split.pairs, split.image_embeddings),
-            Objective(),
-            settings,
-            Accelerator(cpu=clip.device.type == "cpu"),
-            Path(folder),
-            validate=dict,
-            describe=str,
-        )
-        return trainer.train_epoch(epoch=0, progress=False)
+        return Trainer(clip, TrainingData(split, split), Objective(), settings, Path(folder)).train_epoch(epoch=0)
 
 
 LOOPS: dict[str, Epoch] = {

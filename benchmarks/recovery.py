@@ -13,8 +13,6 @@ import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
-from accelerate import Accelerator
-
 from common import (
     Record,
     add_common_flags,
@@ -30,10 +28,9 @@ from common import (
 )
 from models import Clip, load_clip
 from search_strategy.proposals import check_dropped_layers, parse_clip_layers
-from training.batches import PairBatches
+from training.batches import Split, TrainingData, load_split
 from training.loop import Settings, Trainer
 from training.losses import Objective
-from training.splits import Split, load_split
 
 logger = logging.getLogger("comflp")
 
@@ -55,27 +52,16 @@ def train(
     curve = Curve([(0, validation.figures(clip)[RECALL])])
     start = 0
 
-    def look(step: int) -> None:
-        if step % every == 0:
-            trainer.towers.eval()
-            curve.append((start + step, validation.figures(clip)[RECALL]))
-            trainer.towers.train()
-
     with tempfile.TemporaryDirectory() as folder:
-        trainer = Trainer(
-            clip,
-            PairBatches(clip, train.pairs, train.image_embeddings, train.teacher_text),
-            Objective("feature" if weight else "none", weight),
-            settings,
-            Accelerator(cpu=clip.device.type == "cpu"),
-            Path(folder),
-            validate=dict,
-            describe=str,
-            after_batch=look,
-        )
+        objective = Objective("feature" if weight else "none", weight)
+        trainer = Trainer(clip, TrainingData(train, validation), objective, settings, Path(folder))
         for epoch in range(1, num_epochs + 1):
-            trainer.train_epoch(epoch, show_progress())
-            start += len(train.pairs) // min(settings.batch_size, len(train.pairs))
+            for step, _ in enumerate(trainer.steps(epoch, show_progress()), start=1):
+                if step % every == 0:
+                    trainer.towers.eval()
+                    curve.append((start + step, validation.figures(clip)[RECALL]))
+                    trainer.towers.train()
+            start += step
     return curve
 
 

@@ -35,7 +35,7 @@ from common import (
 from data import ImageCaptionPairs, load_pairs
 from models import Clip, load_clip
 from search_strategy.proposals import parse_clip_layers, segments
-from training.start import choose_layers
+from training.stages import choose_layers
 
 PRUNED = EXP_DIR / "clip12to6_exp1"
 COLUMNS = 4  # icons in a row of one model

@@ -35,6 +35,7 @@ class Clip(Encoder):
     """CLIP's text tower, with the tokenizer and image processor of its model; the image tower gives the targets."""
 
     tower = "text"
+    pipeline_tag = "zero-shot-image-classification"
 
     def __init__(self, model: CLIPModel, processor: CLIPProcessor, name: str):
         self.model, self.processor, self.name = model, processor, name
@@ -79,6 +80,9 @@ class Clip(Encoder):
 
     def parts(self) -> dict[str, nn.Module]:
         return {"text_model": self.model.text_model, "text_projection": self.model.text_projection}
+
+    def target_parts(self) -> dict[str, nn.Module]:
+        return {"vision_model": self.model.vision_model, "visual_projection": self.model.visual_projection}
 
     def drop(self, dropped_layers: Iterable[int], name: str = "") -> "Clip":
         return Clip(self.stack.drop(dropped_layers), self.processor, name or self.name)

@@ -67,6 +67,10 @@ class Batch:
         """(n,) real positions of each sample."""
         return self.mask.sum(1)
 
+    def to(self, device: torch.device | str) -> "Batch":
+        inputs = {name: tensor.to(device) for name, tensor in self.inputs.items()}
+        return Batch(self.rows, inputs, self.mask.to(device))
+
     def select(self, rows: Tensor) -> "Batch":
         """Some of these samples, cut to the longest of them."""
         mask, longest = self.mask[rows], int(self.lengths[rows].max())
@@ -91,6 +95,7 @@ class Encoder(Protocol):
     tower: str
     model: PreTrainedModel
     stack: LayerStack
+    pipeline_tag: str = "feature-extraction"  # the hub's name of what the model is for
 
     # --- samples
 
@@ -191,6 +196,17 @@ class Encoder(Protocol):
     def parts(self) -> dict[str, nn.Module]:
         """The modules that an embedding needs, the tower and its projection, by their names in the model."""
         ...
+
+    def input_embeddings(self) -> nn.Module:
+        """The part of the tower that gives h_0."""
+        return self.stack.tower.embeddings
+
+    def target_parts(self) -> dict[str, nn.Module]:
+        """The modules that embed the other side of the pairs, as `parts`; none where the model has none to train.
+
+        Where there are, `preprocess(images)` and `embed_images(pixel_values)` use them.
+        """
+        return {}
 
     def num_parameters(self) -> int:
         """Of the parts."""

@@ -70,6 +70,7 @@ class LayerStack:
         found = _find_stack(model, tower)
         self.model, self.path, self.tower, self.layers = model, found.path, found.tower, found.blocks
         self._returns_tensor = False  # unknown before the first forward pass
+        self._compiled: list[Callable] = []
 
     @property
     def num_layers(self) -> int:
@@ -126,9 +127,13 @@ class LayerStack:
         """
         for i in self._indices(layers):
             args, kwargs = context[i]
-            output = self.layers[i](hidden, *args, **kwargs)
+            output = (self._compiled or self.layers)[i](hidden, *args, **kwargs)
             hidden = output if isinstance(output, Tensor) else output[0]
         return hidden
+
+    def compile(self) -> None:
+        """Let `run` use compiled layers, for inputs of any length; `start` and the model itself stay as they are."""
+        self._compiled = [torch.compile(layer, dynamic=True) for layer in self.layers]
 
     def hidden_states(self, **inputs) -> list[Tensor]:
         """The L+1 hidden states h_0 .. h_L, each (n, T, d); `inputs` and mode as in `start`.

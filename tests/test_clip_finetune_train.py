@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 from accelerate.state import AcceleratorState
+from huggingface_hub import ModelCard
 from transformers import CLIPModel, CLIPProcessor
 
 import clip_finetune_train
@@ -66,6 +67,14 @@ def test_the_winner_of_the_newest_search_is_fine_tuned_and_reported(run, search_
     assert (folder / "curves.png").read_bytes().startswith(b"\x89PNG")
     card = (folder / "README.md").read_text()
     assert all(part in card for part in ("[[2, 3]]", "clip_finetune_train.py", "Validation", "Test"))
+    assert str(folder.parent) not in card
+    data = ModelCard.load(folder / "README.md").data
+    assert (data.library_name, data.pipeline_tag) == ("transformers", "zero-shot-image-classification")
+    assert data.base_model is None  # the hub does not know a folder of this machine
+    assert {(r.metric_name, r.metric_value, r.dataset_split) for r in data.eval_results} == {
+        (f"{way.replace('_', ' ')} R@10", report["test"]["fine-tuned"][f"{way}_recall_at_10"], "test")
+        for way in ("text_to_image", "image_to_text")
+    }
     table = capsys.readouterr().out
     assert all(name in table for name in ("full", "pruned", "fine-tuned", "R@10"))
 

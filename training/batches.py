@@ -1,59 +1,144 @@
-"""Training batches: captions cut to the longest in the batch, with what the loss needs of their images and of the teacher."""
+"""What is trained on: pairs with what training and evaluation need of them, computed once; and their batches."""
+
+import json
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 import torch
 from torch import Tensor
 from torch.utils.data import BatchSampler, DataLoader, Dataset
 
-from data import ImageCaptionPairs
-from models import Clip
+from common.files import cached_array
+from data import ImageCaptionPairs, load_pairs
+from models import Encoder
+from models.encoders import state_hash
+from tasks.evaluation import evaluate_retrieval
+
+
+@dataclass(frozen=True)
+class Split:
+    """Pairs; the embeddings of their images by a frozen tower, (m, d); the teacher's embeddings of their captions, (n, d).
+
+    Where the image tower is trained `image_embeddings` is None, or those of the teacher. Where no images are used,
+    `pairs.images` is None.
+    """
+
+    pairs: ImageCaptionPairs
+    image_embeddings: Tensor | None
+    teacher_text: Tensor | None
+
+    def figures(self, encoder: Encoder, frozen_vision: bool = True) -> dict[str, float]:
+        """Task loss and recall of a model; without images the mean distance 2 - 2 cos to the teacher's text embeddings."""
+        if self.pairs.images is None:
+            text = encoder.embeddings(encoder.samples(self.pairs))
+            distance = (text - self.teacher_text.to(text.device)).square().sum(-1).mean()
+            return {"feature_distance": distance.item()}
+        images = self.image_embeddings
+        if images is None or not frozen_vision:
+            images = encoder.image_embeddings(self.pairs.images)
+        return evaluate_retrieval(encoder, self.pairs, images)
+
+
+@dataclass(frozen=True)
+class TrainingData:
+    """The splits of a training. `full`: the model that gave the embeddings, the teacher; None where everything is fresh."""
+
+    train: Split
+    validation: Split
+    full: Encoder | None = None
+    load_test: Callable[[], Split] | None = None  # it is read when all is over
+
+    def identity(self) -> dict:
+        """What must be equal in a run that goes on."""
+        pairs = self.train.pairs
+        return {"images": pairs.images is not None, "captions": pairs.identity()["captions_sha256"]}
+
+
+def selection_score(figures: dict[str, float]) -> float:
+    """What the best epoch is chosen by, the greater the better: mean recall, or minus the distance to the teacher."""
+    return figures["mean_recall"] if "mean_recall" in figures else -figures["feature_distance"]
+
+
+def load_split(
+    encoder: Encoder,
+    dataset: str,
+    split: str,
+    *,
+    options: dict,
+    images: bool = True,
+    image_embeddings: bool = True,
+    teacher_text: bool = False,
+    cache_dir: Path | None = None,
+    progress: bool = False,
+) -> Split:
+    """A split with the embeddings asked for, all of them by `encoder`, the full model. `options`: of `load_pairs`.
+
+    Pairs with broken images are left out with a warning; more than 1 % of them is an error.
+    """
+    pairs = load_pairs(dataset, split, images=images, **options)
+    embeddings = None
+    if images and image_embeddings:
+        pairs, embeddings = encoder.embed_pairs(pairs, cache_dir, progress)
+    elif images:
+        pairs = pairs.without_images(np.array([image is None for image in pairs.images]))
+    return Split(pairs, embeddings, cached_embeddings(encoder, pairs, cache_dir) if teacher_text else None)
+
+
+def cached_embeddings(encoder: Encoder, pairs: ImageCaptionPairs, cache_dir: Path | None) -> Tensor:
+    """Embeddings (n, d) of the encoder's side of the pairs; equal captions are computed once.
+
+    Cached in `cache_dir` under a name made from the captions as tokens, the weights and the configuration.
+    """
+    samples = encoder.samples(pairs)
+
+    def embed() -> np.ndarray:
+        distinct, numbers = np.unique(samples, return_inverse=True)
+        return encoder.embeddings(distinct.tolist()).cpu().numpy()[numbers]
+
+    key = ""
+    if cache_dir is not None:
+        config = json.dumps(encoder.stack.tower.config.to_dict(), sort_keys=True, default=str)
+        key = "\0".join([json.dumps(encoder.prepare(samples)), *map(state_hash, encoder.parts().values()), config])
+    return torch.from_numpy(cached_array(cache_dir, "text_embeddings", key, embed)).to(encoder.device)
 
 
 class PairBatches(Dataset):
     """Batches of pairs by row numbers, assembled by indexing tensors.
 
-    A batch has `input_ids` (n, T), `lengths` (n,), `image_rows` and `caption_numbers` (n,), equal where the image or the
-    caption is the same, and where they are there:
+    A batch has `inputs` and `mask`, as in `models.encoders.Batch`, cut to its longest sample; `image_rows` and
+    `caption_numbers` (n,), equal where the image or the caption is the same; and where they are there
     `image_embeddings` (n, d), `pixel_values` (n, 3, H, W), `teacher_text` (n, d).
 
     Args:
-        clip: its tokenizer and image processor are used.
-        pairs: the captions and the image of each; `images` may be None where no pixels are asked for.
-        image_embeddings: (m, d), one row for each image.
-        teacher_text: (n, d), one row for each caption.
+        encoder: it says how its samples are batched; its image processor is used for pixels.
+        split: the pairs and what is known of them.
         pixels: whether a batch has the images themselves, decoded when the batch is made.
     """
 
-    def __init__(
-        self,
-        clip: Clip,
-        pairs: ImageCaptionPairs,
-        image_embeddings: Tensor | None = None,
-        teacher_text: Tensor | None = None,
-        pixels: bool = False,
-    ):
-        batch = clip.batch(clip.prepare(pairs.captions), range(len(pairs)))
-        self._input_ids, self._lengths = batch.inputs["input_ids"].int().cpu(), batch.lengths.cpu()
+    def __init__(self, encoder: Encoder, split: Split, pixels: bool = False):
+        pairs = split.pairs
+        prepared = encoder.prepare(encoder.samples(pairs))
+        self._all = encoder.batch(prepared, range(len(prepared))).to("cpu")
         self._image_rows = torch.from_numpy(pairs.image_index)
-        self.image_embeddings = None if image_embeddings is None else image_embeddings.cpu()
-        self._teacher_text = None if teacher_text is None else teacher_text.cpu()
+        self._image_embeddings = None if split.image_embeddings is None else split.image_embeddings.cpu()
+        self._teacher_text = None if split.teacher_text is None else split.teacher_text.cpu()
         self._images = pairs.images if pixels else None
+        self._preprocess = encoder.preprocess if pixels else None
+        self._caption_numbers = torch.from_numpy(np.unique(pairs.captions, return_inverse=True)[1])
         self.groups = pairs.groups
-        distinct = np.unique(pairs.captions, return_inverse=True)[1]
-        self._caption_numbers = torch.from_numpy(distinct)
-        self._preprocess = clip.preprocess
 
     def __len__(self) -> int:
-        return len(self._lengths)
+        return len(self._all.mask)
 
-    def __getitems__(self, rows: list[int]) -> dict[str, Tensor]:
+    def __getitems__(self, rows: list[int]) -> dict[str, Tensor | dict[str, Tensor]]:
         rows = torch.as_tensor(rows)
-        lengths, image_rows = self._lengths[rows], self._image_rows[rows]
-        input_ids = self._input_ids[rows, : lengths.max()].long()
-        batch = {"input_ids": input_ids, "lengths": lengths, "image_rows": image_rows}
+        samples, image_rows = self._all.select(rows), self._image_rows[rows]
+        batch = {"inputs": samples.inputs, "mask": samples.mask, "image_rows": image_rows}
         batch["caption_numbers"] = self._caption_numbers[rows]
-        if self.image_embeddings is not None:
-            batch["image_embeddings"] = self.image_embeddings[image_rows]
+        if self._image_embeddings is not None:
+            batch["image_embeddings"] = self._image_embeddings[image_rows]
         if self._teacher_text is not None:
             batch["teacher_text"] = self._teacher_text[rows]
         if self._images is not None:
@@ -97,5 +182,5 @@ def make_loader(batches: PairBatches, sampler: EpochBatches, num_workers: int) -
     )
 
 
-def _as_it_is(batch: dict[str, Tensor]) -> dict[str, Tensor]:
+def _as_it_is(batch: dict) -> dict:
     return batch

@@ -4,13 +4,14 @@ import json
 import logging
 import math
 import time
-from collections.abc import Callable
+from collections import deque
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import numpy as np
 import torch
-from accelerate import Accelerator
+from accelerate import Accelerator, DataLoaderConfiguration, DistributedDataParallelKwargs
 from accelerate.utils import broadcast_object_list
 from safetensors.torch import save_file
 from torch import Tensor, nn
@@ -18,11 +19,11 @@ from tqdm import tqdm
 from transformers import get_cosine_schedule_with_warmup
 
 from common import write_text
-from models import Clip
-from training.batches import EpochBatches, PairBatches, make_loader
+from models import Encoder
+from training.batches import EpochBatches, PairBatches, TrainingData, make_loader, selection_score
 from training.losses import Objective
-from training.splits import score
-from training.states import WEIGHTS, EpochStates, filling, remove_leftovers, save_checkpoint
+from training.report import ModelCard
+from training.states import WEIGHTS, Average, EpochStates, filling, remove_leftovers, save_checkpoint
 from training.towers import TrainedTowers
 
 logger = logging.getLogger("comflp")
@@ -31,12 +32,13 @@ MAX_LOGIT_SCALE = math.log(100)  # as in CLIP (Radford et al. 2021, section 2.5)
 ADAM_BETAS = (0.9, 0.98)
 WARMUP_STEPS = 100
 LOG_STEPS = 50
-KEEP_EPOCHS = 2  # the last ones, that a training can go on from
+PRECISIONS = {"fp32": "no", "bf16": "bf16", "fp16": "fp16"}  # accelerate's names
+MAY_CHANGE = ("num_workers", "compile", "keep_epochs", "average", "report_to")  # in a run that goes on
 
 
 @dataclass(frozen=True)
 class Settings:
-    """What the result of a training depends on beside model and data; the flags of the same names."""
+    """How a `Trainer` trains; the flags of the same names."""
 
     max_epoch: int
     batch_size: int
@@ -50,12 +52,16 @@ class Settings:
     freeze_vision: bool = True
     freeze_embeddings: bool = False
     freeze_logit_scale: bool = False
-    distill_mode: str = "none"
-    distill_weight: float = 1.0
-    temperature: float = 1.0
-    negatives: int = 0
-    images: bool = True
     precision: str = "fp32"
+    num_workers: int = 0
+    compile: bool = False
+    keep_epochs: int | None = 2  # how many of the last epochs a training can go on from; None: all
+    average: Average | None = None
+    report_to: str = "none"
+
+    def identity(self) -> dict:
+        """What the result depends on."""
+        return {name: value for name, value in asdict(self).items() if name not in MAY_CHANGE}
 
 
 def make_optimizer(model: nn.Module, lr: float, weight_decay: float) -> torch.optim.Optimizer:
@@ -68,57 +74,58 @@ def make_optimizer(model: nn.Module, lr: float, weight_decay: float) -> torch.op
     return torch.optim.AdamW(groups, lr=lr, betas=ADAM_BETAS, fused=True)
 
 
+def make_accelerator(settings: Settings, cpu: bool, output_dir: Path) -> Accelerator:
+    """Processes, device, precision and trackers; batches are split over the processes."""
+    return Accelerator(
+        cpu=cpu,
+        mixed_precision=PRECISIONS[settings.precision],
+        gradient_accumulation_steps=settings.grad_accum,
+        log_with=None if settings.report_to == "none" else settings.report_to,
+        project_dir=output_dir,
+        dataloader_config=DataLoaderConfiguration(split_batches=True),
+        kwargs_handlers=[DistributedDataParallelKwargs(find_unused_parameters=settings.layerdrop > 0)],
+    )
+
+
 class Trainer:
-    """Trains a CLIP and keeps the files of its output folder: see `training.states`, and `metrics.jsonl` beside.
+    """Trains an encoder towards fixed targets, and keeps the files of a run: see `training.states`.
 
     Args:
-        clip: the model; its weights change.
-        batches: the training pairs.
+        encoder: the model; its weights change.
+        data: the pairs; the best epoch is chosen on validation, by `training.batches.selection_score`.
         objective: the loss.
-        validate: figures of the model as it is, by whose `training.splits.score` the best epoch is chosen.
-        describe: the model card, from the figures of the epoch that the checkpoint is of.
-        output_dir: where everything is written, by the main process alone.
-        accelerator: device, precision, processes, accumulation of gradients.
-        identity: what else must be equal in a run that goes on from a state of this one.
-        averaged: which epochs, from the history so far, the caller will want the mean of: their weights are kept.
-        keep_epochs: how many of the last epochs a training can go on from; None: all.
-        after_batch: called after every batch with its number in the epoch, from 1.
+        settings: how.
+        output_dir: where the checkpoint and `metrics.jsonl` are written, by the main process alone.
+        card: what the encoder was made from; it is the README of the checkpoint, and equal in a run that goes on.
     """
 
     def __init__(
         self,
-        clip: Clip,
-        batches: PairBatches,
+        encoder: Encoder,
+        data: TrainingData,
         objective: Objective,
         settings: Settings,
-        accelerator: Accelerator,
         output_dir: Path,
-        *,
-        validate: Callable[[], dict[str, float]],
-        describe: Callable[[dict], str],
-        identity: dict | None = None,
-        averaged: Callable[[list[dict]], list[int]] = lambda history: [],
-        after_batch: Callable[[int], None] = lambda step: None,
-        num_workers: int = 0,
-        compiled: bool = False,
-        keep_epochs: int | None = KEEP_EPOCHS,
+        card: ModelCard | None = None,
     ):
-        self.clip, self.objective, self.settings, self.accelerator = clip, objective, settings, accelerator
-        self.output_dir, self.states = output_dir, EpochStates(output_dir)
-        self._keep_epochs = keep_epochs
+        self.encoder, self.data, self.objective, self.settings = encoder, data, objective, settings
+        self.output_dir, self.states, self.card = output_dir, EpochStates(output_dir), card
         self.history: list[dict] = []
-        self.validate, self._describe, self._averaged, self._after_batch = validate, describe, averaged, after_batch
-        self._identity = {"settings": asdict(settings), **(identity or {})}
+        self.accelerator = make_accelerator(settings, encoder.device.type == "cpu", output_dir)
+        captions_alone = data.train.pairs.images is None
         self.towers = TrainedTowers(
-            clip,
+            encoder,
             train_vision=not settings.freeze_vision,
             freeze_embeddings=settings.freeze_embeddings,
-            freeze_logit_scale=settings.freeze_logit_scale or not settings.images,
-            compiled=compiled,
+            freeze_logit_scale=settings.freeze_logit_scale or captions_alone,
+            compiled=settings.compile,
             bfloat16=settings.precision == "bf16",
         )
+        # its stack learns how its layers return, before anything is drawn
+        encoder.embeddings(encoder.samples(data.train.pairs)[:1])
+        batches = PairBatches(encoder, data.train, pixels=not settings.freeze_vision)
         self._sampler = EpochBatches(len(batches), settings.batch_size, settings.seed, batches.groups)
-        self._prepare(make_loader(batches, self._sampler, num_workers))
+        self._prepare(make_loader(batches, self._sampler, settings.num_workers))
 
     def _prepare(self, loader: torch.utils.data.DataLoader) -> None:
         """Optimiser and schedule, and all of them in accelerate's hands."""
@@ -137,6 +144,7 @@ class Trainer:
 
     def train(self, progress: bool = False) -> list[dict]:
         """The epochs up to max_epoch that are not done; returns the figures of all. In the end the model is the best one."""
+        self.accelerator.init_trackers("tensorboard")
         for epoch in range(len(self.history) + 1, self.settings.max_epoch + 1):
             start = time.perf_counter()
             row = {"epoch": epoch, "train_loss": self.train_epoch(epoch, progress)}
@@ -149,17 +157,114 @@ class Trainer:
             self.history.append(row)
             self._save(epoch)
             self.accelerator.log({k: v for k, v in row.items() if k != "epoch"}, step=epoch)
+        for tracker in self.accelerator.trackers:
+            tracker.finish()
         if self.accelerator.is_main_process:
             self.load(self.states.weights(self.best()["epoch"]))
         return self.history
 
+    def train_epoch(self, epoch: int, progress: bool = False) -> float:
+        """One pass over the batches; returns the mean loss."""
+        loss = deque(self.steps(epoch, progress), maxlen=1).pop().item() / len(self._sampler)
+        self._check_finite({"epoch": epoch, "train_loss": loss})
+        return loss
+
+    def steps(self, epoch: int, progress: bool = False) -> Iterator[Tensor]:
+        """The same step by step: after every batch its model can be looked at; yields the sum of all losses so far."""
+        self.towers.train()
+        self._sampler.epoch = epoch
+        # equal in all processes, and a function of the epoch alone: nothing of it has to be kept in a state
+        generator = np.random.default_rng((self.settings.seed, epoch, 1))
+        total = torch.zeros((), device=self.accelerator.device)
+        bar = tqdm(self._loader, desc=f"epoch {epoch}", disable=not progress, leave=False)
+        for step, batch in enumerate(bar, start=1):
+            with self.accelerator.accumulate(self._wrapped):
+                total += self._step(batch, generator)
+            if step % LOG_STEPS == 0:
+                loss, lr = total.item() / step, self._scheduler.get_last_lr()[0]
+                self._check_finite({"epoch": epoch, "train_loss": loss})
+                logger.info("epoch %d step %d/%d loss %.4f lr %.2e", epoch, step, len(self._sampler), loss, lr)
+                bar.set_postfix(loss=f"{loss:.3f}")
+            yield total
+        self.towers.eval()
+
+    def _step(self, batch: dict, generator: np.random.Generator) -> Tensor:
+        keep = generator.random(self.towers.num_layers) >= self.settings.layerdrop
+        loss = self.objective(self._wrapped(batch, keep.tolist()), batch, generator)
+        self.accelerator.backward(loss)
+        if self.accelerator.sync_gradients and self.settings.max_grad_norm:
+            self.accelerator.clip_grad_norm_(self._wrapped.parameters(), self.settings.max_grad_norm)
+        self._optimizer.step()
+        self._scheduler.step()
+        self._optimizer.zero_grad()
+        with torch.no_grad():
+            self.towers.logit_scale.clamp_(max=MAX_LOGIT_SCALE)
+        return loss.detach()
+
+    def validate(self) -> dict[str, float]:
+        """Figures of the model as it is."""
+        return self.data.validation.figures(self.encoder, self.settings.freeze_vision)
+
+    def _check_finite(self, row: dict) -> None:
+        """Raise ValueError where a figure of an epoch is NaN or infinite: neither it nor its weights are then kept."""
+        for name, value in row.items():
+            if not math.isfinite(value):
+                kept = f"; the checkpoint stays that of epoch {self.best()['epoch']}" if self.history else ""
+                raise ValueError(
+                    f"{name} of epoch {row['epoch']} is {value}; pass a smaller --lr than {self.settings.lr}{kept}"
+                )
+
+    # --- the model of an epoch
+
+    def best(self) -> dict:
+        """The figures of the best epoch; the earliest of equals."""
+        return best_of(self.history)
+
+    def load(self, weights: dict[str, Tensor]) -> None:
+        """Give the trained towers these weights."""
+        self.towers.load_state_dict(weights)
+
+    def publish(self, figures: dict) -> None:
+        """Make the model as it is, with these figures, the checkpoint of the output folder."""
+        save_checkpoint(self.encoder, self.output_dir)
+        if self.card:
+            write_text(self.output_dir / "README.md", self.card.text(figures))
+
+    def use_average(self) -> dict:
+        """Make the mean of the epochs asked for the checkpoint if it is better on validation than the best epoch.
+
+        Returns the figures of what the checkpoint is then; the model has its weights. Uniform means of weights, kept where
+        they are better: Wortsman et al. 2022, model soups.
+        """
+        best = self.best()
+        if self.settings.average is None:
+            return best
+        weights, found = self.states.mean_weights(self._averaged(self.history))
+        self.load(weights)
+        figures = {"mean_of_epochs": sorted(found), **self.validate()}
+        better = selection_score(figures) > selection_score(best)
+        verdict = "kept" if better else f"not kept: epoch {best['epoch']} has {selection_score(best):.4f}"
+        logger.info("mean of epochs %s: validation score %.4f, %s", sorted(found), selection_score(figures), verdict)
+        if not better:
+            self.load(self.states.weights(best["epoch"]))
+            return best
+        self.publish(figures)
+        return figures
+
+    def _averaged(self, history: list[dict]) -> list[int]:
+        scores = {row["epoch"]: selection_score(row) for row in history}
+        return self.settings.average.epochs(scores) if self.settings.average else []
+
+    # --- states
+
     def resume(self, epoch: int) -> None:
         """Model, optimiser, schedule, random states and figures as they were after `epoch`.
 
-        Raises ValueError where there is no such state, or where it is of a run with other settings; nothing is written then.
+        Raises ValueError where there is no such state, where it is damaged, or of a run with other settings; nothing is written
+        then.
         """
         state = self.states.read(epoch)
-        changed = differences(state["identity"], self._identity)
+        changed = differences(state["identity"], self.identity())
         if changed:
             raise ValueError(f"{self.output_dir}: that run was started with {changed}; pass another --output_dir")
         best = best_of(state["history"])
@@ -174,64 +279,11 @@ class Trainer:
             self.load(self.states.weights(epoch))
             self._finish_epoch()
 
-    def best(self) -> dict:
-        """The figures of the best epoch; the earliest of equals."""
-        return best_of(self.history)
-
-    def load(self, weights: dict[str, Tensor]) -> None:
-        """Give the trained towers these weights."""
-        self.towers.load_state_dict(weights)
-
-    def publish(self, figures: dict) -> None:
-        """Make the model as it is, with these figures, the checkpoint of the output folder."""
-        save_checkpoint(self.clip, self.output_dir)
-        write_text(self.output_dir / "README.md", self._describe(figures))
-
-    def train_epoch(self, epoch: int, progress: bool) -> float:
-        """One pass over the batches; returns the mean loss."""
-        self.towers.train()
-        self._sampler.epoch = epoch
-        # equal in all processes, and a function of the epoch alone: nothing of it has to be kept in a state
-        generator = np.random.default_rng((self.settings.seed, epoch, 1))
-        total = torch.zeros((), device=self.accelerator.device)
-        steps = len(self._sampler)
-        bar = tqdm(self._loader, desc=f"epoch {epoch}", disable=not progress, leave=False)
-        for step, batch in enumerate(bar, start=1):
-            with self.accelerator.accumulate(self._wrapped):
-                total += self._step(batch, generator)
-            self._after_batch(step)
-            if step % LOG_STEPS == 0:
-                self._check_finite({"epoch": epoch, "train_loss": total.item()})
-                loss, lr = total.item() / step, self._scheduler.get_last_lr()[0]
-                logger.info("epoch %d step %d/%d loss %.4f lr %.2e", epoch, step, steps, loss, lr)
-                bar.set_postfix(loss=f"{loss:.3f}")
-        self.towers.eval()
-        self._check_finite({"epoch": epoch, "train_loss": total.item()})
-        return total.item() / steps
-
-    def _check_finite(self, row: dict) -> None:
-        """Raise ValueError where a figure of an epoch is NaN or infinite: neither it nor its weights are then kept."""
-        for name, value in row.items():
-            if not math.isfinite(value):
-                kept = f"; the checkpoint stays that of epoch {self.best()['epoch']}" if self.history else ""
-                raise ValueError(
-                    f"{name} of epoch {row['epoch']} is {value}; pass a smaller --lr than {self.settings.lr}{kept}"
-                )
-
-    def _step(self, batch: dict[str, Tensor], generator: np.random.Generator) -> Tensor:
-        keep = generator.random(self.towers.num_layers) >= self.settings.layerdrop
-        loss = self.objective(self._wrapped(batch, keep.tolist()), batch, generator)
-        self.accelerator.backward(loss)
-        if self.accelerator.sync_gradients and self.settings.max_grad_norm:
-            self.accelerator.clip_grad_norm_(self._wrapped.parameters(), self.settings.max_grad_norm)
-        self._optimizer.step()
-        self._scheduler.step()
-        self._optimizer.zero_grad()
-        with torch.no_grad():
-            self.towers.logit_scale.clamp_(max=MAX_LOGIT_SCALE)
-        return loss.detach()
-
-    # --- states
+    def identity(self) -> dict:
+        """What must be equal in a run that goes on."""
+        made_from = self.card.identity() if self.card else {}
+        mine = {**self.settings.identity(), **self.objective.settings(), **self.data.identity(), **made_from}
+        return mine | {"layers": self.encoder.num_layers}
 
     def _save(self, epoch: int) -> None:
         """First the state, then what can be made again from it."""
@@ -242,7 +294,7 @@ class Trainer:
             self.accelerator.save_state(str(self.states.temporary))
             self.accelerator.wait_for_everyone()
             if self.accelerator.is_main_process:
-                self.states.commit(epoch, {"history": self.history, "identity": self._identity})
+                self.states.commit(epoch, {"history": self.history, "identity": self.identity()})
         if self.accelerator.is_main_process:
             if self.best()["epoch"] == epoch:
                 self.publish(self.best())
@@ -251,11 +303,11 @@ class Trainer:
 
     def _finish_epoch(self) -> None:
         """The last checkpoint and `metrics.jsonl`; then leave out what is no longer needed of older states."""
-        save_checkpoint(self.clip, self.states.last)
+        save_checkpoint(self.encoder, self.states.last)
         lines = "".join(json.dumps(row) + "\n" for row in self.history)
         write_text(self.output_dir / "metrics.jsonl", lines)
-        resumable = self.states.resumable()
-        resumable = set(resumable if self._keep_epochs is None else resumable[-self._keep_epochs :])
+        resumable, keep = self.states.resumable(), self.settings.keep_epochs
+        resumable = set(resumable if keep is None else resumable[-keep:])
         histories = [self.history[:n] for n in resumable]
         wanted = {best_of(history)["epoch"] for history in histories}
         self.states.thin_out(resumable, wanted.union(*map(self._averaged, histories)))
@@ -273,7 +325,7 @@ class Trainer:
 
 
 def best_of(history: list[dict]) -> dict:
-    return max(history, key=lambda row: (score(row), -row["epoch"]))
+    return max(history, key=lambda row: (selection_score(row), -row["epoch"]))
 
 
 def log_epoch(row: dict, max_epoch: int) -> None:
@@ -283,11 +335,7 @@ def log_epoch(row: dict, max_epoch: int) -> None:
 
 
 def differences(before: dict, now: dict) -> str:
-    """What is not equal in two nested dicts, as text: what it was, and what it is now."""
-    changed = []
-    for name in before:
-        if isinstance(before[name], dict):
-            changed.append(differences(before[name], now.get(name, {})))
-        elif before[name] != now.get(name):
-            changed.append(f"{name} {before[name]} (now {now.get(name)})")
-    return ", ".join(filter(None, changed))
+    """What is not equal in two dicts, as text: what it was, and what it is now."""
+    return ", ".join(
+        f"{name} {value} (now {now.get(name)})" for name, value in before.items() if value != now.get(name)
+    )

@@ -124,6 +124,11 @@ class Objective:
     image_embeddings: Tensor | None = None
     teacher_scale: float = 1.0
 
+    def settings(self) -> dict:
+        """What the result of a training depends on."""
+        names = ("distill_mode", "distill_weight", "temperature", "negatives")
+        return {name: getattr(self, name) for name in names}
+
     def __call__(
         self, outputs: tuple[Tensor, Tensor | None, Tensor], batch: dict[str, Tensor], generator: np.random.Generator
     ) -> Tensor:

@@ -1,15 +1,24 @@
-"""What is said about a training when it is over: figures on test, the model card, curves."""
+"""What is said about a trained model: its figures, its curves, and the model card of its checkpoint."""
 
+import re
+import shlex
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
+from huggingface_hub import EvalResult, ModelCardData
+from huggingface_hub import ModelCard as HubCard
+from huggingface_hub.errors import HFValidationError
+from huggingface_hub.utils import validate_repo_id
 from matplotlib.figure import Figure
 from tabulate import tabulate
 
-from common import atomic_path
-from models import Clip
+from common import ROOT, atomic_path
+from data import BUNDLED
+from models import Encoder
 from models.speed import measure_milliseconds
-from training.splits import Split
+from search_strategy.proposals import Proposal, segments
+from training.batches import Split
 
 TIMED_CAPTIONS = 512
 TIMED_BATCH_SIZE = 64
@@ -22,15 +31,26 @@ COLUMNS = {  # of the tables: figure, heading and factor
     "text_parameters": ("text parameters (M)", 1e-6),
     "milliseconds_per_caption": ("ms a caption", 1),
 }
+EVALUATED = {"text_to_image_recall_at_10": "text to image R@10", "image_to_text_recall_at_10": "image to text R@10"}
+USAGE = """
+```python
+from transformers import AutoModel, AutoProcessor
+
+folder = "{name}"  # where this folder is, or its name on the hub
+model = AutoModel.from_pretrained(folder)
+processor = AutoProcessor.from_pretrained(folder)
+```
+"""
 
 
-def model_figures(clip: Clip, split: Split, frozen_vision: bool = True) -> dict[str, float]:
+def model_figures(encoder: Encoder, split: Split, frozen_vision: bool = True) -> dict[str, float]:
     """All figures of one model on a split."""
+    samples = encoder.samples(split.pairs)[:TIMED_CAPTIONS]
     return {
-        "text_layers": clip.num_layers,
-        **split.figures(clip, frozen_vision),
-        "text_parameters": clip.num_parameters(),
-        "milliseconds_per_caption": measure_milliseconds(clip, split.pairs.captions[:TIMED_CAPTIONS], TIMED_BATCH_SIZE),
+        "text_layers": encoder.num_layers,
+        **split.figures(encoder, frozen_vision),
+        "text_parameters": encoder.num_parameters(),
+        "milliseconds_per_caption": measure_milliseconds(encoder, samples, TIMED_BATCH_SIZE),
     }
 
 
@@ -58,3 +78,118 @@ def draw_curves(history: Sequence[dict], path: Path) -> None:
     right.set_title("validation")
     with atomic_path(path) as temporary:
         figure.savefig(temporary, dpi=120, metadata={"Software": None})
+
+
+@dataclass(frozen=True)
+class ModelCard:
+    """What a checkpoint says about its making, and what does not change while it is trained.
+
+    `num_layers`: of the model that was pruned; `dropped_layers` and `origin`, where that choice comes from: None where
+    everything is fresh; `record`: the run's, with the identities of `made_from` (None: no weights) and of the data.
+    """
+
+    num_layers: int
+    num_clip_layers: int
+    dropped_layers: Proposal | None
+    origin: str | None
+    freeze_vision: bool
+    record: dict
+
+    def identity(self) -> dict:
+        """What must be equal in a run that goes on."""
+        made_from = self.record["made_from"]
+        return {
+            "dropped_layers": None if self.dropped_layers is None else list(self.dropped_layers),
+            "model_weights": made_from and made_from["weights_sha256"],
+        }
+
+    def text(self, validation: dict, test: dict[str, dict[str, float]] | None = None) -> str:
+        """`validation`: figures of the checkpoint; `test`: those of all models compared, its own the last, where they are known."""
+        name = Path(self.record["output_dir"]).name
+        evaluated = list(test.values())[-1] if test else validation
+        command = shlex.join(map(without_folders, shlex.split(self.record["command"])))
+        parts = [
+            f"---\n{self._metadata(name, evaluated, 'test' if test else 'validation').to_yaml()}\n---\n",
+            f"# {name}\n\n{self._making()}\n\nMade by\n\n    {command}\n",
+            USAGE.format(name=name),
+            f"\nValidation ({_epochs(validation)}):\n\n{figures_table({'this model': validation}, 'pipe')}\n",
+        ]
+        if test:
+            parts.append(f"\nTest:\n\n{figures_table(test, 'pipe')}\n")
+        return "\n".join(parts)
+
+    def _metadata(self, name: str, figures: dict, split: str) -> ModelCardData:
+        """What the hub reads of a card. A base model or a data set is named where the hub has it, by its name there."""
+        model, dataset = self.record["model"], self.record["flags"]["dataset"]
+        on_hub = dataset not in BUNDLED and is_hub_name(dataset)
+        results = [
+            EvalResult(
+                task_type="retrieval",
+                task_name="image-text retrieval",
+                dataset_type=dataset if on_hub else Path(dataset).name,
+                dataset_name=Path(dataset).name,
+                dataset_split=split,
+                metric_type="recall_at_10",
+                metric_name=title,
+                metric_value=figures[figure],
+            )
+            for figure, title in EVALUATED.items()
+            if figure in figures
+        ]
+        return ModelCardData(
+            license=license_of(model),
+            base_model=hub_name(model) if is_hub_name(model) else None,
+            datasets=[dataset] if on_hub else None,
+            library_name="transformers",
+            pipeline_tag=self.record["pipeline_tag"],
+            tags=["layer-pruning"],
+            model_name=name,
+            eval_results=results or None,
+        )
+
+    def _making(self) -> str:
+        model, dataset = (without_folders(text) for text in (self.record["model"], self.record["flags"]["dataset"]))
+        left = self.num_layers - self.num_clip_layers
+        towers = "text tower" if self.freeze_vision else "text and image tower"
+        data = f"on {self.record['train']['captions']:,} captions of `{dataset}`"
+        if self.dropped_layers is None:
+            return f"{left} text layers in the shape of `{model}`, its {towers} trained from scratch {data}."
+        if not self.dropped_layers:
+            return f"`{model}` with all its {left} text layers, its {towers} fine-tuned {data}."
+        return (
+            f"`{model}` with {left} of its {self.num_layers} text layers, without {segments(self.dropped_layers)} (counted "
+            f"from 1; from {without_folders(self.origin)}); its {towers} was fine-tuned {data}."
+        )
+
+
+def _epochs(figures: dict) -> str:
+    return f"epoch {figures['epoch']}" if "epoch" in figures else f"mean of epochs {figures['mean_of_epochs']}"
+
+
+def without_folders(word: str) -> str:
+    """An absolute path, also one after `--flag=`, by its last name: its folders say nothing on another machine."""
+    return re.sub(r"^(--\w+=)?/.*/(?=.)", r"\1", word)
+
+
+def hub_name(model: str) -> str:
+    return model.removeprefix("hf-hub:")
+
+
+def is_hub_name(name: str) -> bool:
+    """Whether the hub can have it under this name: a repository's, and nothing of this machine."""
+    if Path(name).exists() or (ROOT / name).exists():
+        return False
+    try:
+        validate_repo_id(hub_name(name))
+    except HFValidationError:
+        return False
+    return True
+
+
+def license_of(model: str) -> str | None:
+    """The licence that the card of a model in a local folder names, which holds for what is made of it; None where none does."""
+    card = next((path for path in (Path(model) / "README.md", ROOT / model / "README.md") if path.is_file()), None)
+    try:
+        return HubCard.load(card, ignore_metadata_errors=True).data.license if card else None
+    except ValueError:
+        return None

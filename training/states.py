@@ -10,6 +10,7 @@ The states, several times the size of the model, are beside the checkpoint's fol
 A state is written beside its place and renamed; checkpoints are replaced file by file, and only their weights differ.
 """
 
+import argparse
 import contextlib
 import fcntl
 import hashlib
@@ -18,18 +19,38 @@ import os
 import shutil
 from collections.abc import Iterable, Iterator
 from pathlib import Path
+from typing import NamedTuple
 
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
 from common import check_new_folder, is_main_process
-from models import Clip
+from models import Encoder
 
 WEIGHTS = "weights.safetensors"
 STATE = "state.json"  # the last file written and the first removed: where it is, the state is whole
 LOCK = "lock"
 STARTED = {"train.log", "tensorboard"}  # what a run leaves that was killed before its first epoch was over
+
+
+class Average(NamedTuple):
+    """Which epochs' weights to take the mean of: those of the `number` best ones, or of the last ones."""
+
+    kind: str
+    number: int
+
+    def epochs(self, scores: dict[int, float]) -> list[int]:
+        """Of the epochs so far, by what they are chosen by."""
+        return sorted(scores, key=scores.get if self.kind == "best" else None, reverse=True)[: self.number]
+
+
+def parse_average(text: str) -> Average:
+    """Read `best:N` or `last:N` (an argparse type)."""
+    kind, _, number = text.partition(":")
+    if kind not in ("best", "last") or not number.isdigit() or int(number) < 2:
+        raise argparse.ArgumentTypeError(f"expected best:N or last:N with N of at least 2, got {text!r}")
+    return Average(kind, int(number))
 
 
 class EpochStates:
@@ -188,15 +209,17 @@ def remove_leftovers(output_dir: Path) -> None:
         shutil.rmtree(path) if path.is_dir() else path.unlink()
 
 
-def save_checkpoint(clip: Clip, folder: Path) -> None:
+def save_checkpoint(encoder: Encoder, folder: Path) -> None:
     """A Hugging Face folder: configuration, safetensors, tokenizer, image processor; other files in it stay."""
     temporary = folder / ".checkpoint"
     shutil.rmtree(temporary, ignore_errors=True)
     with filling(temporary):
-        clip.save(temporary)
-        for file in sorted(temporary.iterdir()):
-            os.replace(file, folder / file.name)
-        temporary.rmdir()
+        encoder.save(temporary)
+        for file in sorted(path for path in temporary.rglob("*") if path.is_file()):
+            target = folder / file.relative_to(temporary)
+            target.parent.mkdir(exist_ok=True)
+            os.replace(file, target)
+        shutil.rmtree(temporary)
 
 
 @contextlib.contextmanager

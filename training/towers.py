@@ -1,19 +1,20 @@
-"""What is trained of a CLIP, as one module: text embeddings without padding, image embeddings where images are trained."""
+"""What is trained of a model, as one module: the encoder's tower; the other tower too where it is trained."""
 
+import math
 from collections.abc import Sequence
 
+import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
-from transformers.masking_utils import create_causal_mask
 
-from models import Clip
+from models import Encoder
+from models.encoders import Batch
 
 LENGTH_PARTS = 2  # of a batch on a CPU: fewer compute more padding, more have smaller matrix products
 
 
 class TrainedTowers(nn.Module):
-    """The text tower, its projection and the logit scale of a CLIP; the image tower too where it is trained.
+    """An encoder's tower with its projection, and the logit scale where the model has one; the image tower where it is trained.
 
     Its parameters are the model's own. Those of a frozen image tower are not among them, so they are neither saved with the
     states of a training nor synchronised between processes.
@@ -21,7 +22,7 @@ class TrainedTowers(nn.Module):
 
     def __init__(
         self,
-        clip: Clip,
+        encoder: Encoder,
         *,
         train_vision: bool = False,
         freeze_embeddings: bool = False,
@@ -30,56 +31,51 @@ class TrainedTowers(nn.Module):
         bfloat16: bool = False,
     ):
         super().__init__()
-        self.text_model, self.text_projection = clip.model.text_model, clip.model.text_projection
-        self.logit_scale = clip.model.logit_scale
-        if train_vision:
-            self.vision_model, self.visual_projection = clip.model.vision_model, clip.model.visual_projection
-        clip.model.requires_grad_(False)
+        for name, part in {**encoder.parts(), **(encoder.target_parts() if train_vision else {})}.items():
+            self.add_module(name or "model", part)
+        # a model without one of its own is compared at a fixed scale
+        scale = getattr(encoder.model, "logit_scale", None)
+        self.logit_scale = nn.Parameter(torch.tensor(math.log(encoder.logit_scale))) if scale is None else scale
+        encoder.model.requires_grad_(False)
         self.requires_grad_(True)
-        self.text_model.embeddings.requires_grad_(not freeze_embeddings)
-        self.logit_scale.requires_grad_(not freeze_logit_scale)
-        self._embed_images, self._compiled = clip.embed_images, compiled
-        if clip.device.type == "cpu":
+        if freeze_embeddings:
+            encoder.input_embeddings().requires_grad_(False)
+        self.logit_scale.requires_grad_(scale is not None and not freeze_logit_scale)
+        if bfloat16 and encoder.device.type == "cpu":
             # Under autocast to bf16 the fused attention's backward pass on a CPU takes more than all the rest of the step.
-            clip.model.set_attn_implementation("eager" if bfloat16 else "sdpa")
-        layers = tuple(clip.stack.layers)
-        self._layers = tuple(torch.compile(layer, dynamic=True) for layer in layers) if compiled else layers
+            encoder.model.set_attn_implementation("eager")
+        self._encoder, self._at_once = encoder, compiled
+        if compiled:
+            encoder.stack.compile()
 
     @property
     def num_layers(self) -> int:
-        return len(self._layers)
+        return self._encoder.num_layers
 
-    def forward(self, batch: dict[str, Tensor], keep: Sequence[bool]) -> tuple[Tensor, Tensor | None, Tensor]:
-        """Text (n, d) and image (n, d) embeddings, L2-normalised, and the factor on cosine similarities.
+    def forward(self, batch: dict, keep: Sequence[bool]) -> tuple[Tensor, Tensor | None, Tensor]:
+        """The encoder's (n, d) and the images' (n, d) embeddings, L2-normalised, and the factor on cosine similarities.
 
-        `keep`: for every text layer whether it runs in this step. Image embeddings are those of the batch's images where it
-        has them, else those it was given; None where it has neither.
+        `keep`: for every layer whether it runs in this step. Image embeddings are those of the batch's images where it has
+        them, else those it was given; None where it has neither.
         """
-        text = F.normalize(self._embed_text(batch["input_ids"], batch["lengths"], keep).float(), dim=-1)
+        kept = [layer for layer, stays in enumerate(keep, start=1) if stays]
+        mask = batch["mask"]
+        text = self._embed(Batch(np.arange(len(mask)), batch["inputs"], mask), kept)
         image = batch.get("image_embeddings")
         if "pixel_values" in batch:
-            image = self._embed_images(batch["pixel_values"])
+            image = self._encoder.embed_images(batch["pixel_values"])
         return text, image, self.logit_scale.exp()
 
-    def _embed_text(self, input_ids: Tensor, lengths: Tensor, keep: Sequence[bool]) -> Tensor:
-        """(n, d), not normalised. On a CPU in parts of similar length, so that little is computed for padding.
+    def _embed(self, batch: Batch, kept: Sequence[int]) -> Tensor:
+        """(n, d), L2-normalised. On a CPU in parts of similar length, so that little is computed for padding.
 
         On a GPU, and where every new shape may be compiled anew, all at once.
         """
-        if input_ids.is_cuda or self._compiled:
-            return self.text_projection(self._pool(input_ids, lengths, keep))
-        parts = lengths.argsort(stable=True).chunk(LENGTH_PARTS)
-        pooled = [self._pool(input_ids[rows, : lengths[rows].max()], lengths[rows], keep) for rows in parts]
-        return self.text_projection(torch.cat(pooled)[torch.cat(parts).argsort()])
+        if batch.mask.is_cuda or self._at_once:
+            return self._run(batch, kept)
+        parts = batch.lengths.argsort(stable=True).chunk(LENGTH_PARTS)
+        return torch.cat([self._run(batch.select(rows), kept) for rows in parts])[torch.cat(parts).argsort()]
 
-    def _pool(self, input_ids: Tensor, lengths: Tensor, keep: Sequence[bool]) -> Tensor:
-        """(n, width): the final norm of the last hidden state at the end token alone; captions end at `lengths`."""
-        hidden = self.text_model.embeddings(input_ids=input_ids)
-        mask = create_causal_mask(
-            config=self.text_model.config, inputs_embeds=hidden, attention_mask=None, past_key_values=None
-        )
-        for layer, kept in zip(self._layers, keep, strict=True):
-            if kept:
-                hidden = layer(hidden, attention_mask=mask, is_causal=True)
-        rows = torch.arange(len(hidden), device=hidden.device)
-        return self.text_model.final_layer_norm(hidden[rows, lengths - 1])
+    def _run(self, batch: Batch, kept: Sequence[int]) -> Tensor:
+        hidden, context = self._encoder.stack.start(**batch.inputs)
+        return self._encoder.embed(self._encoder.stack.run(hidden, context, kept), batch)

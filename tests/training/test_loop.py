@@ -8,12 +8,12 @@ import torch
 from safetensors.torch import load_file
 from transformers import CLIPModel, CLIPProcessor
 
-from training.averaging import Average, use_average
-from training.splits import score
+from training.batches import selection_score as score
+from training.states import Average
 
 
 def weights(trainer) -> dict[str, torch.Tensor]:
-    return {name: tensor.clone() for name, tensor in trainer.clip.model.state_dict().items()}
+    return {name: tensor.clone() for name, tensor in trainer.encoder.model.state_dict().items()}
 
 
 def changed(before: dict, after: dict) -> set[str]:
@@ -27,7 +27,7 @@ def test_frozen_parameters_stay_as_they_are_and_all_others_change(new_trainer, f
     trainer = new_trainer(max_epoch=1, **flags)
     before = weights(trainer)
     trainer.train()
-    trained = {name for name, parameter in trainer.clip.model.named_parameters() if parameter.requires_grad}
+    trained = {name for name, parameter in trainer.encoder.model.named_parameters() if parameter.requires_grad}
     moved = changed(before, weights(trainer))
     unmoved = {name for name in trained - moved if not name.endswith("k_proj.bias")}  # their gradient is zero
     assert moved <= trained
@@ -76,7 +76,7 @@ def test_layers_are_dropped_in_training_and_not_in_evaluation(new_trainer, monke
         type(trainer.towers), "forward", lambda self, batch, keep: (kept.append(keep), forward(self, batch, keep))[1]
     )
     calls = []
-    for layer in trainer.clip.stack.layers:
+    for layer in trainer.encoder.stack.layers:
         layer.register_forward_hook(lambda *_: calls.append(trainer.towers.training))
     trainer.train()
     assert {flag for keep in kept for flag in keep} == {True, False}
@@ -156,11 +156,11 @@ def test_an_average_replaces_the_best_epoch_only_where_it_is_better(new_trainer,
     trainer.train()
     mean = {n: (trainer.states.weights(2)[n].double() + t.double()) / 2 for n, t in trainer.states.weights(3).items()}
     trainer.validate = lambda: {"mean_recall": 2.0}
-    assert use_average(trainer, Average("last", 2))["mean_of_epochs"] == [2, 3]
+    assert trainer.use_average()["mean_of_epochs"] == [2, 3]
     published = load_file(tmp_path / "run/model.safetensors")
     assert all(torch.equal(published[name], tensor.float()) for name, tensor in mean.items())
     trainer.validate = lambda: {"mean_recall": -1.0}
-    assert use_average(trainer, Average("last", 2)) == trainer.best()
+    assert trainer.use_average() == trainer.best()
     best = trainer.states.weights(trainer.best()["epoch"])
     assert changed(best, trainer.towers.state_dict()) == set()
 

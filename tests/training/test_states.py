@@ -8,8 +8,17 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from training.averaging import Average, parse_average
-from training.states import LOCK, STATE, WEIGHTS, EpochStates, check_not_held, check_output_dir, hold
+from training.states import (
+    LOCK,
+    STATE,
+    WEIGHTS,
+    Average,
+    EpochStates,
+    check_not_held,
+    check_output_dir,
+    hold,
+    parse_average,
+)
 
 
 def commit(states: EpochStates, epoch: int) -> None:
@@ -50,10 +59,10 @@ def test_the_mean_of_weights_divides_by_the_number_found(states: EpochStates):
 
 
 def test_averages_name_the_best_or_the_last_epochs():
-    history = [{"epoch": n, "mean_recall": recall} for n, recall in enumerate([0.1, 0.5, 0.3, 0.4], start=1)]
-    assert Average("best", 2).epochs(history) == [2, 4]
-    assert Average("last", 3).epochs(history) == [4, 3, 2]
-    assert Average("last", 9).epochs(history) == [4, 3, 2, 1]
+    scores = {1: 0.1, 2: 0.5, 3: 0.3, 4: 0.4}
+    assert Average("best", 2).epochs(scores) == [2, 4]
+    assert Average("last", 3).epochs(scores) == [4, 3, 2]
+    assert Average("last", 9).epochs(scores) == [4, 3, 2, 1]
     assert parse_average("best:5") == ("best", 5)
     for wrong in ("best", "first:3", "last:1", "last:x"):
         with pytest.raises(Exception, match="expected best:N or last:N"):

@@ -7,7 +7,7 @@ import torch.nn.functional as F
 
 from data import load_pairs
 from models import Clip, load_clip
-from training.batches import EpochBatches, PairBatches
+from training.batches import EpochBatches, PairBatches, Split
 from training.towers import TrainedTowers
 
 
@@ -24,7 +24,7 @@ def pairs(tiny_pairs):
 def test_text_embeddings_are_those_of_the_model_on_padded_captions(clip: Clip, pairs):
     tokens = clip.processor.tokenizer(pairs.captions, padding="max_length", return_tensors="pt")
     expected = F.normalize(clip.model.get_text_features(input_ids=tokens["input_ids"]).pooler_output, dim=-1)
-    batch = PairBatches(clip, pairs).__getitems__(list(range(len(pairs))))
+    batch = PairBatches(clip, Split(pairs, None, None)).__getitems__(list(range(len(pairs))))
     text, image, scale = TrainedTowers(clip)(batch, [True] * 4)
     torch.testing.assert_close(text, expected, rtol=0, atol=2e-6)
     assert image is None
@@ -32,7 +32,7 @@ def test_text_embeddings_are_those_of_the_model_on_padded_captions(clip: Clip, p
 
 
 def test_a_layer_left_out_is_a_layer_dropped(clip: Clip, pairs):
-    batch = PairBatches(clip, pairs).__getitems__(list(range(20)))
+    batch = PairBatches(clip, Split(pairs, None, None)).__getitems__(list(range(20)))
     text, _, _ = TrainedTowers(clip)(batch, [True, False, True, False])
     expected = Clip(clip.stack.drop([2, 4]), clip.processor, "").embeddings(pairs.captions[:20])
     torch.testing.assert_close(text, expected, rtol=0, atol=2e-6)
@@ -40,7 +40,7 @@ def test_a_layer_left_out_is_a_layer_dropped(clip: Clip, pairs):
 
 def test_images_are_embedded_where_the_batch_has_them(clip: Clip, pairs):
     embeddings = clip.image_embeddings(pairs.images)
-    batch = PairBatches(clip, pairs, embeddings, pixels=True).__getitems__([3, 1])
+    batch = PairBatches(clip, Split(pairs, embeddings, None), pixels=True).__getitems__([3, 1])
     towers = TrainedTowers(clip, train_vision=True)
     _, live, _ = towers(batch, [True] * 4)
     torch.testing.assert_close(live, embeddings[[3, 1]], rtol=0, atol=2e-6)
@@ -66,11 +66,11 @@ def test_only_what_is_asked_for_has_gradients(clip: Clip):
 
 def test_a_batch_holds_the_rows_asked_for(clip: Clip, pairs):
     images, teacher = torch.randn(60, 3), torch.randn(60, 2)
-    batch = PairBatches(clip, pairs, images, teacher).__getitems__([7, 2, 9])
+    batch = PairBatches(clip, Split(pairs, images, teacher)).__getitems__([7, 2, 9])
     tokens = clip.prepare([pairs.captions[row] for row in (7, 2, 9)])
-    assert batch["lengths"].tolist() == [len(ids) for ids in tokens]
-    assert batch["input_ids"].shape == (3, max(map(len, tokens)))
-    for row, ids in zip(batch["input_ids"], tokens, strict=True):
+    assert batch["mask"].sum(1).tolist() == [len(ids) for ids in tokens]
+    assert batch["inputs"]["input_ids"].shape == (3, max(map(len, tokens)))
+    for row, ids in zip(batch["inputs"]["input_ids"], tokens, strict=True):
         assert row[: len(ids)].tolist() == ids
     assert torch.equal(batch["image_embeddings"], images[pairs.image_index[[7, 2, 9]]])
     assert torch.equal(batch["teacher_text"], teacher[[7, 2, 9]])

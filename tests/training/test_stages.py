@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 from models import load_clip
-from training.schedule import distance_correlation, parse_schedule, search, stages
-from training.splits import load_split
+from training.batches import TrainingData, load_split
+from training.stages import distance_correlation, parse_schedule, plan_stages, search
 
 
 def test_a_schedule_is_read_and_must_fall():
@@ -21,7 +21,7 @@ def test_a_schedule_is_read_and_must_fall():
     ("resume_epoch", "resumed"), [(0, [0, 0]), (4, [4, 0]), (5, [5, 0]), (6, [5, 1]), (10, [5, 5]), (11, [5, 6])]
 )
 def test_every_stage_has_its_folder_and_its_share_of_the_epochs_done(tmp_path, resume_epoch: int, resumed: list[int]):
-    first, last = stages([12, 9, 6], tmp_path / "run", max_epoch=5, resume_epoch=resume_epoch)
+    first, last = plan_stages([12, 9, 6], tmp_path / "run", max_epoch=5, resume_epoch=resume_epoch)
     assert (first.output_dir, last.output_dir) == (tmp_path / "run_12to9", tmp_path / "run")
     assert (first.num_layers, first.num_clip_layers) == (12, 3)
     assert (last.num_layers, last.num_clip_layers) == (9, 3)
@@ -30,7 +30,7 @@ def test_every_stage_has_its_folder_and_its_share_of_the_epochs_done(tmp_path, r
 
 
 def test_one_stage_is_a_plain_run(tmp_path):
-    assert stages([12, 6], tmp_path / "run", 5, 3) == [(tmp_path / "run", 12, 6, 3, 0)]
+    assert plan_stages([12, 6], tmp_path / "run", 5, 3) == [(tmp_path / "run", 12, 6, 3, 0)]
 
 
 @pytest.mark.parametrize("images", [True, False])
@@ -40,7 +40,7 @@ def test_a_stage_drops_the_best_layers_by_validation(tiny_clip, tiny_pairs, imag
         load_split(clip, str(tiny_pairs), split, options={}, images=images, teacher_text=not images)
         for split in ("train", "validation")
     )
-    dropped = search(clip, 1, train, validation, seed=0).dropped_layers
+    dropped = search(clip, 1, TrainingData(train, validation), seed=0).dropped_layers
     kept = {n: clip.embeddings(validation.pairs.captions, [k for k in range(1, 5) if k != n]) for n in range(1, 5)}
     if images:
         from tasks.retrieval import task_loss

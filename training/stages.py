@@ -1,0 +1,300 @@
+"""From a model to a trained one, in one stage or several: what to drop, the training, the report.
+
+With a schedule such as 12,9,6 every stage searches by itself, with the default settings of the two scripts: distance
+correlation of 10 times 4 captions, beam, the task loss of the ten best on validation, hill climbing from them.
+"""
+
+import argparse
+import json
+import logging
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NamedTuple
+
+import accelerate.utils
+import numpy as np
+import torch
+from accelerate import PartialState
+
+from common import (
+    DEFAULT_MODEL,
+    Record,
+    is_main_process,
+    search_path,
+    seed_everything,
+    set_up_logging,
+    show_progress,
+    write_json,
+    write_text,
+)
+from common.files import plain
+from data import ImageCaptionPairs
+from measures import MEASURES
+from models import Encoder, load_encoder
+from search_strategy.fine import FineSearch
+from search_strategy.pipeline import propose, verify
+from search_strategy.proposals import Proposal, check_dropped_layers, parse_clip_layers, segments
+from training.batches import Split, TrainingData, load_split
+from training.loop import Settings, Trainer
+from training.losses import Objective
+from training.report import ModelCard, draw_curves, figures_table, model_figures
+from training.states import check_output_dir, hold
+
+logger = logging.getLogger("comflp")
+
+BATCH_SIZE, ITER_NUM = 4, 10
+NUM_PROPOSALS = 10
+BEAM_SIZE = 10
+REFINE_ROUNDS = 20
+
+
+class Stage(NamedTuple):
+    """One pruning and the training after it. `resume_epoch`: counted from the stage's own first epoch, before which the
+    stages before it have `first_epoch` epochs."""
+
+    output_dir: Path
+    num_layers: int
+    num_clip_layers: int
+    resume_epoch: int
+    first_epoch: int = 0
+
+
+class Choice(NamedTuple):
+    """Layers to drop, and where that choice comes from."""
+
+    dropped_layers: Proposal
+    origin: str
+
+
+@dataclass(frozen=True)
+class Run:
+    """What all stages share."""
+
+    data: TrainingData
+    objective: Objective
+    settings: Settings
+
+
+# --- what there is to train
+
+
+def parse_schedule(text: str) -> list[int]:
+    """Read `12,9,6` (an argparse type)."""
+    parts = text.split(",")
+    sizes = [int(part) for part in parts if part.strip().isdigit()]
+    if len(sizes) != len(parts) or len(sizes) < 2 or sizes[-1] < 1 or sorted(set(sizes), reverse=True) != sizes:
+        raise argparse.ArgumentTypeError(f"expected falling numbers of layers such as 12,9,6, got {text!r}")
+    return sizes
+
+
+def plan_stages(sizes: list[int], output_dir: Path, max_epoch: int, resume_epoch: int) -> list[Stage]:
+    """The stages of a schedule. The last one writes to `output_dir`, the others beside it; all train `max_epoch` epochs, and
+    `resume_epoch` counts from the first epoch of the first stage.
+    """
+    stages = []
+    for number, (before, after) in enumerate(zip(sizes, sizes[1:], strict=False)):
+        is_last = number == len(sizes) - 2
+        folder = output_dir if is_last else output_dir.with_name(f"{output_dir.name}_{before}to{after}")
+        first_epoch = number * max_epoch
+        resumed = min(max(resume_epoch - first_epoch, 0), resume_epoch if is_last else max_epoch)
+        stages.append(Stage(folder, before, before - after, resumed, first_epoch))
+    return stages
+
+
+def load_data(
+    full: Encoder | None,
+    embedder: Encoder,
+    dataset: str,
+    data_options: dict,
+    settings: Settings,
+    objective: Objective,
+    images: bool,
+    cache_dir: Path,
+) -> TrainingData:
+    """The splits with the embeddings by `embedder` that training and evaluation need; the main process writes the cache."""
+
+    def load(name: str) -> Split:
+        teacher_images = name == "train" and objective.distill_mode in ("logit", "affinity")
+        return load_split(
+            embedder,
+            dataset,
+            name,
+            options=data_options,
+            images=images,
+            image_embeddings=settings.freeze_vision or teacher_images,
+            teacher_text=objective.distill_mode != "none" if name == "train" else not images,
+            cache_dir=cache_dir,
+            progress=show_progress(),
+        )
+
+    with PartialState().main_process_first():
+        return TrainingData(load("train"), load("validation"), full, lambda: load("test"))
+
+
+def fresh_encoder(name: str, device: str, num_clip_layers: int, full: Encoder | None) -> Encoder:
+    """An encoder with fresh weights and `num_clip_layers` layers less than the model's configuration says.
+
+    `full`: the model whose other tower it has, where that stays frozen; None: everything is fresh.
+    """
+    encoder = load_encoder(name, device=device, weights=False)
+    num_layers = encoder.num_layers
+    if num_clip_layers:
+        encoder = encoder.drop(range(num_layers - num_clip_layers + 1, num_layers + 1))
+    for part, module in encoder.target_parts().items() if full else ():
+        module.load_state_dict(full.target_parts()[part].state_dict())
+    return encoder
+
+
+# --- which layers to drop
+
+
+def choose_layers(
+    clip_layers: str | None, search_result: Path | None, folder: Path, model: str, num_layers: int, num_clip_layers: int
+) -> Choice:
+    """The layers of `clip_layers`, else the winner of `search_result`, else that of the newest search in `folder`.
+
+    None of them where `num_clip_layers` is 0. Raises ValueError where they are not a proposal for those two numbers, and
+    FileNotFoundError where there is no result.
+    """
+    if num_clip_layers == 0 and clip_layers is None and search_result is None:
+        return Choice((), "nothing is dropped")
+    if clip_layers is not None:
+        return Choice(
+            check_dropped_layers(parse_clip_layers(clip_layers), num_layers, num_clip_layers), "--clip_layers"
+        )
+    path = search_result or newest_search_result(folder, model, num_layers, num_clip_layers)
+    return Choice(check_dropped_layers(read_winner(path), num_layers, num_clip_layers), plain(path))
+
+
+def newest_search_result(folder: Path, model: str, num_layers: int, num_clip_layers: int) -> Path:
+    pattern = search_path(folder, num_layers, num_clip_layers, "*", "*")
+    found = list(folder.glob(pattern.name))
+    if not found:
+        command = f"search_strategy/search_prune_then_verify_mix.py --num_layers {num_layers}"
+        command += f" --num_clip_layers {num_clip_layers} --search_mode beam --select_measure dc"
+        command += "" if Path(model).resolve() == DEFAULT_MODEL else f" --model {model}"
+        raise FileNotFoundError(f"no search result: looked for {pattern}; run: python {command}; or pass --clip_layers")
+    return max(found, key=lambda path: path.stat().st_mtime_ns)
+
+
+def read_winner(path: Path) -> Proposal:
+    """The layers dropped by the winner in a search result. Raises ValueError where the file is not one."""
+    try:
+        return tuple(json.loads(path.read_text(encoding="utf-8"))["winner"]["dropped_layers"])
+    except (KeyError, TypeError, ValueError) as error:
+        raise ValueError(
+            f"{path}: expected a search result with a winner and its dropped_layers ({error!r})"
+        ) from error
+
+
+def search(encoder: Encoder, num_clip_layers: int, data: TrainingData, seed: int) -> Choice:
+    """The layers to drop from a model. Without images the fine search is by the distance to the model's own embeddings."""
+    generator = np.random.default_rng(seed)
+    scored = propose(
+        distance_correlation(encoder, data.train.pairs.captions, generator),
+        encoder.num_layers,
+        num_clip_layers,
+        mode="beam",
+        num_proposals=NUM_PROPOSALS,
+        beam_size=BEAM_SIZE,
+        score="mean",
+        generator=generator,
+    )
+    pairs, images = data.validation.pairs, data.validation.image_embeddings
+    fine = FineSearch(
+        encoder,
+        pairs.captions,
+        images,
+        None if images is None else pairs.image_index,
+        objective="embedding" if images is None else "task_loss",
+    )
+    proposals = [proposal for proposal, _ in scored]
+    verification = verify(fine, proposals, refine_rounds=REFINE_ROUNDS, generator=generator)
+    return Choice(verification.ranked[0].dropped_layers, "a search of this stage")
+
+
+@torch.inference_mode()
+def distance_correlation(encoder: Encoder, captions: list[str], generator: np.random.Generator) -> np.ndarray:
+    """(L+1, L+1): between the hidden states of random captions, mean over their tokens."""
+    measure = MEASURES["dc"]()
+    number = min(BATCH_SIZE * ITER_NUM, len(captions))
+    prepared = encoder.prepare([captions[row] for row in generator.permutation(len(captions))[:number]])
+    for start in range(0, number - BATCH_SIZE + 1, BATCH_SIZE):
+        batch = encoder.batch(prepared, range(start, start + BATCH_SIZE))
+        states = encoder.stack.hidden_states(**batch.inputs)
+        measure.update([encoder.pool(state, batch, "mean") for state in states])
+    return measure.matrix()
+
+
+# --- training and report
+
+
+def train_stage(
+    run: Run, stage: Stage, encoder: Encoder, choice: Choice | None, before: Encoder | None, record: Record
+) -> None:
+    """Train one model and report. `before`: what it was pruned from. In the end it has the weights of its checkpoint."""
+    settings, train, validation = run.settings, run.data.train.pairs, run.data.validation.pairs
+    record.note(
+        model=before.name if before else encoder.name,
+        made_from=before and before.identity(),
+        output_dir=stage.output_dir,
+        train=train.identity(),
+        validation=validation.identity(),
+        pipeline_tag=encoder.pipeline_tag,
+    )
+    dropped, origin = choice or (None, None)
+    card = ModelCard(stage.num_layers, stage.num_clip_layers, dropped, origin, settings.freeze_vision, record.content())
+    seed_everything(settings.seed)
+    trainer = Trainer(encoder, run.data, run.objective, settings, stage.output_dir, card)
+    with hold(stage.output_dir):
+        if is_main_process():
+            # again, now that no other run can write there
+            check_output_dir(stage.output_dir, stage.resume_epoch, stage.first_epoch)
+        if stage.resume_epoch:
+            trainer.resume(stage.resume_epoch)
+        set_up_logging(stage.output_dir / "train.log" if is_main_process() else None, append=stage.resume_epoch > 0)
+        logger.setLevel(logging.INFO if is_main_process() else logging.ERROR)
+        log_start(stage, choice, train, validation)
+        trainer.train(show_progress())
+        if is_main_process():
+            write_report(trainer, choice, before, record)
+    for tensor in encoder.model.state_dict().values():  # the main process alone has chosen between epochs
+        accelerate.utils.broadcast(tensor)
+
+
+def log_start(stage: Stage, choice: Choice | None, train: ImageCaptionPairs, validation: ImageCaptionPairs) -> None:
+    if stage.resume_epoch:
+        logger.info("goes on after epoch %d", stage.resume_epoch)
+    if choice and choice.dropped_layers:
+        logger.info("drops the layers %s, from %s", segments(choice.dropped_layers), choice.origin)
+    for pairs in (train, validation):
+        logger.info("data: %s", pairs.describe())
+    logger.info(
+        "%d text layers, %d training and %d validation pairs, processes: %d",
+        *(stage.num_layers - stage.num_clip_layers, len(train), len(validation), PartialState().num_processes),
+    )
+
+
+def write_report(trainer: Trainer, choice: Choice | None, before: Encoder | None, record: Record) -> None:
+    """After training: the mean of epochs where asked for, figures of all models on test, curves, the final model card."""
+    validation = trainer.use_average()
+    data, folder = trainer.data, trainer.output_dir
+    test, models = data.load_test(), {}
+    if data.full:
+        models["full"] = model_figures(data.full, test)
+    if choice and choice.dropped_layers:
+        models["pruned"] = model_figures(before.drop(choice.dropped_layers), test)
+    models["fine-tuned" if choice else "trained"] = model_figures(trainer.encoder, test, trainer.settings.freeze_vision)
+    draw_curves(trainer.history, folder / "curves.png")
+    write_text(folder / "README.md", trainer.card.text(validation, models))
+    content = {
+        "dropped_layers": list(choice.dropped_layers) if choice else [],
+        "segments": segments(choice.dropped_layers) if choice else [],
+        "origin": choice and choice.origin,
+        "validation": validation,
+        "test": models,
+        "record": record.content(),
+    }
+    write_json(folder / "report.json", content)
+    print(figures_table(models))
+    print(f"figures on test, also in {folder / 'report.json'}; the model is {folder}")
