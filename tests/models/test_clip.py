@@ -95,6 +95,30 @@ def test_image_embeddings_are_cached_by_content(tiny_clip, pairs, tmp_path):
     assert torch.equal(clip.image_embeddings(pairs.images, tmp_path), first)
 
 
+def test_embeddings_that_were_made_before_a_kill_are_kept(tiny_clip, pairs, tmp_path, monkeypatch, caplog):
+    monkeypatch.setattr("models.clip.CACHED_IMAGES", 25)
+    clip, seen = load_clip(str(tiny_clip)), []
+    expected, embed = clip.image_embeddings(pairs.images), clip.embed_images
+
+    def embed_some(pixels):
+        if len(seen) == 2:
+            raise KeyboardInterrupt
+        seen.append(len(pixels))
+        return embed(pixels)
+
+    clip.embed_images = embed_some
+    with pytest.raises(KeyboardInterrupt):
+        clip.image_embeddings(pairs.images, tmp_path)
+    assert seen == [25, 25]
+    seen.clear()
+    with caplog.at_level("INFO"):
+        assert torch.allclose(clip.image_embeddings(pairs.images, tmp_path), expected, atol=1e-6)
+    assert seen == [10]  # the last part alone
+    assert "image embeddings: 60 of 60" in caplog.text
+    few = pairs.images.select(np.arange(25))  # as of --max_pairs
+    assert torch.allclose(clip.image_embeddings(few, tmp_path), expected[:25], atol=1e-6) and seen == [10]
+
+
 @pytest.mark.parametrize("change", ["image", "image tower", "text tower"])
 def test_the_cache_knows_what_it_depends_on(tiny_clip, pairs, tmp_path, change):
     clip = load_clip(str(tiny_clip))
