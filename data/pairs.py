@@ -142,7 +142,7 @@ def load_pairs(
     if options.streaming:
         chosen = _stream(chosen, options, split, source, dataset)
     captions, row_of_caption = _read_captions(chosen.rows, options, source, dataset)
-    groups = np.asarray(chosen.rows[GROUP_COLUMN])[row_of_caption] if GROUP_COLUMN in chosen.rows.column_names else None
+    groups = _read_groups(chosen.rows, row_of_caption)
     pairs = ImageCaptionPairs(captions, row_of_caption, None, dataset, split, rows=chosen.rows, groups=groups)
     if options.target_column:
         pairs = _with_targets(pairs, options.target_column)
@@ -172,6 +172,12 @@ def _take_first(pairs: ImageCaptionPairs, max_pairs: int | None) -> ImageCaption
     if not max_pairs or max_pairs >= len(pairs):
         return pairs
     return replace(pairs.select(np.arange(len(pairs)) < max_pairs), notes=pairs.notes | {"max_pairs": max_pairs})
+
+
+def _read_groups(rows: datasets.Dataset, row_of_caption: np.ndarray) -> np.ndarray | None:
+    """The group of each caption, where there is a column of whole numbers for it."""
+    groups = np.asarray(rows[GROUP_COLUMN] if GROUP_COLUMN in rows.column_names else [])
+    return groups[row_of_caption] if groups.dtype.kind == "i" else None
 
 
 def _without_failed(rows: Rows) -> Rows:

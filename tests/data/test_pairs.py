@@ -151,6 +151,14 @@ def test_columns_can_be_named(tmp_path):
         load_pairs(str(tmp_path / "train.parquet"), "train", image_column="photo", caption_column="story")
 
 
+@pytest.mark.parametrize(("groups", "read"), [([7, 7, 8, 8], [7, 7, 7, 7, 8, 8, 8, 8]), (["a", "a", "b", "b"], None)])
+def test_a_column_of_numbers_groups_the_captions(tmp_path, groups, read):
+    captions = [[f"{i} {n}" for n in range(2)] for i in range(4)]
+    datasets.Dataset.from_dict({"caption": captions, "group": groups}).to_json(tmp_path / "pairs.jsonl")
+    pairs = load_pairs(str(tmp_path / "pairs.jsonl"), "all", images=False)
+    assert (pairs.groups if read is None else pairs.groups.tolist()) == read
+
+
 def test_a_data_set_saved_to_disk_is_read(tiny_pairs, tmp_path):
     datasets.load_dataset(str(tiny_pairs)).save_to_disk(tmp_path / "saved")
     assert load_pairs(str(tmp_path / "saved"), "test").captions == load_pairs(str(tiny_pairs), "test").captions
