@@ -1,4 +1,4 @@
-"""CLIP as an encoder: its text tower, whose layers can be left out; image embeddings, computed once and cached, are the targets.
+"""CLIP (and MetaCLIP 2) as an encoder: its text tower, whose layers can be left out; image embeddings, computed once and cached, are the targets.
 
 CLIP's text attention is causal and its embedding is read at the first end token (Radford et al. 2021), so nothing after that
 token can change the result: captions are cut there, batches are cut to their longest caption, and no mask is needed.
@@ -9,6 +9,7 @@ import logging
 from collections.abc import Iterable, Sequence
 from functools import partial
 from pathlib import Path
+from typing import Self
 
 import numpy as np
 import torch
@@ -19,6 +20,8 @@ from transformers import (
     CLIPImageProcessorPil,
     CLIPModel,
     CLIPProcessor,
+    MetaClip2Model,
+    PreTrainedConfig,
     PreTrainedTokenizerBase,
 )
 
@@ -30,6 +33,7 @@ from models.layer_stack import LayerStack
 from models.open_clip_folder import find_open_clip, load_open_clip
 
 CACHED_IMAGES = 2048  # in a file: two minutes of a ViT-B/32 on two cores
+MODEL_CLASSES = {"clip": CLIPModel, "metaclip_2": MetaClip2Model}
 LEGACY_EOS_TOKEN_ID = 2  # old configs: the end token is the largest id in the caption, whatever this says
 
 logger = logging.getLogger("comflp")
@@ -49,9 +53,8 @@ class Clip(Encoder):
 
     def prepare(self, samples: Sequence[str]) -> list[list[int]]:
         """Token ids of each caption from its start to its first end token, cut to the model's length."""
-        end = self.model.config.text_config.eos_token_id
         tokens = self.processor.tokenizer(list(samples), truncation=True, max_length=self.max_length)["input_ids"]
-        return [ids[: _end_position(ids, end) + 1] for ids in tokens]
+        return [ids[: _end_position(ids, self.model.config) + 1] for ids in tokens]
 
     @property
     def max_length(self) -> int:
@@ -88,8 +91,8 @@ class Clip(Encoder):
     def target_parts(self) -> dict[str, nn.Module]:
         return {"vision_model": self.model.vision_model, "visual_projection": self.model.visual_projection}
 
-    def drop(self, dropped_layers: Iterable[int], name: str = "") -> "Clip":
-        return Clip(self.stack.drop(dropped_layers), self.processor, name or self.name)
+    def drop(self, dropped_layers: Iterable[int], name: str = "") -> Self:
+        return type(self)(self.stack.drop(dropped_layers), self.processor, name or self.name)
 
     def save(self, folder: Path) -> None:
         self.model.save_pretrained(folder)
@@ -137,7 +140,7 @@ class Clip(Encoder):
         return torch.from_numpy(np.concatenate(parts)).to(self.device)
 
     def _embed_decoded(self, images: Sequence, batch_size: int, progress: bool) -> np.ndarray:
-        embeddings = torch.full((len(images), self.model.config.projection_dim), torch.nan, device=self.device)
+        embeddings = torch.full((len(images), self.dim), torch.nan, device=self.device)
         starts = range(0, len(images), batch_size)
         for start in tqdm(starts, desc="image embeddings", disable=not progress, leave=False):
             decoded = [(i, images[i]) for i in range(start, min(start + batch_size, len(images)))]
@@ -160,8 +163,7 @@ class Clip(Encoder):
 
     def _image_encoder_key(self) -> str:
         parts = (
-            state_hash(self.model.vision_model),
-            state_hash(self.model.visual_projection),
+            *map(state_hash, self.target_parts().values()),
             json.dumps(self.processor.image_processor.to_dict(), sort_keys=True, default=str),
         )
         return "\0".join(parts)
@@ -178,29 +180,35 @@ def load_clip(name: str, device: str = "cpu", weights: bool = True) -> Clip:
         model, processor = load_open_clip(open_clip_folder, weights)
     else:
         config = read_config(name)
-        if config.model_type != "clip":
+        if config.model_type not in MODEL_CLASSES:
             raise ValueError(f"{name}: expected a CLIP model (model_type clip), found {config.model_type}")
+        model_class = MODEL_CLASSES[config.model_type]
         tokenizer = checkpoint.read_tokenizer(name)
         checkpoint.check_vocabulary(name, tokenizer, config.text_config.vocab_size)
         processor = CLIPProcessor(checkpoint.read_image_processor(CLIPImageProcessorPil, name), tokenizer)
-        model = checkpoint.read_model(CLIPModel, name, config) if weights else CLIPModel(config)
-    _check_end_token(name, processor.tokenizer, model.config.text_config.eos_token_id)
+        model = checkpoint.read_model(model_class, name, config) if weights else model_class(config)
+    _check_end_token(name, processor.tokenizer, model.config)
     return Clip(model.eval().to(device), processor, name)
 
 
-def _check_end_token(name: str, tokenizer: PreTrainedTokenizerBase, eos_token_id: int) -> None:
+def _check_end_token(name: str, tokenizer: PreTrainedTokenizerBase, config: PreTrainedConfig) -> None:
     """Raise ValueError where the configuration has embeddings read at another token than the tokenizer's last one."""
-    ids = tokenizer("a")["input_ids"]
-    if _end_position(ids, eos_token_id) != len(ids) - 1 or len(ids) < 2:
-        where = "the largest id" if eos_token_id == LEGACY_EOS_TOKEN_ID else f"token {eos_token_id}"
+    ids, end = tokenizer("a")["input_ids"], config.text_config.eos_token_id
+    if _end_position(ids, config) != len(ids) - 1 or len(ids) < 2:
+        where = "the largest id" if _is_legacy(config) else f"token {end}"
         raise ValueError(
-            f"{name}: by its config.json captions are read at {where} (eos_token_id {eos_token_id}), but the tokenizer writes "
-            f"{ids} for 'a'; put the tokenizer there that the model was trained with, or correct eos_token_id"
+            f"{name}: by its config.json captions are read at {where} (eos_token_id {end}), but the tokenizer writes {ids} for 'a'; "
+            "put the tokenizer there that the model was trained with, or correct eos_token_id"
         )
 
 
-def _end_position(ids: list[int], eos_token_id: int) -> int:
-    """Where CLIP reads the embedding: the first end token, or the first largest id in a legacy checkpoint."""
-    if eos_token_id == LEGACY_EOS_TOKEN_ID:
+def _end_position(ids: list[int], config: PreTrainedConfig) -> int:
+    """Where the embedding is read: the first end token, or the first largest id in a legacy checkpoint."""
+    if _is_legacy(config):
         return int(np.argmax(ids))
-    return ids.index(eos_token_id) if eos_token_id in ids else 0
+    end = config.text_config.eos_token_id
+    return ids.index(end) if end in ids else 0
+
+
+def _is_legacy(config: PreTrainedConfig) -> bool:
+    return config.model_type == "clip" and config.text_config.eos_token_id == LEGACY_EOS_TOKEN_ID

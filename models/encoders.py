@@ -31,6 +31,11 @@ from models.open_clip_folder import find_open_clip, read_open_clip
 SENTENCE_ENCODERS = ("bert", "camembert", "distilbert", "electra", "mpnet", "roberta", "xlm-roberta")
 FAMILIES = {
     ("clip", "text"): ("models.clip", "load_clip"),
+    ("clip", "vision"): ("models.vision", "load_vision"),
+    ("metaclip_2", "text"): ("models.clip", "load_clip"),
+    ("metaclip_2", "vision"): ("models.vision", "load_vision"),
+    ("siglip", "text"): ("models.siglip", "load_siglip"),
+    ("siglip", "vision"): ("models.vision", "load_vision"),
     **{(kind, "text"): ("models.sentence", "load_sentence_encoder") for kind in SENTENCE_ENCODERS},
 }
 # Kinds that people try and that no class here can prune, with the reason
@@ -47,6 +52,7 @@ REFUSED = {
     "deberta-v2": "in some of its checkpoints a convolution changes the state between two layers",
     "modernbert": f"{BLOCKS_DIFFER}: the first has no norm before its attention",
     "qwen3_next": f"{BLOCKS_DIFFER}: there are two kinds of attention",
+    "siglip2": "it takes images of any shape (NaFlex), which no class here batches; SigLIP 2 of a fixed size is model_type siglip",
     "t5": f"{BLOCKS_DIFFER}: the first holds the relative positions of all",
     "vision-text-dual-encoder": "its towers are of two kinds of models, with two kinds of blocks",
     "wavlm": f"{BLOCKS_DIFFER}: the first holds the relative positions of all",
@@ -82,7 +88,7 @@ class Encoder(Protocol):
     """A tower whose layers can be left out, as part of a model that can be saved.
 
     A family says `prepare`, `batch`, `own_pool`, `features`, `projection`, `parts` and `drop`; and for its pairs `samples`,
-    `embed_pairs` and `logit_scale`.
+    `embed_pairs`, `logit_scale` and perhaps `logit_bias`.
 
     Attributes:
         name: as given to `load_encoder`.
@@ -231,6 +237,11 @@ class Encoder(Protocol):
     def logit_scale(self) -> float:
         """The factor on cosine similarities in the contrastive loss."""
         ...
+
+    @property
+    def logit_bias(self) -> float | None:
+        """What is added to them in the sigmoid loss; None where the loss is CLIP's."""
+        return None
 
     def samples(self, pairs: object) -> Sequence:
         """The side of the pairs that goes through this tower."""

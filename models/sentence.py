@@ -35,6 +35,7 @@ class SentenceEncoder(Encoder):
     """A text transformer with its tokenizer and the form of its folder."""
 
     tower = "text"
+    pipeline_tag = "sentence-similarity"
 
     def __init__(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, form: Form, name: str):
         self.model, self.tokenizer, self.form, self.name = model, tokenizer, form, name

@@ -1,0 +1,264 @@
+"""SigLIP, MetaCLIP 2 and image towers against the models' own forward pass; pruned, saved, loaded."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from tokenizers import Tokenizer, models, pre_tokenizers, processors
+from transformers import (
+    CLIPConfig,
+    CLIPImageProcessorPil,
+    CLIPModel,
+    MetaClip2Config,
+    MetaClip2Model,
+    PreTrainedTokenizerFast,
+    SiglipConfig,
+    SiglipImageProcessorPil,
+    SiglipModel,
+)
+
+from data import load_pairs
+from models import load_encoder
+from models.repair import repaired
+
+VOCAB, LENGTH = 300, 8
+WIDTH = {"hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 4, "num_attention_heads": 2}
+IMAGES = {"image_size": 32, "patch_size": 16}
+TEXTS = ["red square", "small blue triangle", "", "large green hexagon outline at the far right of it all and more"]
+
+
+def write_tokenizer(folder: Path, words: set[str], end: int, pad: int) -> None:
+    """Words, and an end token after them."""
+    vocab = {f"[{number}]": number for number in range(VOCAB)}
+    names = {"[UNK]": 0, "</s>": end, "<pad>": pad} if pad != end else {"[UNK]": 0, "</s>": end}
+    names |= {word: number for number, word in enumerate(sorted(words), start=10)}
+    vocab = names | {name: number for name, number in vocab.items() if number not in names.values()}
+    tokenizer = Tokenizer(models.WordLevel(vocab, unk_token="[UNK]"))
+    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
+    tokenizer.post_processor = processors.TemplateProcessing(single="$A </s>", special_tokens=[("</s>", end)])
+    padding = "</s>" if pad == end else "<pad>"
+    fast = PreTrainedTokenizerFast(tokenizer_object=tokenizer, unk_token="[UNK]", eos_token="</s>", pad_token=padding)
+    fast.save_pretrained(folder)
+
+
+def scale_weights(model) -> None:
+    torch.manual_seed(0)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter += 0.2 * torch.randn_like(parameter)
+
+
+def write_siglip(folder: Path, words: set[str], pad: int = 1) -> Path:
+    text = {**WIDTH, "vocab_size": VOCAB, "max_position_embeddings": LENGTH, "pad_token_id": pad, "eos_token_id": 1}
+    config = SiglipConfig(text_config={**text, "bos_token_id": None}, vision_config=WIDTH | IMAGES)
+    model = SiglipModel(config)
+    scale_weights(model)
+    model.save_pretrained(folder)
+    write_tokenizer(folder, words, end=1, pad=pad)
+    SiglipImageProcessorPil(size={"height": 32, "width": 32}).save_pretrained(folder)
+    return folder
+
+
+def write_clip(folder: Path, words: set[str], meta: bool) -> Path:
+    """A CLIP, or a MetaCLIP 2, whose end token is 2 and not the largest of a caption."""
+    text = {**WIDTH, "vocab_size": VOCAB, "max_position_embeddings": LENGTH, "eos_token_id": 2, "bos_token_id": 3}
+    sizes = {"text_config": text | {"pad_token_id": 1}, "vision_config": WIDTH | IMAGES, "projection_dim": 12}
+    model = MetaClip2Model(MetaClip2Config(**sizes)) if meta else CLIPModel(CLIPConfig(**sizes))
+    scale_weights(model)
+    model.save_pretrained(folder)
+    write_tokenizer(folder, words, end=2, pad=1)
+    CLIPImageProcessorPil(size={"shortest_edge": 32}, crop_size={"height": 32, "width": 32}).save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def pairs(tiny_pairs):
+    return load_pairs(str(tiny_pairs), "test")
+
+
+@pytest.fixture(scope="module")
+def words(pairs) -> set[str]:
+    return {word for caption in pairs.captions for word in caption.split()}
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory, words, tiny_clip) -> dict[str, Path]:
+    root = tmp_path_factory.mktemp("towers")
+    return {
+        "clip": tiny_clip,
+        "metaclip_2": write_clip(root / "metaclip_2", words, meta=True),
+        "siglip": write_siglip(root / "siglip", words),
+        "siglip with a padding token": write_siglip(root / "padded", words, pad=4),
+    }
+
+
+KINDS = ("clip", "metaclip_2", "siglip", "siglip with a padding token")
+TOWERS = [(kind, tower) for kind in KINDS for tower in ("text", "vision")]
+every_tower = pytest.mark.parametrize(("kind", "tower"), TOWERS)
+
+
+def own_text_features(encoder, texts: list[str]) -> torch.Tensor:
+    """The model's own forward pass, padded to its length as its processor pads; no mask for SigLIP, as it was trained."""
+    length = min(encoder.max_length, 32)
+    inputs = encoder.processor.tokenizer(
+        texts, padding="max_length", truncation=True, max_length=length, return_tensors="pt"
+    )
+    mask = {} if encoder.model.config.model_type == "siglip" else {"attention_mask": inputs["attention_mask"]}
+    with torch.no_grad():
+        features = encoder.model.get_text_features(input_ids=inputs["input_ids"], **mask).pooler_output
+    return F.normalize(features, dim=-1)
+
+
+def own_image_features(model, processor, images: list) -> torch.Tensor:
+    pixels = processor.image_processor(images, return_tensors="pt")["pixel_values"]
+    with torch.no_grad():
+        return F.normalize(model.get_image_features(pixel_values=pixels).pooler_output, dim=-1)
+
+
+# ---- embeddings
+
+
+@pytest.mark.parametrize("kind", KINDS[1:])
+@pytest.mark.parametrize("batch_size", [1, 3, 60])
+def test_texts_embed_as_in_the_models_own_forward_pass(folders, pairs, kind, batch_size):
+    encoder = load_encoder(str(folders[kind]))
+    for texts in (pairs.captions, TEXTS):
+        expected = own_text_features(encoder, texts)
+        assert torch.allclose(encoder.embeddings(texts, batch_size=batch_size), expected, atol=1e-6)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("batch_size", [7, 60])
+def test_images_embed_as_in_the_models_own_forward_pass(folders, pairs, kind, batch_size):
+    encoder = load_encoder(str(folders[kind]), "vision")
+    images = [pairs.images[i] for i in range(60)]
+    expected = own_image_features(encoder.model, encoder.processor, images)
+    assert torch.allclose(encoder.embeddings(pairs.images, batch_size=batch_size), expected, atol=1e-6)
+    as_targets = load_encoder(str(folders[kind])).image_embeddings(pairs.images)
+    assert torch.allclose(as_targets, expected, atol=1e-6)
+
+
+@every_tower
+def test_the_deployed_forward_pass_gives_the_embeddings(folders, pairs, kind, tower):
+    encoder = load_encoder(str(folders[kind]), tower)
+    samples = encoder.samples(pairs)
+    batch = next(encoder.batches(samples, 9))
+    with torch.no_grad():
+        deployed = F.normalize(encoder.deployed(batch.inputs), dim=-1)
+    assert torch.allclose(deployed, encoder.embeddings(samples)[batch.rows], atol=1e-6)
+    assert batch.mask.shape[1] <= encoder.max_length
+
+
+def test_metaclip_2_reads_the_first_end_token_and_not_the_largest(folders):
+    encoder = load_encoder(str(folders["metaclip_2"]))
+    (ids,) = encoder.prepare(["red square"])
+    assert (ids[-1], len(ids)) == (2, 3)
+    assert max(ids) > 2
+
+
+def test_the_mean_of_a_siglip_text_is_over_its_tokens(folders):
+    for kind, num_tokens in (("siglip", 3), ("siglip with a padding token", 3)):
+        encoder = load_encoder(str(folders[kind]))
+        batch = encoder.batch(encoder.prepare(["red square"]), [0])
+        assert batch.inputs["input_ids"].shape == (1, LENGTH)
+        assert batch.lengths.tolist() == [LENGTH]
+        hidden = torch.randn(1, LENGTH, 16)
+        assert torch.allclose(encoder.pool(hidden, batch, "mean"), hidden[:, :num_tokens].mean(1), atol=1e-6)
+        assert torch.equal(encoder.pool(hidden, batch, "eos"), hidden[:, -1])
+
+
+# ---- pruned, saved and loaded
+
+
+@every_tower
+def test_keeping_some_layers_is_the_pruned_model_saved_and_loaded(folders, pairs, tmp_path, kind, tower):
+    encoder = load_encoder(str(folders[kind]), tower)
+    samples, layers = encoder.samples(pairs), encoder.num_layers
+    dropped = [2, 3] if layers == 4 else [2]
+    skipped = encoder.embeddings(samples, [layer for layer in range(1, layers + 1) if layer not in dropped])
+    assert not torch.allclose(skipped, encoder.embeddings(samples), atol=1e-4)
+    pruned = encoder.drop(dropped)
+    pruned.save(tmp_path / "pruned")
+    loaded = load_encoder(str(tmp_path / "pruned"), tower)
+    for smaller in (pruned, loaded):
+        assert smaller.num_layers == layers - len(dropped)
+        assert torch.equal(smaller.embeddings(samples), skipped)
+    config = json.loads((tmp_path / "pruned/config.json").read_text())
+    assert config[f"{tower}_config"]["num_hidden_layers"] == layers - len(dropped)
+
+
+@every_tower
+def test_the_other_tower_stays(folders, pairs, kind, tower):
+    encoder = load_encoder(str(folders[kind]), tower)
+    pruned = encoder.drop([1])
+    assert torch.equal(encoder.embed_pairs(pairs)[1], pruned.embed_pairs(pairs)[1])
+
+
+@pytest.mark.parametrize(("kind", "tower"), [("siglip", "text"), ("siglip", "vision"), ("clip", "vision")])
+def test_towers_can_be_repaired(folders, pairs, kind, tower):
+    encoder = load_encoder(str(folders[kind]), tower)
+    samples = encoder.samples(pairs)
+    full = encoder.embeddings(samples)
+    distances = [
+        (1 - (smaller.embeddings(samples) * full).sum(-1)).mean()
+        for smaller in (encoder.drop([2]), repaired(encoder, [2], samples))
+    ]
+    assert distances[1] <= distances[0]
+
+
+# ---- pairs
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_targets_of_images_are_the_embeddings_of_their_captions_cached(folders, pairs, tmp_path, kind):
+    encoder = load_encoder(str(folders[kind]), "vision")
+    same, targets = encoder.embed_pairs(pairs, tmp_path)
+    assert torch.equal(targets, load_encoder(str(folders[kind])).embeddings(pairs.captions))
+    encoder.text.embeddings = None  # a second computation would fail
+    assert torch.equal(encoder.embed_pairs(same, tmp_path)[1], targets)
+
+
+def test_images_that_cannot_be_decoded_are_left_out(folders, pairs):
+    class OneBroken:
+        def __len__(self):
+            return 120
+
+        def __getitem__(self, row):
+            if row >= 120:
+                raise IndexError
+            return None if row == 5 else pairs.images[row % 60]
+
+        def select(self, kept):
+            return [self[i] for i in kept]
+
+    broken = type(pairs)(pairs.captions * 2, np.arange(120), OneBroken(), "doubled", "test")
+    with pytest.warns(UserWarning, match="skipped 1 of 120 images"):
+        usable, targets = load_encoder(str(folders["clip"]), "vision").embed_pairs(broken)
+    assert len(usable) == len(targets) == len(usable.images) == 119
+
+
+def test_an_image_tower_without_images_is_an_error(folders, tiny_pairs):
+    texts = load_pairs(str(tiny_pairs), "test", images=False)
+    with pytest.raises(ValueError, match="the image tower of .* needs images, and only texts were read"):
+        load_encoder(str(folders["clip"]), "vision").embed_pairs(texts)
+
+
+# ---- refusals
+
+
+def test_siglip_without_a_head_or_a_padding_token_is_refused(words, tmp_path):
+    folder = write_siglip(tmp_path / "siglip", words)
+    settings = json.loads((folder / "tokenizer_config.json").read_text())
+    (folder / "tokenizer_config.json").write_text(json.dumps(settings | {"pad_token": None}))
+    with pytest.raises(ValueError, match="the tokenizer has no padding token"):
+        load_encoder(str(folder))
+    (folder / "tokenizer_config.json").write_text(json.dumps(settings))
+    model = SiglipModel.from_pretrained(folder)
+    model.config.vision_config.vision_use_head = False
+    SiglipModel(model.config).save_pretrained(folder)
+    assert load_encoder(str(folder)).num_layers == 4
+    with pytest.raises(ValueError, match=r"no head \(vision_use_head false\)"):
+        load_encoder(str(folder), "vision")
