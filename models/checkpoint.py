@@ -4,6 +4,7 @@ Whatever is wrong with it becomes one line that names the file or the tensor. Co
 and nobody is asked whether it may.
 """
 
+import copy
 import json
 import logging
 import pickle
@@ -35,6 +36,7 @@ NO_CODE_MESSAGE = (
     "the checkpoint brings its own code (auto_map), which is never run; pass a model that transformers has itself"
 )
 PICKLE_MESSAGE = "the weights are a pickle of more than tensors, whose code is never run; pass safetensors"
+HALF_PRECISIONS = (torch.float16, torch.bfloat16)
 FEWEST_TOKENS = 256  # a tokenizer has at least the bytes or as many pieces; `transformers` makes an empty one where files are missing
 MESSAGE_LENGTH = 200  # of what another library says
 # Why the hub gave nothing, by the first of these in the chain of causes.
@@ -127,7 +129,7 @@ def not_found_message(name: str, error: Exception) -> str:
 def read_model(
     model_class: type[PreTrainedModel], name: str, config: PreTrainedConfig, unused: tuple[str, ...] = ()
 ) -> PreTrainedModel:
-    """The model with its weights in float32, in evaluation mode.
+    """The model with its weights in float32, in evaluation mode; `save_model` writes them in the precision they came in.
 
     `unused`: how the names of weights begin that may be missing, because nothing reads them. Raises ValueError, with the tensor's
     name, where weights are damaged, missing, not finite, of another shape or of more layers than the configuration says; other
@@ -156,7 +158,22 @@ def read_model(
         )
     check_names(name, model, found["missing_keys"], found["unexpected_keys"], unused)
     check_finite(name, model)
-    return model.eval()
+    return note_precision(model, config.dtype).eval()
+
+
+def note_precision(model: PreTrainedModel, dtype: torch.dtype | str | None) -> PreTrainedModel:
+    """Let a model, which is in float32 for all computation, and its copies be saved in this precision where it is a half one."""
+    dtype = getattr(torch, dtype) if isinstance(dtype, str) else dtype
+    model.saved_dtype = dtype if dtype in HALF_PRECISIONS else None
+    return model
+
+
+def save_model(model: PreTrainedModel, folder: Path) -> None:
+    """Write configuration and weights, in the precision in which the checkpoint came."""
+    dtype = getattr(model, "saved_dtype", None)
+    if dtype is not None and dtype != model.dtype:
+        model = copy.deepcopy(model).to(dtype)
+    model.save_pretrained(folder)
 
 
 def check_config_builds(model_class: type[PreTrainedModel], name: str, config: PreTrainedConfig) -> None:

@@ -95,7 +95,7 @@ class Clip(Encoder):
         return type(self)(self.stack.drop(dropped_layers), self.processor, name or self.name)
 
     def save(self, folder: Path) -> None:
-        self.model.save_pretrained(folder)
+        checkpoint.save_model(self.model, folder)
         self.processor.save_pretrained(folder)
 
     # --- pairs

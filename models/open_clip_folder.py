@@ -17,7 +17,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers import CLIPConfig, CLIPModel, CLIPProcessor, CLIPTokenizer, PreTrainedTokenizerBase
 
-from models.checkpoint import PICKLE_MESSAGE, check_finite, check_vocabulary, describe, read_tokenizer
+from models.checkpoint import PICKLE_MESSAGE, check_finite, check_vocabulary, describe, note_precision, read_tokenizer
 from models.hf_open_clip import clip_config, from_open_clip, image_processor, open_clip_config, to_open_clip
 
 HUB_PREFIX, LOCAL_PREFIX = "hf-hub:", "local-dir:"
@@ -71,7 +71,8 @@ def load_open_clip(folder: Path, weights: bool = True) -> tuple[CLIPModel, CLIPP
     model = CLIPModel(config)
     if weights:
         try:
-            model.load_state_dict(from_open_clip(_read_weights(folder)))
+            state = from_open_clip(_read_weights(folder))
+            note_precision(model, state["text_projection.weight"].dtype).load_state_dict(state)
         except RuntimeError as error:
             raise ValueError(f"{folder}: the weights do not fit {CONFIG_NAME}: {describe(error)}") from error
         check_finite(str(folder), model)
@@ -82,7 +83,9 @@ def save_open_clip(model: CLIPModel, processor: CLIPProcessor, folder: Path, tok
     """Write a folder that open_clip loads as `local-dir:<folder>`, or as `hf-hub:<tokenizer_name>` once it is there."""
     settings = open_clip_config(model.config, processor.image_processor, tokenizer_name)
     folder.mkdir(parents=True, exist_ok=True)
-    save_file(to_open_clip(model.state_dict()), folder / WEIGHTS_NAMES[0])
+    dtype = getattr(model, "saved_dtype", None) or model.dtype
+    state = {name: tensor.to(dtype) for name, tensor in to_open_clip(model.state_dict()).items()}
+    save_file(state, folder / WEIGHTS_NAMES[0])
     processor.tokenizer.save_pretrained(folder)
     (folder / CONFIG_NAME).write_text(json.dumps(settings, indent=2) + "\n", encoding="utf-8")
 

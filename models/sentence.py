@@ -92,7 +92,7 @@ class SentenceEncoder(Encoder):
         projection = self.projection
         delattr(self.model, PROJECTION)
         try:
-            self.model.save_pretrained(folder)
+            checkpoint.save_model(self.model, folder)
         finally:
             self.model.add_module(PROJECTION, projection)
         self.tokenizer.save_pretrained(folder)

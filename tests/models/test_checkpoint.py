@@ -222,10 +222,25 @@ def test_damaged_weights_are_one_line(folder, name, content):
         read(folder)
 
 
-def test_half_precision_is_read_as_float32(folder):
-    edit_weights(folder, lambda state: state.update({name: tensor.half() for name, tensor in state.items()}))
-    edit_config(folder, dtype="float16")
-    assert {parameter.dtype for parameter in read(folder).parameters()} == {torch.float32}
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_half_precision_is_computed_in_float32_and_saved_as_it_came(folder, tmp_path, dtype):
+    edit_weights(folder, lambda state: state.update({name: tensor.to(dtype) for name, tensor in state.items()}))
+    edit_config(folder, dtype=str(dtype).removeprefix("torch."))
+    clip = load_clip(str(folder))
+    pruned = clip.drop([2])
+    assert {parameter.dtype for part in (clip, pruned) for parameter in part.model.parameters()} == {torch.float32}
+    pruned.save(tmp_path / "pruned")
+    saved = load_file(tmp_path / "pruned" / WEIGHTS)
+    assert {tensor.dtype for tensor in saved.values()} == {dtype}
+    assert json.loads((tmp_path / "pruned/config.json").read_text())["dtype"] == str(dtype).removeprefix("torch.")
+    assert {parameter.dtype for parameter in pruned.model.parameters()} == {torch.float32}
+    again = load_clip(str(tmp_path / "pruned"))
+    assert all(torch.equal(a, b) for a, b in zip(again.model.parameters(), pruned.model.parameters(), strict=True))
+
+
+def test_float32_stays_float32(folder, tmp_path):
+    load_clip(str(folder)).drop([2]).save(tmp_path / "pruned")
+    assert {tensor.dtype for tensor in load_file(tmp_path / "pruned" / WEIGHTS).values()} == {torch.float32}
 
 
 # ---- tokenizer, image processor

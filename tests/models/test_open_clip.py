@@ -7,7 +7,7 @@ import shutil
 import pytest
 import torch
 import torch.nn.functional as F
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from transformers import CLIPImageProcessorPil
 
 from data import load_pairs
@@ -238,6 +238,18 @@ def test_torch_weights_are_read_too(clip, folder):
     torch.save({"state_dict": state, "epoch": 3}, folder / "open_clip_pytorch_model.bin")
     model, _ = load_open_clip(folder)
     assert all(torch.equal(model.state_dict()[name], t) for name, t in clip.model.state_dict().items())
+
+
+def test_half_precision_is_computed_in_float32_and_saved_as_it_came(clip, folder, tmp_path):
+    state = {name: tensor.half() for name, tensor in to_open_clip(clip.model.state_dict()).items()}
+    save_file(state, folder / WEIGHTS_NAMES[0])
+    loaded = load_clip(str(folder))
+    assert {parameter.dtype for parameter in loaded.model.parameters()} == {torch.float32}
+    save_open_clip(loaded.model, loaded.processor, tmp_path / "again", "name")
+    again = load_file(tmp_path / "again" / WEIGHTS_NAMES[0])
+    assert all(
+        torch.equal(again[name], tensor) and again[name].dtype == torch.float16 for name, tensor in state.items()
+    )
 
 
 def test_a_folder_with_a_hugging_face_configuration_is_read_as_that(folder, tiny_clip):
