@@ -78,7 +78,9 @@ class TableMap:
 
     def fold(self, change: Tensor) -> None:
         for table in self.tables:
-            table.weight.data += (table.weight.double() @ change[:-1].to(table.weight.device)).to(table.weight)
+            table.weight.data += (table.weight.double() @ change[:-1].to(table.weight.device, torch.float64)).to(
+                table.weight
+            )
         self.tables[-1].weight.data += change[-1].to(self.tables[-1].weight)
 
 

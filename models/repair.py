@@ -12,10 +12,11 @@ of the repaired model, the projection too, and each repair is kept only where it
 
 import logging
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -28,6 +29,7 @@ logger = logging.getLogger("comflp")
 
 RIDGE = 1e-2  # in mean squares of a feature
 TOKENS_A_FEATURE = 10  # below this the maps fit the captions rather than the language
+CAPTIONS = 4000  # of train, for the repair of one proposal
 HELD_OUT = 10  # one caption in so many judges the repairs
 MOST_HELD_OUT = 256
 FEWEST_CAPTIONS = 2 * HELD_OUT
@@ -106,7 +108,8 @@ def repair(
             FEWEST_CAPTIONS,
         )
         return pruned, None
-    report = _Job(encoder, pruned, dropped_layers, samples, batch_size, ridge, weigh).run()
+    options = {"ridge": ridge, "weigh": weigh, "batch_size": batch_size}
+    report = Repairer(encoder, pruned, dropped_layers, samples, **options).run()
     if report.after > report.before:
         cuts = tuple(Cut(cut.segment, 0.0, cut.before, cut.before, "all together did not help") for cut in report.cuts)
         return encoder.drop(dropped_layers), Repair(cuts, report.samples, report.tokens, report.before, report.before)
@@ -141,7 +144,7 @@ class Sums:
         return torch.linalg.solve(self.gram + penalty.diag(), self.cross)
 
 
-class _Walk:
+class Walk:
     """An encoder's states batch by batch, each where it was brought last, as many as `STATE_BYTES` take; others start again."""
 
     def __init__(self, encoder: Encoder, batches: Sequence[Batch]):
@@ -163,8 +166,11 @@ class _Walk:
         return self.to(number, self.encoder.num_layers)[0]
 
 
-class _Job:
-    """The full and the pruned model side by side."""
+class Repairer:
+    """The full and the pruned model side by side, while the pruned one is repaired in place.
+
+    `benchmarks/repair_ablation.py` overrides its steps to try other ways.
+    """
 
     def __init__(
         self,
@@ -172,17 +178,18 @@ class _Job:
         pruned: Encoder,
         dropped_layers: Sequence[int],
         samples: list,
-        batch_size: int,
-        ridge: float,
-        weigh: Weigh | None,
+        *,
+        ridge: float = RIDGE,
+        weigh: Weigh | None = None,
+        batch_size: int = 256,
     ):
         self.pruned, self.ridge, self.weigh = pruned, ridge, weigh
         self.kept = [layer for layer in range(1, full.num_layers + 1) if layer not in dropped_layers]
         fitted, held = hold_out(samples)
         self.num_fitted, batches = len(fitted), list(full.batches(fitted, batch_size))
-        self.full_walk, self.walk = _Walk(full, batches), _Walk(pruned, batches)
+        self.full_walk, self.walk = Walk(full, batches), Walk(pruned, batches)
         self.judge = Judge(full, held, batch_size)
-        self.held_walk = _Walk(pruned, self.judge.batches)
+        self.held_walk = Walk(pruned, self.judge.batches)
         self.tokens = sum(int(batch.mask.sum()) for batch in batches)
 
     def run(self) -> Repair:
@@ -190,9 +197,9 @@ class _Job:
         ends = (0, *self.kept, self.judge.full.num_layers + 1)
         gaps = [(p, q) for p, q in pairwise(ends) if q > p + 1]
         places = self._find_places([p for p, _ in gaps])
-        cuts = [self._repair_segment(*gap, place) for gap, place in zip(gaps, places, strict=True)]
+        cuts = [self.repair_segment(*gap, place) for gap, place in zip(gaps, places, strict=True)]
         if self.pruned.projection is not None:
-            cuts.append(self._repair_projection())
+            cuts.append(self.repair_projection())
         after = self.judge.loss(self.judge.embeddings(self.pruned))
         return Repair(tuple(cuts), self.num_fitted, self.tokens, before, after)
 
@@ -205,36 +212,40 @@ class _Job:
     def _in_pruned(self, layer: int) -> int:
         return sum(kept <= layer for kept in self.kept)
 
-    def _repair_segment(self, p: int, q: int, place: BlockMap | TableMap | None) -> Cut:
+    def repair_segment(self, p: int, q: int, place: BlockMap | TableMap | None) -> Cut:
         """Repair the cut between the kept layers p (0: the embeddings) and q (L + 1: the readout)."""
         if place is None:
             return Cut((p + 1, q - 1), 0.0, None, None, "the input of layer 1 is no sum of embedding tables")
         layer = self._in_pruned(p)
-        change = self._fit_segment(place, layer, q - 1)
-        read = [self._read(place, self.held_walk, number, layer) for number in range(len(self.held_walk.batches))]
+        change = self.fit_segment(place, layer, q - 1)
+        read = [self.read(place, self.held_walk, number, layer) for number in range(len(self.held_walk.batches))]
 
         def embeddings_at(step: float) -> Tensor:
             # As if the full model went on from here: what later cuts lose is not this one's.
             states = (place.state(current + step * apply_change(change, inputs)) for inputs, current in read)
             return self.judge.embeddings_after(q - 1, states)
 
-        return self._fold_best((p + 1, q - 1), place, change, embeddings_at)
+        return self.fold_best((p + 1, q - 1), place, change, embeddings_at)
 
-    def _read(self, place: BlockMap | TableMap, walk: _Walk, number: int, layer: int) -> tuple[Tensor, Tensor]:
+    def read(self, place: BlockMap | TableMap, walk: Walk, number: int, layer: int) -> tuple[Tensor, Tensor]:
         hidden, context = walk.to(number, max(0, layer - 1))
         return place.read(walk.encoder.stack, hidden, context, layer)
 
-    def _fit_segment(self, place: BlockMap | TableMap, layer: int, last: int) -> Tensor:
+    def fit_segment(self, place: BlockMap | TableMap, layer: int, last: int) -> Tensor:
         """The change of the weights that brings the sum to where h_last of the full model asks for it."""
         sums = Sums(place.has_bias)
-        for number, batch in enumerate(self.walk.batches):
-            inputs, current = self._read(place, self.walk, number, layer)
-            lacks = place.wanted(self.full_walk.to(number, last)[0], current) - current
-            weights = None if self.weigh is None else self.weigh(batch)[batch.mask]
-            sums.add(inputs[batch.mask], lacks[batch.mask], weights)
+        for batch, inputs, lacks in self.read_lacks(place, layer, last):
+            sums.add(inputs, lacks, None if self.weigh is None else self.weigh(batch)[batch.mask])
         return sums.solve(self.ridge)
 
-    def _repair_projection(self) -> Cut:
+    def read_lacks(self, place: BlockMap | TableMap, layer: int, last: int) -> Iterator[tuple[Batch, Tensor, Tensor]]:
+        """For each batch, over its real tokens: the inputs (n, F) of the map, and what its sum lacks (n, D)."""
+        for number, batch in enumerate(self.walk.batches):
+            inputs, current = self.read(place, self.walk, number, layer)
+            lacks = place.wanted(self.full_walk.to(number, last)[0], current) - current
+            yield batch, inputs[batch.mask], lacks[batch.mask]
+
+    def repair_projection(self) -> Cut:
         place = BlockMap(self.pruned.projection, None)
         sums = Sums(place.has_bias)
         for number, batch in enumerate(self.walk.batches):
@@ -246,9 +257,9 @@ class _Job:
         held = enumerate(self.held_walk.batches)
         features = torch.cat([self.pruned.features(self.held_walk.end(number), batch) for number, batch in held])
         current, moved = self.pruned.projection(features), apply_change(change, features)
-        return self._fold_best(None, place, change, lambda step: F.normalize(current + step * moved, dim=-1))
+        return self.fold_best(None, place, change, lambda step: F.normalize(current + step * moved, dim=-1))
 
-    def _fold_best(
+    def fold_best(
         self,
         segment: tuple[int, int] | None,
         place: BlockMap | TableMap,
@@ -260,6 +271,13 @@ class _Job:
         if step:
             place.fold(step * change)
         return Cut(segment, step, before, after, "" if step else "no step helped")
+
+
+def draw_captions(captions: Sequence[str], seed: int, number: int = CAPTIONS) -> list[str]:
+    """Some of the distinct captions, in a random order: the first of them are a random draw too."""
+    distinct = list(dict.fromkeys(captions))
+    order = np.random.default_rng(seed).permutation(len(distinct))
+    return [distinct[row] for row in order[:number]]
 
 
 def hold_out(samples: list) -> tuple[list, list]:

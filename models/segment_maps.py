@@ -93,6 +93,20 @@ class SegmentMaps:
             self._steps[p, b] = self._best_step(p, b)
         return self._steps[p, b] * self.fitted_change(p, b) if self._steps[p, b] else None
 
+    def run(self, hidden: Tensor, context: list, layer: int) -> tuple[Tensor, ...]:
+        """What a layer leaves behind when it is run on a state (n, T, D); 0 stands for the embeddings, with h_0 given."""
+        if layer == self.encoder.num_layers or self.places[layer] is None:  # no later state, or none to be had
+            return (self.encoder.stack.run(hidden, context, [layer] if layer else []),)
+        return self.places[layer].read(self.encoder.stack, hidden, context, layer)
+
+    def state(self, left: tuple[Tensor, ...], p: int, q: int) -> Tensor:
+        """The state that the kept layer q (L + 1: the readout) gets from what the kept layer p before it left behind."""
+        if len(left) == 1:
+            return left[0]
+        inputs, current = left
+        change = self.change(p, q - 1) if q > p + 1 else None
+        return self.places[p].state(current if change is None else current + apply_change(change, inputs))
+
     def _best_step(self, p: int, b: int) -> float:
         """Of the way from the present weights to the fitted ones, with all other layers those of the full model."""
         place, change, stack = self.places[p], self.fitted_change(p, b), self.encoder.stack

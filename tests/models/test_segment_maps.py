@@ -1,12 +1,14 @@
 """The maps of all segments come from one pass, and are those that the repair of a single segment finds."""
 
+from itertools import pairwise
+
 import numpy as np
 import pytest
 import torch
 
 from data import load_pairs
 from models.encoders import Encoder, load_encoder
-from models.folding import apply_change
+from models.folding import apply_change, find_place
 from models.repair import Sums
 from models.segment_maps import SegmentMaps
 
@@ -76,3 +78,23 @@ def test_a_map_is_judged_once(maps: SegmentMaps, monkeypatch) -> None:
 def test_too_few_captions_are_refused(clip: Encoder, captions: list[str]) -> None:
     with pytest.raises(ValueError, match="expected at least 20 different captions to repair with, found 19"):
         SegmentMaps(clip, captions[:19])
+
+
+@pytest.mark.parametrize("dropped", [(), (2,), (1, 3), (3, 4)])
+def test_running_with_maps_equals_the_folded_model(
+    clip: Encoder, captions: list[str], maps: SegmentMaps, dropped: tuple[int, ...]
+) -> None:
+    kept = [layer for layer in range(1, 5) if layer not in dropped]
+    batch = next(clip.batches(captions, 60))
+    pruned = clip.drop(dropped)
+    for place, (p, q) in enumerate(pairwise((0, *kept, 5))):
+        if q > p + 1 and maps.change(p, q - 1) is not None:
+            find_place(pruned.stack, place, batch.inputs).fold(maps.change(p, q - 1))
+    with torch.no_grad():
+        hidden, context = clip.stack.start(**batch.inputs)
+        left = maps.run(hidden, context, 0)
+        for p, q in pairwise((0, *kept)):
+            left = maps.run(maps.state(left, p, q), context, q)
+        found = maps.state(left, kept[-1], 5)
+        expected = pruned.stack.hidden_states(**batch.inputs)[-1]
+    torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-5)
