@@ -1,12 +1,14 @@
 """Step 4: build the pruned model from the winner of the search, and fine-tune its text tower.
 
     python clip_finetune_train.py --output_dir clip12to6_exp1 --resume_epoch 0 --num_layers 12 --num_clip_layers 6
+    python clip_finetune_train.py --output_dir repaired --num_layers 12 --num_clip_layers 6 --max_epoch 0
     python clip_finetune_train.py --output_dir captions_alone --num_layers 12 --num_clip_layers 6 --images false
     accelerate launch --multi_gpu --num_processes 2 clip_finetune_train.py --device cpu ...
 
 The image tower is frozen and its embeddings are computed once, so stored image embeddings stay valid. exp/<output_dir>/ is the
 checkpoint of the best epoch on validation, with its model card, train.log, metrics.jsonl, curves.png and report.json; the states
-to go on from are in exp/<output_dir>.states/. With `--clip_mode scratch` what is trained starts from fresh weights.
+to go on from are in exp/<output_dir>.states/. The pruned model is repaired before it is trained (`models/repair.py`); with
+`--max_epoch 0` that is all, in seconds. With `--clip_mode scratch` what is trained starts from fresh weights.
 """
 
 import argparse
@@ -36,11 +38,13 @@ from training.loop import PRECISIONS, Settings
 from training.losses import DISTILLATION, Objective
 from training.stages import (
     Run,
+    Start,
     choose_layers,
     fresh_encoder,
     load_data,
     parse_schedule,
     plan_stages,
+    prune,
     search,
     train_stage,
 )
@@ -77,6 +81,12 @@ def build_parser() -> argparse.ArgumentParser:
         type=parse_schedule,
         help="prune in stages, such as 12,9,6, each with a search and --max_epoch epochs",
     )
+    add(
+        "--repair",
+        type=boolean,
+        default=True,
+        help="start with a linear map in the place of what is dropped (default: true)",
+    )
     group = parser.add_argument_group("what is trained")
     add = group.add_argument
     add("--freeze_vision", type=boolean, default=True, help="keep the image tower (default: true)")
@@ -89,7 +99,7 @@ def build_parser() -> argparse.ArgumentParser:
     add("--negatives", type=bounded(int, 0), default=0, help="images beyond the batch for each caption (default: 0)")
     group = parser.add_argument_group("optimisation")
     add = group.add_argument
-    add("--max_epoch", type=positive_int, default=50, help="default: 50")
+    add("--max_epoch", type=bounded(int, 0), default=50, help="0: no training, the repaired model alone (default: 50)")
     add("--batch_size", type=positive_int, default=256, help="pairs in a batch over all processes (default: 256)")
     add("--grad_accum", type=positive_int, default=1, help="batches in an optimiser step (default: 1)")
     add(
@@ -137,6 +147,8 @@ def broken_rules(args: argparse.Namespace, device: str) -> Iterator[str]:
         yield "--negatives are taken from image embeddings that stay: pass --freeze_vision true and --images true"
     if args.clip_mode == "scratch" and (args.clip_layers or args.search_result):
         yield "--clip_mode scratch drops no trained layers: leave out --clip_layers and --search_result"
+    if args.clip_mode == "scratch" and not args.max_epoch:
+        yield "--clip_mode scratch has nothing without training: pass --max_epoch 1 or more"
     if args.clip_layers and args.search_result:
         yield "pass --clip_layers or --search_result, not both"
     if args.schedule and (args.clip_layers or args.search_result or args.clip_mode == "scratch"):
@@ -210,10 +222,11 @@ def main(argv: list[str] | None = None) -> None:
     for stage in stages:
         if args.schedule:
             choice = search(before, stage.num_clip_layers, run.data, args.seed)
+        start = Start(encoder)
         if choice:
-            encoder = before.drop(choice.dropped_layers, str(stage.output_dir))
-        train_stage(run, stage, encoder, choice, before, Record(args, device))
-        before = encoder
+            start = prune(before, choice, run.data, stage.output_dir, args.repair, args.seed)
+        train_stage(run, stage, start, Record(args, device))
+        before = start.encoder
     PartialState().wait_for_everyone()  # the main process reports
 
 

@@ -14,6 +14,9 @@ from transformers import CLIPModel, CLIPProcessor
 
 import clip_finetune_train
 from common import model_dir
+from data import load_pairs
+from models import load_encoder
+from models.repair import draw_captions, repaired
 from training.states import EpochStates
 
 
@@ -58,8 +61,8 @@ def test_the_winner_of_the_newest_search_is_fine_tuned_and_reported(run, search_
     CLIPProcessor.from_pretrained(folder)
     report = json.loads((folder / "report.json").read_text())
     assert report["segments"] == [[2, 3]]
-    assert list(report["test"]) == ["full", "pruned", "fine-tuned"]
-    assert [report["test"][name]["text_layers"] for name in report["test"]] == [4, 2, 2]
+    assert list(report["test"]) == ["full", "pruned", "repaired", "fine-tuned"]
+    assert [report["test"][name]["text_layers"] for name in report["test"]] == [4, 2, 2, 2]
     assert report["test"]["full"]["text_parameters"] > report["test"]["pruned"]["text_parameters"]
     for model in report["test"].values():
         assert {"task_loss", "text_to_image_recall_at_10", "milliseconds_per_caption"} <= set(model)
@@ -76,7 +79,32 @@ def test_the_winner_of_the_newest_search_is_fine_tuned_and_reported(run, search_
         for way in ("text_to_image", "image_to_text")
     }
     table = capsys.readouterr().out
-    assert all(name in table for name in ("full", "pruned", "fine-tuned", "R@10"))
+    assert all(name in table for name in ("full", "pruned", "repaired", "fine-tuned", "R@10"))
+
+
+def test_without_training_the_repaired_model_is_the_checkpoint(run, tiny_clip, tiny_pairs):
+    folder = run("--clip_layers 2-3 --max_epoch 0")
+    captions = draw_captions(load_pairs(str(tiny_pairs), "train", images=False).captions, 0)
+    expected = repaired(load_encoder(str(tiny_clip)), (2, 3), captions).model.state_dict()
+    found = CLIPModel.from_pretrained(folder).state_dict()
+    assert found.keys() == expected.keys()
+    assert all(found[name].equal(expected[name]) for name in found)
+    report = json.loads((folder / "report.json").read_text())
+    assert list(report["test"]) == ["full", "pruned", "repaired"]
+    assert report["record"]["repair"]["after"] < report["record"]["repair"]["before"]
+    card = (folder / "README.md").read_text()
+    assert "repaired by linear maps" in card
+    assert "without training" in card
+    assert "repair of layers 2 to 3" in (folder / "train.log").read_text()
+
+
+def test_without_repair_the_start_is_the_pruned_model(run, tiny_clip):
+    folder = run("--clip_layers 2-3 --max_epoch 0 --repair false")
+    expected = load_encoder(str(tiny_clip)).drop((2, 3)).model.state_dict()
+    found = CLIPModel.from_pretrained(folder).state_dict()
+    assert all(found[name].equal(expected[name]) for name in found)
+    assert list(json.loads((folder / "report.json").read_text())["test"]) == ["full", "pruned"]
+    assert "repaired" not in (folder / "README.md").read_text()
 
 
 def test_a_file_named_is_taken_before_a_newer_one(run, search_folder, tmp_path):

@@ -143,7 +143,10 @@ class Trainer:
     # --- epochs
 
     def train(self, progress: bool = False) -> list[dict]:
-        """The epochs up to max_epoch that are not done; returns the figures of all. In the end the model is the best one."""
+        """The epochs up to max_epoch that are not done; returns the figures of all. In the end the model is the best one.
+
+        With a max_epoch of 0 the model as it is becomes the checkpoint, and there is nothing to go on from.
+        """
         self.accelerator.init_trackers("tensorboard")
         for epoch in range(len(self.history) + 1, self.settings.max_epoch + 1):
             start = time.perf_counter()
@@ -160,7 +163,10 @@ class Trainer:
         for tracker in self.accelerator.trackers:
             tracker.finish()
         if self.accelerator.is_main_process:
-            self.load(self.states.weights(self.best()["epoch"]))
+            if self.history:
+                self.load(self.states.weights(self.best()["epoch"]))
+            else:
+                self.publish(self.best())
         return self.history
 
     def train_epoch(self, epoch: int, progress: bool = False) -> float:
@@ -217,8 +223,8 @@ class Trainer:
     # --- the model of an epoch
 
     def best(self) -> dict:
-        """The figures of the best epoch; the earliest of equals."""
-        return best_of(self.history)
+        """The figures of the best epoch, the earliest of equals; those of the model as it is, as epoch 0, before the first."""
+        return best_of(self.history) if self.history else {"epoch": 0, **self.validate()}
 
     def load(self, weights: dict[str, Tensor]) -> None:
         """Give the trained towers these weights."""
@@ -237,7 +243,7 @@ class Trainer:
         they are better: Wortsman et al. 2022, model soups.
         """
         best = self.best()
-        if self.settings.average is None:
+        if self.settings.average is None or not self.history:
             return best
         weights, found = self.states.mean_weights(self._averaged(self.history))
         self.load(weights)

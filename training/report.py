@@ -16,6 +16,7 @@ from tabulate import tabulate
 from common import ROOT, atomic_path
 from data import BUNDLED
 from models import Encoder
+from models.repair import Repair
 from models.speed import measure_milliseconds
 from search_strategy.proposals import Proposal, segments
 from training.batches import Split
@@ -85,7 +86,8 @@ class ModelCard:
     """What a checkpoint says about its making, and what does not change while it is trained.
 
     `num_layers`: of the model that was pruned; `dropped_layers` and `origin`, where that choice comes from: None where
-    everything is fresh; `record`: the run's, with the identities of `made_from` (None: no weights) and of the data.
+    everything is fresh; `record`: the run's, with the identities of `made_from` (None: no weights) and of the data;
+    `repair`: what was repaired, where something was.
     """
 
     num_layers: int
@@ -94,6 +96,7 @@ class ModelCard:
     origin: str | None
     freeze_vision: bool
     record: dict
+    repair: Repair | None = None
 
     def identity(self) -> dict:
         """What must be equal in a run that goes on."""
@@ -101,6 +104,7 @@ class ModelCard:
         return {
             "dropped_layers": None if self.dropped_layers is None else list(self.dropped_layers),
             "model_weights": made_from and made_from["weights_sha256"],
+            "repair": self.repair is not None,
         }
 
     def text(self, validation: dict, test: dict[str, dict[str, float]] | None = None) -> str:
@@ -110,7 +114,7 @@ class ModelCard:
         command = shlex.join(map(without_folders, shlex.split(self.record["command"])))
         parts = [
             f"---\n{self._metadata(name, evaluated, 'test' if test else 'validation').to_yaml()}\n---\n",
-            f"# {name}\n\n{self._making()}\n\nMade by\n\n    {command}\n",
+            f"# {name}\n\n{self._making(trained=validation.get('epoch') != 0)}\n\nMade by\n\n    {command}\n",
             USAGE.format(name=name),
             f"\nValidation ({_epochs(validation)}):\n\n{figures_table({'this model': validation}, 'pipe')}\n",
         ]
@@ -147,22 +151,33 @@ class ModelCard:
             eval_results=results or None,
         )
 
-    def _making(self) -> str:
+    def _making(self, trained: bool) -> str:
         model, dataset = (without_folders(text) for text in (self.record["model"], self.record["flags"]["dataset"]))
         left = self.num_layers - self.num_clip_layers
         towers = "text tower" if self.freeze_vision else "text and image tower"
         data = f"on {self.record['train']['captions']:,} captions of `{dataset}`"
         if self.dropped_layers is None:
             return f"{left} text layers in the shape of `{model}`, its {towers} trained from scratch {data}."
+        training = f"its {towers} fine-tuned {data}" if trained else "without training"
         if not self.dropped_layers:
-            return f"`{model}` with all its {left} text layers, its {towers} fine-tuned {data}."
+            return f"`{model}` with all its {left} text layers, {training}."
         return (
             f"`{model}` with {left} of its {self.num_layers} text layers, without {segments(self.dropped_layers)} (counted "
-            f"from 1; from {without_folders(self.origin)}); its {towers} was fine-tuned {data}."
+            f"from 1; from {without_folders(self.origin)}){self._mending()}; {training}."
+        )
+
+    def _mending(self) -> str:
+        if self.repair is None:
+            return ""
+        return (
+            f", repaired by linear maps in the place of what was dropped, which were fitted to {self.repair.samples:,} captions "
+            "of the same data and are part of its weights"
         )
 
 
 def _epochs(figures: dict) -> str:
+    if figures.get("epoch") == 0:
+        return "not trained"
     return f"epoch {figures['epoch']}" if "epoch" in figures else f"mean of epochs {figures['mean_of_epochs']}"
 
 

@@ -7,7 +7,7 @@ correlation of 10 times 4 captions, beam, the task loss of the ten best on valid
 import argparse
 import json
 import logging
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import NamedTuple
 
@@ -31,6 +31,7 @@ from common.files import plain
 from data import ImageCaptionPairs
 from measures import MEASURES
 from models import Encoder, load_encoder
+from models.repair import Repair, draw_captions, repair
 from search_strategy.fine import FineSearch
 from search_strategy.pipeline import propose, verify
 from search_strategy.proposals import Proposal, check_dropped_layers, parse_clip_layers, segments
@@ -64,6 +65,17 @@ class Choice(NamedTuple):
 
     dropped_layers: Proposal
     origin: str
+
+
+class Start(NamedTuple):
+    """What is trained. Where it is a pruned model: by which choice, from what; and where it is a repaired one, a copy of it
+    that stays, and what was repaired."""
+
+    encoder: Encoder
+    choice: Choice | None = None
+    before: Encoder | None = None
+    repaired: Encoder | None = None
+    repair: Repair | None = None
 
 
 @dataclass(frozen=True)
@@ -229,11 +241,20 @@ def distance_correlation(encoder: Encoder, captions: list[str], generator: np.ra
 # --- training and report
 
 
-def train_stage(
-    run: Run, stage: Stage, encoder: Encoder, choice: Choice | None, before: Encoder | None, record: Record
-) -> None:
-    """Train one model and report. `before`: what it was pruned from. In the end it has the weights of its checkpoint."""
+def prune(before: Encoder, choice: Choice, data: TrainingData, output_dir: Path, use_repair: bool, seed: int) -> Start:
+    """The model without the layers of the choice, repaired on captions of train where that is asked for."""
+    name = str(output_dir)
+    if not (use_repair and choice.dropped_layers):
+        return Start(before.drop(choice.dropped_layers, name), choice, before)
+    captions = draw_captions(before.samples(data.train.pairs), seed)
+    model, report = repair(before, choice.dropped_layers, captions)
+    return Start(model.drop((), name), choice, before, model, report)
+
+
+def train_stage(run: Run, stage: Stage, start: Start, record: Record) -> None:
+    """Train one model and report. In the end it has the weights of its checkpoint."""
     settings, train, validation = run.settings, run.data.train.pairs, run.data.validation.pairs
+    encoder, choice, before = start[:3]
     record.note(
         model=before.name if before else encoder.name,
         made_from=before and before.identity(),
@@ -242,8 +263,12 @@ def train_stage(
         validation=validation.identity(),
         pipeline_tag=encoder.pipeline_tag,
     )
+    if start.repair:
+        record.note(repair=asdict(start.repair))
     dropped, origin = choice or (None, None)
-    card = ModelCard(stage.num_layers, stage.num_clip_layers, dropped, origin, settings.freeze_vision, record.content())
+    card = ModelCard(
+        stage.num_layers, stage.num_clip_layers, dropped, origin, settings.freeze_vision, record.content(), start.repair
+    )
     seed_everything(settings.seed)
     trainer = Trainer(encoder, run.data, run.objective, settings, stage.output_dir, card)
     with hold(stage.output_dir):
@@ -254,19 +279,21 @@ def train_stage(
             trainer.resume(stage.resume_epoch)
         set_up_logging(stage.output_dir / "train.log" if is_main_process() else None, append=stage.resume_epoch > 0)
         logger.setLevel(logging.INFO if is_main_process() else logging.ERROR)
-        log_start(stage, choice, train, validation)
+        log_start(stage, start, train, validation)
         trainer.train(show_progress())
         if is_main_process():
-            write_report(trainer, choice, before, record)
+            write_report(trainer, start, record)
     for tensor in encoder.model.state_dict().values():  # the main process alone has chosen between epochs
         accelerate.utils.broadcast(tensor)
 
 
-def log_start(stage: Stage, choice: Choice | None, train: ImageCaptionPairs, validation: ImageCaptionPairs) -> None:
+def log_start(stage: Stage, start: Start, train: ImageCaptionPairs, validation: ImageCaptionPairs) -> None:
     if stage.resume_epoch:
         logger.info("goes on after epoch %d", stage.resume_epoch)
-    if choice and choice.dropped_layers:
-        logger.info("drops the layers %s, from %s", segments(choice.dropped_layers), choice.origin)
+    if start.choice and start.choice.dropped_layers:
+        logger.info("drops the layers %s, from %s", segments(start.choice.dropped_layers), start.choice.origin)
+    for cut in start.repair.cuts if start.repair else ():
+        logger.info("repair of %s", cut)
     for pairs in (train, validation):
         logger.info("data: %s", pairs.describe())
     logger.info(
@@ -275,17 +302,21 @@ def log_start(stage: Stage, choice: Choice | None, train: ImageCaptionPairs, val
     )
 
 
-def write_report(trainer: Trainer, choice: Choice | None, before: Encoder | None, record: Record) -> None:
+def write_report(trainer: Trainer, start: Start, record: Record) -> None:
     """After training: the mean of epochs where asked for, figures of all models on test, curves, the final model card."""
-    validation = trainer.use_average()
+    validation, choice = trainer.use_average(), start.choice
     data, folder = trainer.data, trainer.output_dir
     test, models = data.load_test(), {}
     if data.full:
         models["full"] = model_figures(data.full, test)
     if choice and choice.dropped_layers:
-        models["pruned"] = model_figures(before.drop(choice.dropped_layers), test)
-    models["fine-tuned" if choice else "trained"] = model_figures(trainer.encoder, test, trainer.settings.freeze_vision)
-    draw_curves(trainer.history, folder / "curves.png")
+        models["pruned"] = model_figures(start.before.drop(choice.dropped_layers), test)
+    if start.repaired:
+        models["repaired"] = model_figures(start.repaired, test)
+    if trainer.history:
+        trained = model_figures(trainer.encoder, test, trainer.settings.freeze_vision)
+        models["fine-tuned" if choice else "trained"] = trained
+        draw_curves(trainer.history, folder / "curves.png")
     write_text(folder / "README.md", trainer.card.text(validation, models))
     content = {
         "dropped_layers": list(choice.dropped_layers) if choice else [],

@@ -90,6 +90,6 @@ def test_two_processes_give_the_losses_of_one(processes, argv, tmp_path, flags: 
         process.join(120)
         assert process.exitcode == 0, stderr.read_text()
     assert "processes: 2" in (tmp_path / "two" / "train.log").read_text()
-    assert len((tmp_path / "two" / "train.log").read_text().splitlines()) == 6  # of the main process alone
+    assert len((tmp_path / "two" / "train.log").read_text().splitlines()) == 8  # of the main process alone
     for ours, theirs in zip(history(tmp_path / "two"), history(tmp_path / "one"), strict=True):
         assert ours == pytest.approx(theirs, rel=1e-5)
