@@ -26,6 +26,7 @@ from common import (
     data_flags,
     format_table,
     model_dir,
+    read_lines,
     script,
     set_up,
     show_progress,
@@ -36,12 +37,11 @@ from data import SPLITS, ImageCaptionPairs, load_labels, load_pairs
 from models import Clip, load_clip
 from models.open_clip_folder import find_open_clip
 from models.speed import measure_milliseconds
-from tasks.evaluation import evaluate_retrieval
+from tasks.retrieval import Retrieval
 from tasks.zero_shot import (
     check_templates,
     class_embeddings,
     classes_in_captions,
-    read_lines,
     right_classes,
     zero_shot_accuracy,
 )
@@ -96,9 +96,10 @@ def evaluate(clip: Clip, pairs: ImageCaptionPairs, images: torch.Tensor, zero_sh
     """All figures of a model, flat. `images`: the embeddings of the images of `pairs`."""
     labels, templates, right = zero_shot
     figures = {"text_layers": clip.num_layers, "text_parameters": clip.num_parameters()}
-    figures |= {"weights_bytes": weights_bytes(clip.name)} | evaluate_retrieval(clip, pairs, images)
+    task = Retrieval(images, pairs.image_index, clip.logit_scale)
+    figures |= {"weights_bytes": weights_bytes(clip.name)} | task.score(clip.embeddings(pairs.captions)).figures
     if labels:
-        figures |= zero_shot_accuracy(images, class_embeddings(clip, labels, templates), right)
+        figures |= zero_shot_accuracy(images, class_embeddings(clip.embeddings, labels, templates), right)
     for size, captions in TIMED_CAPTIONS.items():
         for length in ("full_length", "cut"):
             figures[f"milliseconds_batch_{size}_{length}"] = measure_milliseconds(

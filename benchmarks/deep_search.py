@@ -10,6 +10,7 @@ refinement by swaps. Random: `--times` as many proposals as the largest of these
 """
 
 import argparse
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -30,12 +31,9 @@ from common import (
 from common.matrix_files import MatrixSettings
 from data import load_pairs
 from models import load_clip
-from search_strategy.comparison import Outcome, random_draws, run_strategy, search_for
 from search_strategy.fine import FineSearch
 from search_strategy.proposals import check_num_clip_layers
-from search_strategy.strategies import greedy_by_loss
-
-REFINE_ROUNDS = 20  # the search script's default
+from search_strategy.rivals import Outcome, greedy_by_loss, random_draws, run_strategy, search_for
 
 
 def default_searches(fine: FineSearch, captions: list[str], k: int, seeds: range, record: Record) -> list[Outcome]:
@@ -43,8 +41,8 @@ def default_searches(fine: FineSearch, captions: list[str], k: int, seeds: range
     for seed in seeds:
         settings = MatrixSettings("dc", seed=seed).filled()
         draw = [captions[row] for row in analysis.draw_captions(len(captions), settings)[0]]
-        (matrix,), _ = analysis.measure_draws(fine.clip, [draw], record, settings=settings, baseline=False)
-        choose = search_for(matrix, k, mode="beam", num_proposals=10, seed=seed, refine_rounds=REFINE_ROUNDS)
+        (matrix,), _ = analysis.measure_draws(fine.encoder, [draw], record, settings=settings, baseline=False)
+        choose = partial(search_for, matrix=matrix, num_clip_layers=k, seed=seed)
         outcomes.append(run_strategy(f"default search, seed {seed}", choose, fine))
     return outcomes
 
@@ -71,7 +69,7 @@ def main(argv: list[str] | None = None) -> None:
     captions = load_pairs(args.dataset, "train", images=False, **data_flags(args)).captions
     cache = model_dir(args.exp_dir, args.model) / "cache"
     fine = FineSearch.from_pairs(clip, pairs, cache, progress=show_progress())
-    fine = fine.on(range(min(args.num_pairs, fine.num_captions)))
+    fine = fine.on_rows(range(min(args.num_pairs, fine.num_samples)))
     outcomes = default_searches(fine, captions, k, range(args.num_seeds), record)
     num_random = args.times * max(outcome.proposals_evaluated for outcome in outcomes)
     outcomes.append(
@@ -83,7 +81,7 @@ def main(argv: list[str] | None = None) -> None:
         (
             outcome.strategy,
             outcome.evaluation.task_loss,
-            100 * outcome.evaluation.recall["text_to_image_recall_at_10"],
+            100 * outcome.evaluation.figures["text_to_image_recall_at_10"],
             outcome.proposals_evaluated,
             round(outcome.layer_calls),
             outcome.layer_calls_unshared,
@@ -93,7 +91,7 @@ def main(argv: list[str] | None = None) -> None:
     ]
     headers = ("search", "task loss", "R@10, %", "proposals", "layer calls", "unshared", "seconds")
     print(format_table(rows, headers, ("", ".4f", ".1f", "", "", "", ".1f")))
-    print(f"full model: task loss {full.task_loss:.4f}; {fine.num_captions} pairs")
+    print(f"full model: task loss {full.figures['task_loss']:.4f}; {fine.num_samples} pairs")
     if args.out:
         content = {"rows": [dict(zip(headers, row, strict=True)) for row in rows], "record": record.content()}
         write_json(args.out, content)

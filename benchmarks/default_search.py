@@ -37,11 +37,10 @@ from measures import MEASURES
 from models import Clip, load_clip
 from search_strategy.ablation import ablations
 from search_strategy.coarse import SCORES, coarse_search
-from search_strategy.fine import FineSearch
-from search_strategy.prefix_tree import distinct_prefixes
+from search_strategy.fine import FineSearch, distinct_prefixes
 from search_strategy.proposals import Proposal, kept_layers
-from search_strategy.refine import climb
-from search_strategy.strategies import greedy_by_loss
+from search_strategy.rivals import greedy_by_loss
+from search_strategy.verify import NUM_PROPOSALS, REFINE_ROUNDS, climb
 
 
 @dataclass
@@ -105,15 +104,15 @@ def replay(
 ) -> Found:
     """Coarse search for ten, fine search, refinement."""
     counter = Replay(table, len(matrix) - 1)
-    scored = coarse_search(matrix, num_clip_layers, mode=mode, num_proposals=10, score=score)
+    scored = coarse_search(matrix, num_clip_layers, mode=mode, num_proposals=NUM_PROPOSALS, score=score)
     best = climb(counter.objectives, [proposal for proposal, _ in scored], counter.num_layers, rounds)[0]
     return Found(table[best], counter.layer_calls, counter.layer_calls_unshared, len(counter.known))
 
 
 def run_greedy(fine: FineSearch, num_clip_layers: int) -> Found:
     """Greedy by task loss. It looks at proposals of every size, so it is run and not replayed."""
-    own = fine.restarted()
-    best = greedy_by_loss(own.objectives, own.clip.num_layers, num_clip_layers)
+    own = fine.without_memory()
+    best = greedy_by_loss(own.objectives, own.encoder.num_layers, num_clip_layers)
     value = own.objectives([best])[0]
     return Found(value, round(own.layer_calls), round(own.layer_calls_unshared), len(own.evaluated))
 
@@ -152,7 +151,9 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--num_clip_layers", type=positive_int, nargs="+", default=[3, 6, 8], help="default: 3 6 8")
     parser.add_argument("--num_seeds", type=positive_int, default=5, help="of the calibration captions (default: 5)")
     parser.add_argument("--search_mode", choices=("beam", "exact"), default="beam", help="default: beam")
-    parser.add_argument("--refine", type=bounded(int, 0), default=20, help="rounds of refinement (default: 20)")
+    parser.add_argument(
+        "--refine", type=bounded(int, 0), default=REFINE_ROUNDS, help="rounds of refinement (default: %(default)s)"
+    )
     parser.add_argument("--out", type=Path, help="also write the rows as JSON")
     add_common_flags(parser)
     return parser

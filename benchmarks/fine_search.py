@@ -34,10 +34,9 @@ from data import ImageCaptionPairs, load_pairs
 from models import Clip, load_clip
 from search_strategy.fine import FineSearch
 from search_strategy.proposals import Proposal, random_proposals
-from search_strategy.refine import race
+from search_strategy.verify import race
+from tasks.base import LOSS_BATCH_SIZE as BATCH_SIZE
 from tasks.retrieval import task_loss
-
-BATCH_SIZE = 250
 
 
 @torch.no_grad()
@@ -68,8 +67,8 @@ def compare(clip: Clip, pairs: ImageCaptionPairs, proposals: list[Proposal]) -> 
     with tempfile.TemporaryDirectory() as cache:
         for what in ("ours, images encoded once", "ours, image embeddings cached"):
             start = time.perf_counter()
-            fine = FineSearch.from_pairs(clip, pairs, Path(cache), loss_batch_size=BATCH_SIZE)
-            losses = [evaluation.task_loss for evaluation in fine.evaluate(proposals)]
+            fine = FineSearch.from_pairs(clip, pairs, Path(cache))
+            losses = [evaluation.objective for evaluation in fine.evaluate(proposals)]
             seconds = time.perf_counter() - start
             rows.append((what, seconds, plain_seconds / seconds, float(np.abs(np.subtract(losses, plain)).max())))
     return rows
@@ -78,11 +77,11 @@ def compare(clip: Clip, pairs: ImageCaptionPairs, proposals: list[Proposal]) -> 
 def search_everything(clip: Clip, pairs: ImageCaptionPairs, num_clip_layers: int, seed: int) -> list[tuple]:
     """Rows of (what, seconds, pairs evaluated, layer calls, rank of the winner)."""
     subsets = list(combinations(range(1, clip.num_layers + 1), num_clip_layers))
-    fine = FineSearch.from_pairs(clip, pairs, loss_batch_size=BATCH_SIZE, progress=show_progress())
+    fine = FineSearch.from_pairs(clip, pairs, progress=show_progress())
     start = time.perf_counter()
     ranked = [e.dropped_layers for e in sorted(fine.evaluate(subsets), key=lambda e: e.objective)]
     rows = [(f"all {len(subsets)}", time.perf_counter() - start, len(subsets) * len(pairs), round(fine.layer_calls), 1)]
-    racing = fine.restarted()
+    racing = fine.without_memory()
     start = time.perf_counter()
     left, evaluated = race(
         racing.objectives_on, subsets, len(pairs), np.random.default_rng(seed), first_pairs=BATCH_SIZE

@@ -104,6 +104,16 @@ def cached_array(folder: Path | None, name: str, key: str, make: Callable[[], np
     return np.load(path, allow_pickle=False)
 
 
+def read_lines(path: Path, what: str) -> list[str]:
+    """The lines of a text file that are not empty, each once. Raises ValueError where there are none."""
+    lines = [line.strip() for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
+    if not lines or len(set(lines)) < len(lines):
+        raise ValueError(
+            f"{path}: expected one {what} a line, each once; found {len(lines)}, {len(set(lines))} different"
+        )
+    return lines
+
+
 def model_dir(exp_dir: Path, model: str) -> Path:
     """The folder of a model's results: its path or hub name made safe. A model inside `exp_dir` is its own folder."""
     path = Path(model).resolve()
@@ -118,11 +128,6 @@ def model_dir(exp_dir: Path, model: str) -> Path:
 def safe_name(text: str) -> str:
     """A path or hub name as (part of) a file name."""
     return re.sub(r"[^A-Za-z0-9._-]+", "--", text.strip("/"))
-
-
-def search_path(folder: Path, num_layers: int, num_clip_layers: int, search_mode: str, tag: str) -> Path:
-    """Name of a search result: `clip<L>to<L-k>_<search_mode>_<measure tag>.json`."""
-    return folder / f"clip{num_layers}to{num_layers - num_clip_layers}_{search_mode}_{tag}.json"
 
 
 def plain(value: object) -> object:

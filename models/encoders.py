@@ -168,12 +168,13 @@ class Encoder(Protocol):
 
     @torch.no_grad()
     def embeddings(self, samples: Sequence, kept_layers: Iterable[int] | None = None, batch_size: int = 256) -> Tensor:
-        """(n, dim), L2-normalised float32, of the samples, through all layers or only those kept (counted from 1)."""
+        """(n, dim), L2-normalised, in float32 or wider, of the samples, through all layers or only those kept (counted from 1)."""
         kept = range(1, self.num_layers + 1) if kept_layers is None else tuple(kept_layers)
-        embeddings = torch.empty(len(samples), self.dim, device=self.device)
+        dtype = torch.promote_types(self.dtype, torch.float32)
+        embeddings = torch.empty(len(samples), self.dim, dtype=dtype, device=self.device)
         for batch in self.batches(samples, batch_size):
             hidden, context = self.stack.start(**batch.inputs)
-            embeddings[batch.rows] = self.embed(self.stack.run(hidden, context, kept), batch).float()
+            embeddings[batch.rows] = self.embed(self.stack.run(hidden, context, kept), batch)
         return embeddings
 
     def deployed(self, inputs: dict[str, Tensor]) -> Tensor:

@@ -16,16 +16,16 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from search_strategy.proposal_graph import ProposalGraph
+from search_strategy.exact import best_proposals
 from search_strategy.proposals import (
     Proposal,
     check_dropped_layers,
     check_num_clip_layers,
-    random_proposals,
     segments,
 )
 
 DECIMALS = 12
+BEAM_SIZE = 10  # as published
 MAX_EXHAUSTIVE = 5_000_000  # subsets; 24 layers to 12 has 2.7 million
 _CHUNK = 1 << 16
 
@@ -72,22 +72,21 @@ def coarse_search(
     *,
     mode: str,
     num_proposals: int,
-    beam_size: int = 10,
+    beam_size: int = BEAM_SIZE,
     score: str = "mean",
-    generator: np.random.Generator | None = None,
 ) -> list[Scored]:
     """The best `num_proposals` proposals that drop `num_clip_layers` layers: [(dropped layers, score)], best first.
 
     mode (SEARCH_MODES):
-    exhaustive: scores every subset. exact: the same result for any L, see `_exact`.
+    exhaustive: scores every subset. exact: the same result for any L, see `exact.best_proposals`.
     beam: starts from no dropped layer; each step extends every proposal of the beam by every layer that it keeps, and
     the best `beam_size` go on; the last step returns its best `num_proposals`, fewer if it has fewer candidates.
-    greedy: a beam of 1. random: drawn with `generator`, then scored and ordered.
+    greedy: a beam of 1.
 
-    Exhaustive, exact and random return every proposal if no more than `num_proposals` exist.
+    Exhaustive and exact return every proposal if no more than `num_proposals` exist.
 
     Raises ValueError for a matrix that is not square or not finite, `num_clip_layers` outside 1..L-1, a count below 1,
-    an unknown mode or score, an exhaustive search of more than MAX_EXHAUSTIVE subsets, and random without generator.
+    an unknown mode or score, or an exhaustive search of more than MAX_EXHAUSTIVE subsets.
     """
     matrix, rule = _checked_matrix(matrix), _choice(SCORES, score, "score")
     search = _choice(SEARCH_MODES, mode, "mode")
@@ -95,7 +94,7 @@ def coarse_search(
     for name, number in (("num_proposals", num_proposals), ("beam_size", beam_size)):
         if number < 1:
             raise ValueError(f"{name} is {number}; it must be at least 1")
-    found = search(matrix, num_clip_layers, num_proposals, rule, beam_size=beam_size, generator=generator)
+    found = search(matrix, num_clip_layers, num_proposals, rule, beam_size)
     return sorted(((proposal, _score(matrix, proposal, rule)) for proposal in found), key=_order)
 
 
@@ -162,7 +161,9 @@ def _best_rows(matrix: np.ndarray, proposals: np.ndarray, num_best: int, rule: S
     return rows[np.argsort(-rounded, kind="stable")[:num_best]]
 
 
-def _exhaustive(matrix, num_clip_layers, num_proposals, rule, **_) -> Iterable[Proposal]:
+def _exhaustive(
+    matrix: np.ndarray, num_clip_layers: int, num_proposals: int, rule: Score, beam_size: int
+) -> Iterable[Proposal]:
     num_layers = len(matrix) - 1
     existing = comb(num_layers, num_clip_layers)
     if existing > MAX_EXHAUSTIVE:
@@ -179,7 +180,9 @@ def _exhaustive(matrix, num_clip_layers, num_proposals, rule, **_) -> Iterable[P
     return map(tuple, best.tolist())
 
 
-def _beam(matrix, num_clip_layers, num_proposals, rule, *, beam_size, **_) -> Iterable[Proposal]:
+def _beam(
+    matrix: np.ndarray, num_clip_layers: int, num_proposals: int, rule: Score, beam_size: int
+) -> Iterable[Proposal]:
     kept = np.ones((1, len(matrix) - 1), dtype=bool)  # one row a proposal of the beam
     for num_dropped in range(1, num_clip_layers + 1):
         rows, layers = np.nonzero(kept)
@@ -193,47 +196,24 @@ def _beam(matrix, num_clip_layers, num_proposals, rule, *, beam_size, **_) -> It
     return map(tuple, proposals[best].tolist())
 
 
-def _greedy(matrix, num_clip_layers, num_proposals, rule, **_) -> Iterable[Proposal]:
-    return _beam(matrix, num_clip_layers, num_proposals, rule, beam_size=1)
+def _greedy(
+    matrix: np.ndarray, num_clip_layers: int, num_proposals: int, rule: Score, beam_size: int
+) -> Iterable[Proposal]:
+    return _beam(matrix, num_clip_layers, num_proposals, rule, 1)
 
 
-def _random(matrix, num_clip_layers, num_proposals, rule, *, generator, **_) -> Iterable[Proposal]:
-    if generator is None:
-        raise ValueError("mode random needs a generator, a numpy.random.Generator")
-    return random_proposals(len(matrix) - 1, num_clip_layers, num_proposals, generator)
+def _exact(
+    matrix: np.ndarray, num_clip_layers: int, num_proposals: int, rule: Score, beam_size: int
+) -> Iterable[Proposal]:
+    return best_proposals(
+        lambda x: rule.excess(matrix, x),
+        lambda proposal: round(_score(matrix, proposal, rule), DECIMALS),
+        0.5 * 10**-DECIMALS,
+        float(matrix.max()),
+        num_clip_layers,
+        num_proposals,
+    )
 
 
-def _exact(matrix, num_clip_layers, num_proposals, rule, **_) -> Iterable[Proposal]:
-    """The true best, for any L: the K best paths of an acyclic graph, in rounds as in Dinkelbach's method (1967).
-
-    By `Score.excess` a proposal scores >= x exactly when its excess at x is >= 0, and the excess is a sum over its
-    segments, so that `ProposalGraph` finds the K greatest. A first round, at any x, yields K proposals. From then on
-    x is the K-th best score seen. While K proposals or more beat x, the K of greatest excess all beat it, and x rises.
-    Once it stays, fewer than K beat it, and all of these have been seen. The places left belong to proposals that
-    score x itself. There may be exponentially many, so they are enumerated in lexicographic order.
-
-    To beat x is meant in the order of this module: the excess is taken half a unit of the last decimal above x, or
-    below x for the ties, and what decides in the end is each proposal's own rounded score. So the result is that of
-    the exhaustive search, unless rounding errors alone part equal scores: a true score with a 5 as its 13th and last
-    decimal may round up for one proposal and down for another, and then either may be chosen.
-    """
-    num_proposals = min(num_proposals, comb(len(matrix) - 1, num_clip_layers))
-    half_unit = 0.5 * 10**-DECIMALS
-    seen: dict[Proposal, float] = {}
-    x, worst, previous = float(matrix.max()), None, -np.inf
-    while worst != previous:
-        previous = worst
-        graph = ProposalGraph(*rule.excess(matrix, x), num_clip_layers)
-        for excess, proposal in islice(graph.by_excess(), num_proposals):
-            if worst is not None and excess <= 0:
-                break
-            seen[proposal] = round(_score(matrix, proposal, rule), DECIMALS)
-        worst = sorted(seen.values())[-num_proposals]
-        x = worst + half_unit
-    better = [proposal for proposal, score in seen.items() if score > worst]
-    candidates = ProposalGraph(*rule.excess(matrix, worst - half_unit), num_clip_layers).lexicographic()
-    ties = (proposal for proposal in candidates if round(_score(matrix, proposal, rule), DECIMALS) == worst)
-    return better + list(islice(ties, num_proposals - len(better)))
-
-
-SEARCH_MODES = {"exhaustive": _exhaustive, "greedy": _greedy, "beam": _beam, "exact": _exact, "random": _random}
+# All take what `coarse_search` checked; `beam_size` is read by beam alone.
+SEARCH_MODES = {"exhaustive": _exhaustive, "greedy": _greedy, "beam": _beam, "exact": _exact}

@@ -38,19 +38,24 @@ from common.matrix_files import MATRICES, MatrixSettings, read_matrix, warn_of_o
 from common.plots import quality_curve, strategy_panel
 from data import load_pairs
 from models import check_num_layers, load_encoder
-from search_strategy.comparison import (
+from search_strategy.fine import SAMPLES_AT_ONCE, Evaluation, FineSearch
+from search_strategy.proposals import check_num_clip_layers, segments
+from search_strategy.results import describe_figures
+from search_strategy.rivals import (
+    AllSubsets,
     Outcome,
-    Truth,
     best_of_every_size,
     judge_scores,
     random_draws,
     run_strategy,
     strategies,
 )
-from search_strategy.fine import Evaluation, FineSearch
-from search_strategy.proposals import check_num_clip_layers, segments
+from search_strategy.verify import REFINE_ROUNDS
+from tasks.base import LOSS_BATCH_SIZE
 
 logger = logging.getLogger("comflp")
+
+AT_10 = "text_to_image_recall_at_10"
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -62,12 +67,20 @@ def build_parser() -> argparse.ArgumentParser:
         "--max_subsets", type=positive_int, default=5000, help="evaluate all subsets up to so many (default: 5000)"
     )
     parser.add_argument("--num_random", type=positive_int, default=20, help="random proposals drawn (default: 20)")
-    parser.add_argument("--refine", type=bounded(int, 0), default=20, help="rounds of hill climbing (default: 20)")
     parser.add_argument(
-        "--loss_batch_size", type=positive_int, default=250, help="pairs in a batch of the loss (default: 250)"
+        "--refine", type=bounded(int, 0), default=REFINE_ROUNDS, help="rounds of hill climbing (default: %(default)s)"
     )
     parser.add_argument(
-        "--text_batch_size", type=positive_int, default=512, help="captions in a forward pass (default: 512)"
+        "--loss_batch_size",
+        type=positive_int,
+        default=LOSS_BATCH_SIZE,
+        help="pairs in a batch of the loss (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--text_batch_size",
+        type=positive_int,
+        default=SAMPLES_AT_ONCE,
+        help="captions in a forward pass (default: %(default)s)",
     )
     add_common_flags(parser, streaming=True)
     return parser
@@ -100,43 +113,41 @@ def run_panel(args: argparse.Namespace, fine: FineSearch, matrices: dict[str, np
     return sorted(outcomes, key=lambda outcome: outcome.evaluation.objective)
 
 
-def describe(outcome: Outcome, truth: Truth | None, test: Evaluation) -> dict:
+def describe(outcome: Outcome, truth: AllSubsets | None, test: Evaluation) -> dict:
     """One row of the comparison as it is written."""
     proposal = outcome.evaluation.dropped_layers
     return {
         "strategy": outcome.strategy,
         "segments": segments(proposal),
-        "task_loss": outcome.evaluation.task_loss,
-        "recall": outcome.evaluation.recall,
+        **describe_figures(outcome.evaluation),
         "rank": truth.rank(proposal) if truth else None,
         "regret": truth.regret(proposal) if truth else None,
-        "test_task_loss": test.task_loss,
-        "test_recall": test.recall,
+        **describe_test(test),
         **{name: value for name, value in asdict(outcome).items() if name not in ("strategy", "evaluation")},
     }
 
 
-def print_panel(rows: list[dict], judged: list[dict], full_test: Evaluation) -> None:
-    at_10 = "text_to_image_recall_at_10"
-    table = [
+def describe_test(evaluation: Evaluation) -> dict:
+    return {f"test_{name}": value for name, value in describe_figures(evaluation).items()}
+
+
+def print_panel(rows: list[dict], judged: list[dict], full_recall: float) -> None:
+    """The strategies, best first, and how well each coarse score foretells the loss. full_recall: R@10 on test, full model."""
+    lines = [
         (r["strategy"], r["segments"], r["task_loss"], r["rank"], r["proposals_evaluated"], r["layer_calls"])
-        + (r["layer_calls_unshared"], r["seconds"], 100 * r["test_recall"][at_10] / full_test.recall[at_10])
+        + (r["layer_calls_unshared"], r["seconds"], 100 * r["test_recall"][AT_10] / full_recall)
         for r in rows
     ]
     headers = ("strategy", "dropped layers", "task loss", "rank", "proposals", "layer calls", "unshared", "seconds")
-    print(format_table(table, (*headers, "test R@10, % of full"), ("", "", ".4f", "", "", "", "", ".1f", ".1f")))
+    print(format_table(lines, (*headers, "test R@10, % of full"), ("", "", ".4f", "", "", "", "", ".1f", ".1f")))
     if judged:
         scores = [
             (j["measure"], j["score"], j["spearman"], *j["rank_of_best_within"].values(), j["regret_at_10"])
             for j in judged
         ]
         depths = [f"best of {depth}" for depth in judged[0]["rank_of_best_within"]]
-        print()
-        print(
-            format_table(
-                scores, ("measure", "score", "Spearman", *depths, "regret at 10"), (*["", "", ".2f"], *[""] * 4, ".4f")
-            )
-        )
+        headers = ("measure", "score", "Spearman", *depths, "regret at 10")
+        print(f"\n{format_table(scores, headers, (*['', '', '.2f'], *[''] * 4, '.4f'))}")
 
 
 def compare_sizes(args: argparse.Namespace, fine: FineSearch, test: FineSearch, matrix: np.ndarray) -> list[dict]:
@@ -144,82 +155,89 @@ def compare_sizes(args: argparse.Namespace, fine: FineSearch, test: FineSearch, 
     found = best_of_every_size(fine, matrix, max_subsets=args.max_subsets, seed=args.seed, refine_rounds=args.refine)
     rows = []
     for row in [{"num_clip_layers": 0, "dropped_layers": (), "all_known": True, "nested": True}, *found]:
-        on_validation, on_test = (search.evaluate([row["dropped_layers"]])[0] for search in (fine, test))
-        figures = {"task_loss": on_validation.task_loss, "recall": on_validation.recall}
-        figures |= {"test_task_loss": on_test.task_loss, "test_recall": on_test.recall}
-        rows.append(
-            row
-            | {"segments": segments(row["dropped_layers"]), "layers_kept": args.num_layers - row["num_clip_layers"]}
-            | figures
-        )
+        proposal = row["dropped_layers"]
+        place = {"segments": segments(proposal), "layers_kept": args.num_layers - row["num_clip_layers"]}
+        figures = describe_figures(fine.evaluate([proposal])[0]) | describe_test(test.evaluate([proposal])[0])
+        rows.append(row | place | figures)
     return rows
+
+
+def print_sizes(sizes: list[dict]) -> None:
+    lines = [
+        (s["layers_kept"], s["segments"], s["task_loss"], 100 * s["recall"][AT_10], 100 * s["test_recall"][AT_10])
+        + ("yes" if s["nested"] else "no",)
+        for s in sizes
+    ]
+    headers = ("layers kept", "dropped layers", "task loss", "R@10", "test R@10", "nested")
+    print(f"\n{format_table(lines, headers, ('', '', '.4f', '.1f', '.1f', ''))}")
 
 
 @script
 def main(argv: list[str] | None = None) -> None:
     args = build_parser().parse_args(argv)
     check_num_clip_layers(args.num_clip_layers, args.num_layers)
-    folder = model_dir(args.exp_dir, args.model)
     check_num_layers(args.num_layers, args.model)
+    folder = model_dir(args.exp_dir, args.model)
     settings = default_settings(args)
     matrices = read_matrices(args, settings, folder)
     device = set_up(args)
     record = Record(args, device)
-    clip = load_encoder(args.model, device=device)
-    options = {"loss_batch_size": args.loss_batch_size, "batch_size": args.text_batch_size}
-    options["progress"] = show_progress()
+    encoder = load_encoder(args.model, device=device)
     pairs = {split: load_pairs(args.dataset, split, **data_flags(args)) for split in ("validation", "test")}
     record.note_data(**pairs)
-    fine, test = (FineSearch.from_pairs(clip, of_split, folder / "cache", **options) for of_split in pairs.values())
-    identity = clip.identity()
+    options = {"loss_batch_size": args.loss_batch_size, "batch_size": args.text_batch_size}
+    fine, test = (
+        FineSearch.from_pairs(encoder, of_split, folder / "cache", progress=show_progress(), **options)
+        for of_split in pairs.values()
+    )
+    identity = encoder.identity()
     record.note(model=identity)
     with record.warnings():
-        for one in settings.values():
-            warn_of_other_weights(one, folder, identity)
-    name = f"compare_clip{args.num_layers}to{args.num_layers - args.num_clip_layers}"
-    name += f"_max{args.max_pairs}" if args.max_pairs else ""
-    set_up_logging(folder / f"{name}.log")
-    truth = None
-    if comb(args.num_layers, args.num_clip_layers) <= args.max_subsets:
-        everything = fine.restarted()
-        with record.timed("all_subsets"):
-            truth = Truth(everything, args.num_clip_layers)
-        logger.info("all %d subsets: %d layer calls a batch", len(truth.objective), everything.layer_calls)
-        record.note(
-            layer_calls_all_subsets=everything.layer_calls, num_subsets=len(truth.objective), pairs=fine.num_captions
-        )
+        for of_measure in settings.values():
+            warn_of_other_weights(of_measure, folder, identity)
+    part = f"_max{args.max_pairs}" if args.max_pairs else ""
+    path = folder / f"compare_clip{args.num_layers}to{args.num_layers - args.num_clip_layers}{part}.json"
+    set_up_logging(path.with_suffix(".log"))
+    compare(args, fine, test, matrices, record, path)
+    if args.all_k:
+        path = folder / f"compare_clip{args.num_layers}_all_k.json"
+        sizes = compare_sizes(args, fine, test, matrices["dc"])
+        write_json(path, {"sizes": sizes, "record": record.content()})
+        quality_curve(sizes, path.with_suffix(".png"))
+        print_sizes(sizes)
+
+
+def compare(
+    args: argparse.Namespace,
+    fine: FineSearch,
+    test: FineSearch,
+    matrices: dict[str, np.ndarray],
+    record: Record,
+    path: Path,
+) -> None:
+    """The panel on validation, with the figures on test, in a file, a picture and a table."""
+    truth = find_truth(args, fine, record)
     outcomes = run_panel(args, fine, matrices)
     rows = [describe(outcome, truth, test.evaluate([outcome.evaluation.dropped_layers])[0]) for outcome in outcomes]
     judged = judge_scores(matrices, args.num_clip_layers, truth) if truth else []
-    full, full_test = fine.full_model(), test.full_model()
-    content = {"full_model": {"task_loss": full.task_loss, "recall": full.recall, "test_recall": full_test.recall}}
-    content |= {"strategies": rows, "coarse_scores": judged, "record": record.content()}
-    write_json(folder / f"{name}.json", content)
-    strategy_panel(rows, judged, truth.sorted if truth else None, full.task_loss, folder / f"{name}.png")
-    print_panel(rows, judged, full_test)
-    if args.all_k:
-        sizes = compare_sizes(args, fine, test, matrices["dc"])
-        path = folder / f"compare_clip{args.num_layers}_all_k.json"
-        write_json(path, {"sizes": sizes, "record": record.content()})
-        quality_curve(sizes, path.with_suffix(".png"))
-        table = [
-            (
-                s["layers_kept"],
-                s["segments"],
-                s["task_loss"],
-                *(100 * s[r]["text_to_image_recall_at_10"] for r in ("recall", "test_recall")),
-                "yes" if s["nested"] else "no",
-            )
-            for s in sizes
-        ]
-        print()
-        print(
-            format_table(
-                table,
-                ("layers kept", "dropped layers", "task loss", "R@10", "test R@10", "nested"),
-                ("", "", ".4f", ".1f", ".1f", ""),
-            )
-        )
+    full = describe_figures(fine.full_model()) | {"test_recall": describe_figures(test.full_model())["recall"]}
+    content = {"full_model": full, "strategies": rows, "coarse_scores": judged, "record": record.content()}
+    write_json(path, content)
+    strategy_panel(rows, judged, truth.sorted if truth else None, full["task_loss"], path.with_suffix(".png"))
+    print_panel(rows, judged, full["test_recall"][AT_10])
+
+
+def find_truth(args: argparse.Namespace, fine: FineSearch, record: Record) -> AllSubsets | None:
+    """Every subset, evaluated, where there are few enough."""
+    if comb(args.num_layers, args.num_clip_layers) > args.max_subsets:
+        return None
+    everything = fine.without_memory()
+    with record.timed("all_subsets"):
+        truth = AllSubsets(everything, args.num_clip_layers)
+    calls, number = everything.layer_calls, len(truth.objective)
+    logger.info("all %d subsets: %d layer calls a batch", number, calls)
+    record.note(layer_calls_all_subsets=calls, num_subsets=number, pairs=fine.num_samples)
+    return truth
 
 
 if __name__ == "__main__":

@@ -8,7 +8,6 @@ Reads the matrix that an analysis script cached under exp/<model>/, and writes c
 """
 
 import argparse
-import hashlib
 import logging
 import sys
 from pathlib import Path
@@ -18,7 +17,6 @@ import numpy as np
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from common import (
-    DEFAULT_DATASET,
     Record,
     add_common_flags,
     boolean,
@@ -29,42 +27,48 @@ from common import (
     model_dir,
     positive_int,
     script,
-    search_path,
     set_up,
     set_up_logging,
     show_progress,
-    write_json,
 )
 from common.matrix_files import (
-    LONGEST_TAG,
     MATRICES,
     OPTIONS,
     MatrixSettings,
     modes,
     read_matrix,
-    safe_name,
     warn_of_other_weights,
 )
 from common.plots import heat_map
 from data import load_pairs
 from measures import combine
 from models import check_num_layers, load_encoder
-from search_strategy.coarse import SCORES, SEARCH_MODES, coarse_search, missed_by
-from search_strategy.fine import OBJECTIVES, FineSearch
-from search_strategy.pipeline import (
+from search_strategy.coarse import BEAM_SIZE, SCORES, SEARCH_MODES, coarse_search, missed_by
+from search_strategy.fine import OBJECTIVES, SAMPLES_AT_ONCE, FineSearch
+from search_strategy.proposals import check_num_clip_layers, random_proposals, segments
+from search_strategy.results import (
+    coarse_rows,
+    describe_figures,
+    result_path,
+    result_tag,
+    verified_rows,
+    write_result,
+)
+from search_strategy.verify import (
+    NUM_PROPOSALS,
+    REFINE_ROUNDS,
+    SEARCH_MODE,
+    Scored,
     Verification,
-    describe_coarse,
-    describe_verified,
-    propose,
     rank_correlation,
     verify,
 )
-from search_strategy.proposals import check_num_clip_layers, segments
+from tasks.base import LOSS_BATCH_SIZE
+from tasks.distance import Distance
 from tasks.retrieval import RECALL_AT
 
 logger = logging.getLogger("comflp")
 
-MODES = tuple(mode for mode in SEARCH_MODES if mode != "random")  # random proposals are --select_measure rand
 MAX_LAYERS_TO_CHECK = 200  # up to here the exact search takes a moment, so the log can say what another mode missed
 TABLE_ROWS = 10
 SCORE_FORMAT = ".6f"  # biased DC of few samples differs in the fourth decimal and later
@@ -77,7 +81,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--num_layers", type=positive_int, required=True, help="text layers of the model")
     parser.add_argument("--num_clip_layers", type=int, required=True, help="how many of them to drop")
     coarse = parser.add_argument_group("coarse search")
-    coarse.add_argument("--search_mode", choices=MODES, default="beam", help="default: beam")
+    coarse.add_argument("--search_mode", choices=tuple(SEARCH_MODES), default=SEARCH_MODE, help="default: %(default)s")
     coarse.add_argument(
         "--select_measure", choices=(*MATRICES, "rand", "combine"), default="dc", help="matrix to search (default: dc)"
     )
@@ -87,8 +91,13 @@ def build_parser() -> argparse.ArgumentParser:
     coarse.add_argument(
         "--score", choices=tuple(SCORES), default="mean", help="over the segments (default: mean, as published)"
     )
-    coarse.add_argument("--beam_size", type=positive_int, default=10, help="default: 10")
-    coarse.add_argument("--topk_num", type=positive_int, default=10, help="proposals for the fine search (default: 10)")
+    coarse.add_argument("--beam_size", type=positive_int, default=BEAM_SIZE, help="default: %(default)s")
+    coarse.add_argument(
+        "--topk_num",
+        type=positive_int,
+        default=NUM_PROPOSALS,
+        help="proposals for the fine search (default: %(default)s)",
+    )
     coarse.add_argument(
         "--coarse_search_only", type=boolean, default=False, help="stop before the fine search (default: false)"
     )
@@ -109,13 +118,22 @@ def build_parser() -> argparse.ArgumentParser:
         "--race", type=boolean, default=False, help="halve the proposals over growing parts of the pairs first"
     )
     fine.add_argument(
-        "--refine", type=bounded(int, 0), default=20, help="rounds of hill climbing by swaps (default: 20)"
+        "--refine",
+        type=bounded(int, 0),
+        default=REFINE_ROUNDS,
+        help="rounds of hill climbing by swaps (default: %(default)s)",
     )
     fine.add_argument(
-        "--loss_batch_size", type=positive_int, default=250, help="pairs in a batch of the loss (default: 250)"
+        "--loss_batch_size",
+        type=positive_int,
+        default=LOSS_BATCH_SIZE,
+        help="pairs in a batch of the loss (default: %(default)s)",
     )
     fine.add_argument(
-        "--text_batch_size", type=positive_int, default=512, help="captions in a forward pass (default: 512)"
+        "--text_batch_size",
+        type=positive_int,
+        default=SAMPLES_AT_ONCE,
+        help="captions in a forward pass (default: %(default)s)",
     )
     add_common_flags(parser, streaming=True)
     return parser
@@ -169,36 +187,21 @@ def refuse_unused(args: argparse.Namespace) -> None:
         raise ValueError(f"--select_measure {measure} takes no {', '.join(given)}: {why}")
 
 
-def result_tag(args: argparse.Namespace, settings: list[MatrixSettings]) -> str:
-    """The end of the result's name: the matrix, and the score and objective that are not at their default."""
-    matrix = {"rand": f"rand_seed{args.seed}", "combine": "combine_" + "_".join(s.tag for s in settings)}
-    parts = [matrix.get(args.select_measure) or settings[0].tag]
-    parts += [f"score_{args.score}"] if args.score != "mean" else []
-    parts += [args.objective] if args.objective != "task_loss" else []
-    if args.select_measure == "rand" and args.dataset != DEFAULT_DATASET:
-        parts.append(safe_name(args.dataset))
-    parts += [f"max{args.max_pairs}"] if args.max_pairs else []
-    tag = "_".join(parts)
-    if len(tag) <= LONGEST_TAG:
-        return tag
-    return f"{tag[:LONGEST_TAG]}_{hashlib.sha256(tag.encode()).hexdigest()[:8]}"
-
-
 def make_fine_search(
     args: argparse.Namespace, settings: list[MatrixSettings], device: str, folder: Path, record: Record
 ) -> FineSearch:
     """Model, validation pairs and their image embeddings, ready to evaluate proposals."""
-    clip = load_encoder(args.model, device=device)
-    pairs = load_pairs(args.dataset, "validation", images=args.objective != "embedding", **data_flags(args))
-    identity = clip.identity()
+    encoder = load_encoder(args.model, device=device)
+    pairs = load_pairs(args.dataset, "validation", images=args.objective != Distance.objective, **data_flags(args))
+    identity = encoder.identity()
     record.note(model=identity)
     record.note_data(data=pairs)
     with record.warnings():
-        for one in settings:
-            warn_of_other_weights(one, folder, identity)
+        for of_matrix in settings:
+            warn_of_other_weights(of_matrix, folder, identity)
     with record.timed("image_embeddings"):
         return FineSearch.from_pairs(
-            clip,
+            encoder,
             pairs,
             folder / "cache",
             objective=args.objective,
@@ -224,8 +227,8 @@ def print_table(proposals: list[dict], verification: Verification | None, object
         rows = [(p["rank"], p["segments"], p["coarse_score"]) for p in proposals[:TABLE_ROWS]]
         print(format_table(rows, ("rank", "dropped layers", "coarse score"), ("", "", SCORE_FORMAT)))
         return
-    full = verification.full_model
-    rows = [("full", [], None, full.objective, full.task_loss, *_percent(full.recall), "")]
+    full = describe_figures(verification.full_model)
+    rows = [("full", [], None, verification.full_model.objective, full["task_loss"], *_percent(full["recall"]), "")]
     for p in proposals[:TABLE_ROWS]:
         note = p["found_by"] + (", within noise" if p["within_noise"] else "")
         rows.append(
@@ -233,7 +236,7 @@ def print_table(proposals: list[dict], verification: Verification | None, object
         )
     headers = ["rank", "dropped layers", "coarse score", objective, "task loss"]
     headers += [f"{way} R@{k}" for way in ("t>i", "i>t") for k in RECALL_AT] + ["found by"]
-    formats = ["", "", SCORE_FORMAT, ".4f", ".4f", *[".1f"] * 6, ""]
+    formats = ["", "", SCORE_FORMAT, ".4f", ".4f", *[".1f"] * 2 * len(RECALL_AT), ""]
     if objective == "task_loss":  # once is enough
         rows = [row[:3] + row[4:] for row in rows]
         del headers[3], formats[3]
@@ -241,7 +244,7 @@ def print_table(proposals: list[dict], verification: Verification | None, object
 
 
 def _percent(recall: dict[str, float] | None) -> list[float | None]:
-    return [None] * 6 if recall is None else [100 * value for value in recall.values()]
+    return [None] * 2 * len(RECALL_AT) if recall is None else [100 * value for value in recall.values()]
 
 
 @script
@@ -251,40 +254,56 @@ def main(argv: list[str] | None = None) -> None:
     folder = model_dir(args.exp_dir, args.model)
     check_num_layers(args.num_layers, args.model)
     settings = matrix_settings(args)
-    matrices = [read_matrix(one, folder, args.num_layers, args.model) for one in settings]
+    matrices = [read_matrix(of_matrix, folder, args.num_layers, args.model) for of_matrix in settings]
     matrix = combine(matrices) if args.combine else matrices[0] if matrices else None
-    result = search_path(folder, args.num_layers, args.num_clip_layers, args.search_mode, result_tag(args, settings))
+    tags = [of_matrix.tag for of_matrix in settings]
+    choice = {name: getattr(args, name) for name in ("score", "objective", "seed", "dataset", "max_pairs")}
+    tag = result_tag(args.select_measure, tags, **choice)
+    result = result_path(folder, args.num_layers, args.num_clip_layers, args.search_mode, tag)
     device = set_up(args)
     record = Record(args, device)
     fine = None if args.coarse_search_only else make_fine_search(args, settings, device, folder, record)
     set_up_logging(result.with_suffix(".log"))  # all input is there: from here on, files are written
     generator = np.random.default_rng(args.seed)
     with record.timed("coarse"):
-        scored = propose(
-            matrix,
-            args.num_layers,
-            args.num_clip_layers,
-            mode=args.search_mode,
-            num_proposals=args.topk_num,
-            beam_size=args.beam_size,
-            score=args.score,
-            generator=generator,
-        )
+        scored = propose(args, matrix, generator)
     log_missed(args, scored, matrix)
-    verification, proposals = None, describe_coarse(scored, args.num_layers)
+    verification, rows = None, coarse_rows(scored, args.num_layers)
     if fine is not None:
         starts = [proposal for proposal, _ in scored]
         with record.timed("fine"):
             verification = verify(fine, starts, use_race=args.race, refine_rounds=args.refine, generator=generator)
-        proposals = describe_verified(verification, scored, matrix, args.num_layers, args.score)
+        rows = verified_rows(verification, scored, matrix, args.num_layers, args.score)
         correlation = rank_correlation(scored, verification.ranked)
         record.note(**verification.facts, rank_correlation=correlation)
         log_facts(verification.facts, correlation)
     if not is_main_process():
         return
-    write_result(args, result, settings, proposals, verification, matrix, record)
-    print_table(proposals, verification, args.objective)
-    print(f"winner: drop {proposals[0]['segments']}, keep {proposals[0]['kept_layers']}; written to {result}")
+    numbers = {name: getattr(args, name) for name in ("num_layers", "num_clip_layers", "search_mode")}
+    files = [f"{tag}.npy" for tag in tags]
+    searched = {"measure": args.select_measure, "matrix": files[0] if len(files) == 1 else files or None}
+    asked = numbers | searched | {"objective": args.objective}
+    write_result(result, asked, rows, verification.full_model if verification else None, record)
+    if matrix is not None:
+        title = f"{args.select_measure}: {args.num_layers} to {args.num_layers - args.num_clip_layers} layers"
+        heat_map(matrix, result.with_suffix(".png"), title, segments=rows[0]["segments"])
+    print_table(rows, verification, args.objective)
+    print(f"winner: drop {rows[0]['segments']}, keep {rows[0]['kept_layers']}; written to {result}")
+
+
+def propose(args: argparse.Namespace, matrix: np.ndarray | None, generator: np.random.Generator) -> Scored:
+    """The best proposals with their coarse scores; random ones without a score where there is no matrix."""
+    if matrix is None:
+        drawn = random_proposals(args.num_layers, args.num_clip_layers, args.topk_num, generator)
+        return [(proposal, None) for proposal in drawn]
+    return coarse_search(
+        matrix,
+        args.num_clip_layers,
+        mode=args.search_mode,
+        num_proposals=args.topk_num,
+        beam_size=args.beam_size,
+        score=args.score,
+    )
 
 
 def log_facts(facts: dict, correlation: float | None) -> None:
@@ -297,36 +316,6 @@ def log_facts(facts: dict, correlation: float | None) -> None:
     )
     text = "undefined" if correlation is None else f"{correlation:.2f}"
     logger.info("rank correlation (Spearman) between coarse score and objective over the coarse proposals: %s", text)
-
-
-def write_result(
-    args: argparse.Namespace,
-    path: Path,
-    settings: list[MatrixSettings],
-    proposals: list[dict],
-    verification: Verification | None,
-    matrix: np.ndarray | None,
-    record: Record,
-) -> None:
-    """The result file that other programs read, and the matrix with the winner's segments as a picture."""
-    names = [f"{one.tag}.npy" for one in settings]
-    full = verification.full_model if verification else None
-    content = {
-        "num_layers": args.num_layers,
-        "num_clip_layers": args.num_clip_layers,
-        "search_mode": args.search_mode,
-        "measure": args.select_measure,
-        "matrix": names[0] if len(names) == 1 else names or None,
-        "objective": args.objective,
-        "full_model": None if full is None else {"task_loss": full.task_loss, "recall": full.recall},
-        "winner": proposals[0],
-        "proposals": proposals,
-        "record": record.content(),
-    }
-    write_json(path, content)
-    if matrix is not None:
-        title = f"{args.select_measure}: {args.num_layers} to {args.num_layers - args.num_clip_layers} layers"
-        heat_map(matrix, path.with_suffix(".png"), title, segments=proposals[0]["segments"])
 
 
 if __name__ == "__main__":

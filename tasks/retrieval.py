@@ -1,11 +1,59 @@
-"""Task loss and retrieval recall from embeddings."""
+"""Retrieval: contrastive task loss and recall of pairs, of which one side is fixed (the images of CLIP: the index)."""
 
+from collections.abc import Sequence
+
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from tasks.base import LOSS_BATCH_SIZE, Scores, Task
+
 RECALL_AT = (1, 5, 10)
 MISS = max(RECALL_AT)  # a rank, from 0, that is no hit however few candidates there are
+
+
+class Retrieval(Task):
+    """Pairs of an embedding that is scored, here called text, and a target that stays as it is, here called image.
+
+    Args:
+        images: (m, d), L2-normalised: the targets.
+        image_index: (n,), the image of each text.
+        logit_scale: the factor on cosine similarities in the loss.
+        objective: `task_loss`, or `recall`: minus the recall at 10, mean of both directions.
+        batch_size: pairs in a batch of the loss.
+    """
+
+    OBJECTIVES = ("task_loss", "recall")
+
+    def __init__(
+        self,
+        images: Tensor,
+        image_index: np.ndarray | Tensor,
+        logit_scale: float,
+        *,
+        objective: str = "task_loss",
+        batch_size: int = LOSS_BATCH_SIZE,
+    ):
+        self.images, self.image_index = images, torch.as_tensor(image_index, device=images.device)
+        self.logit_scale, self.objective, self.batch_size = logit_scale, objective, batch_size
+
+    def score(self, embeddings: Tensor) -> Scores:
+        """`figures`: task_loss, recall at 1, 5 and 10 in both directions as fractions, and the mean of these six."""
+        images = self.images.to(embeddings)
+        losses = pair_losses(embeddings, images[self.image_index], self.logit_scale, self.batch_size, self.image_index)
+        hits = recall_hits(embeddings, images, self.image_index)
+        recall = summarise_hits(hits)
+        figures = {"task_loss": losses.mean().item(), **recall, "mean_recall": sum(recall.values()) / len(recall)}
+        if self.objective == "task_loss":
+            return Scores(losses, figures)
+        both_ways = hits["text_to_image"][10].double() + hits["image_to_text"][10][self.image_index].double()
+        return Scores(-both_ways / 2, figures)
+
+    def on_rows(self, rows: Sequence[int]) -> "Retrieval":
+        index = self.image_index[torch.as_tensor(rows)]
+        options = {"objective": self.objective, "batch_size": self.batch_size}
+        return Retrieval(self.images, index, self.logit_scale, **options)
 
 
 def symmetric_cross_entropy(logits: Tensor, reduction: str = "mean") -> Tensor:

@@ -1,26 +1,13 @@
 """Zero-shot classification of images by the names of the classes (Radford et al. 2021, section 3.1)."""
 
 import re
-from collections.abc import Sequence
-from pathlib import Path
+from collections.abc import Callable, Sequence
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from models.clip import Clip
-
 ACCURACY_AT = (1, 5)
-
-
-def read_lines(path: Path, what: str) -> list[str]:
-    """The lines of a text file that are not empty, each once. Raises ValueError where there are none."""
-    lines = [line.strip() for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
-    if not lines or len(set(lines)) < len(lines):
-        raise ValueError(
-            f"{path}: expected one {what} a line, each once; found {len(lines)}, {len(set(lines))} different"
-        )
-    return lines
 
 
 def check_templates(templates: Sequence[str]) -> None:
@@ -32,10 +19,10 @@ def check_templates(templates: Sequence[str]) -> None:
             )
 
 
-def class_embeddings(clip: Clip, labels: Sequence[str], templates: Sequence[str]) -> Tensor:
-    """(c, d), L2-normalised: of each label, the mean of its normalised embeddings over the templates."""
+def class_embeddings(embed: Callable[[list[str]], Tensor], labels: Sequence[str], templates: Sequence[str]) -> Tensor:
+    """(c, d), L2-normalised: of each label, the mean over the templates of what `embed` gives, normalised too."""
     prompts = [template.replace("{}", label) for label in labels for template in templates]
-    embeddings = clip.embeddings(prompts).view(len(labels), len(templates), -1)
+    embeddings = embed(prompts).view(len(labels), len(templates), -1)
     return F.normalize(embeddings.mean(1), dim=-1)
 
 

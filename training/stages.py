@@ -5,7 +5,6 @@ correlation of 10 times 4 captions, beam, the task loss of the ten best on valid
 """
 
 import argparse
-import json
 import logging
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -17,10 +16,8 @@ import torch
 from accelerate import PartialState
 
 from common import (
-    DEFAULT_MODEL,
     Record,
     is_main_process,
-    search_path,
     seed_everything,
     set_up_logging,
     show_progress,
@@ -32,9 +29,12 @@ from data import ImageCaptionPairs
 from measures import MEASURES
 from models import Encoder, load_encoder
 from models.repair import Repair, draw_captions, repair
+from search_strategy import verify
 from search_strategy.fine import FineSearch
-from search_strategy.pipeline import propose, verify
 from search_strategy.proposals import Proposal, check_dropped_layers, parse_clip_layers, segments
+from search_strategy.results import newest_result, read_winner
+from tasks.distance import Distance
+from tasks.retrieval import Retrieval
 from training.batches import Split, TrainingData, load_split
 from training.loop import Settings, Trainer
 from training.losses import Objective
@@ -44,9 +44,6 @@ from training.states import check_output_dir, hold
 logger = logging.getLogger("comflp")
 
 BATCH_SIZE, ITER_NUM = 4, 10
-NUM_PROPOSALS = 10
-BEAM_SIZE = 10
-REFINE_ROUNDS = 20
 
 
 class Stage(NamedTuple):
@@ -174,55 +171,22 @@ def choose_layers(
         return Choice(
             check_dropped_layers(parse_clip_layers(clip_layers), num_layers, num_clip_layers), "--clip_layers"
         )
-    path = search_result or newest_search_result(folder, model, num_layers, num_clip_layers)
+    path = search_result or newest_result(folder, model, num_layers, num_clip_layers)
     return Choice(check_dropped_layers(read_winner(path), num_layers, num_clip_layers), plain(path))
-
-
-def newest_search_result(folder: Path, model: str, num_layers: int, num_clip_layers: int) -> Path:
-    pattern = search_path(folder, num_layers, num_clip_layers, "*", "*")
-    found = list(folder.glob(pattern.name))
-    if not found:
-        command = f"search_strategy/search_prune_then_verify_mix.py --num_layers {num_layers}"
-        command += f" --num_clip_layers {num_clip_layers} --search_mode beam --select_measure dc"
-        command += "" if Path(model).resolve() == DEFAULT_MODEL else f" --model {model}"
-        raise FileNotFoundError(f"no search result: looked for {pattern}; run: python {command}; or pass --clip_layers")
-    return max(found, key=lambda path: path.stat().st_mtime_ns)
-
-
-def read_winner(path: Path) -> Proposal:
-    """The layers dropped by the winner in a search result. Raises ValueError where the file is not one."""
-    try:
-        return tuple(json.loads(path.read_text(encoding="utf-8"))["winner"]["dropped_layers"])
-    except (KeyError, TypeError, ValueError) as error:
-        raise ValueError(
-            f"{path}: expected a search result with a winner and its dropped_layers ({error!r})"
-        ) from error
 
 
 def search(encoder: Encoder, num_clip_layers: int, data: TrainingData, seed: int) -> Choice:
     """The layers to drop from a model. Without images the fine search is by the distance to the model's own embeddings."""
     generator = np.random.default_rng(seed)
-    scored = propose(
-        distance_correlation(encoder, data.train.pairs.captions, generator),
-        encoder.num_layers,
-        num_clip_layers,
-        mode="beam",
-        num_proposals=NUM_PROPOSALS,
-        beam_size=BEAM_SIZE,
-        score="mean",
-        generator=generator,
-    )
+    matrix = distance_correlation(encoder, data.train.pairs.captions, generator)
     pairs, images = data.validation.pairs, data.validation.image_embeddings
-    fine = FineSearch(
-        encoder,
-        pairs.captions,
-        images,
-        None if images is None else pairs.image_index,
-        objective="embedding" if images is None else "task_loss",
-    )
-    proposals = [proposal for proposal, _ in scored]
-    verification = verify(fine, proposals, refine_rounds=REFINE_ROUNDS, generator=generator)
-    return Choice(verification.ranked[0].dropped_layers, "a search of this stage")
+    samples = encoder.samples(pairs)
+    if images is None:
+        task = Distance(encoder.embeddings(samples))
+    else:
+        task = Retrieval(images.to(encoder.device), pairs.image_index, encoder.logit_scale)
+    found = verify.search(FineSearch(encoder, samples, task), matrix, num_clip_layers, generator=generator)
+    return Choice(found.winner, "a search of this stage")
 
 
 @torch.inference_mode()

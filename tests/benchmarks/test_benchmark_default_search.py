@@ -11,7 +11,7 @@ from data import load_pairs
 from models import load_clip
 from search_strategy.coarse import SCORES
 from search_strategy.fine import FineSearch
-from search_strategy.refine import climb
+from search_strategy.verify import climb
 
 SUBSETS = list(combinations(range(1, 5), 2))
 
@@ -20,7 +20,7 @@ def test_a_replay_makes_the_layer_calls_of_the_fine_search(tiny_clip, tiny_pairs
     pairs = load_pairs(str(tiny_pairs), "validation")
     fine = FineSearch.from_pairs(load_clip(str(tiny_clip), "cpu"), pairs, loss_batch_size=20)
     replay = default_search.Replay(dict(zip(SUBSETS, fine.objectives(SUBSETS), strict=True)), 4)
-    own = fine.restarted()
+    own = fine.without_memory()
     assert climb(replay.objectives, SUBSETS[:1], 4, 9) == climb(own.objectives, SUBSETS[:1], 4, 9)
     assert len(replay.known) == len(own.evaluated)
     assert (replay.layer_calls, replay.layer_calls_unshared) == (own.layer_calls, own.layer_calls_unshared)

@@ -196,8 +196,7 @@ def test_searched_scores_are_coarse_scores_and_the_matrix_is_unchanged():
         matrix = matrices(10)["random"]
         before = matrix.copy()
         for mode in SEARCH_MODES:
-            options = {"score": score, "generator": np.random.default_rng(0)}
-            for dropped, value in coarse_search(matrix, 4, mode=mode, num_proposals=7, **options):
+            for dropped, value in coarse_search(matrix, 4, mode=mode, num_proposals=7, score=score):
                 assert value == coarse_score(matrix, dropped, score)
         assert (matrix == before).all()
 
@@ -206,19 +205,6 @@ def test_scores_rank_differently():
     matrix = matrices(12)["random"]
     mean, total = (coarse_search(matrix, 6, mode="exact", num_proposals=10, score=score) for score in ("mean", "sum"))
     assert [dropped for dropped, _ in mean] != [dropped for dropped, _ in total]
-
-
-def test_random_mode_draws_distinct_proposals_in_the_common_order():
-    matrix = matrices(12)["random"]
-    found, again, other = (
-        coarse_search(matrix, 6, mode="random", num_proposals=50, generator=np.random.default_rng(seed))
-        for seed in (0, 0, 1)
-    )
-    assert len(dict(found)) == 50
-    assert found == again != other
-    assert found == [entry for entry in enumerated(matrix, 6) if entry[0] in dict(found)]
-    everything = coarse_search(matrix, 6, mode="random", num_proposals=2000, generator=np.random.default_rng(0))
-    assert everything == enumerated(matrix, 6)
 
 
 def test_a_single_precision_matrix_and_lists_are_taken():
@@ -252,9 +238,8 @@ def test_matrix_that_is_not_square_or_not_finite(matrix, message):
         ({"num_clip_layers": 12}, "num_clip_layers is 12"),
         ({"num_proposals": 0}, "num_proposals is 0; it must be at least 1"),
         ({"beam_size": 0}, "beam_size is 0; it must be at least 1"),
-        ({"mode": "best"}, "unknown mode 'best'; choose from exhaustive, greedy, beam, exact, random"),
+        ({"mode": "best"}, "unknown mode 'best'; choose from exhaustive, greedy, beam, exact"),
         ({"score": "max"}, "unknown score 'max'; choose from mean, sum"),
-        ({"mode": "random"}, "mode random needs a generator"),
     ],
 )
 def test_wrong_options_of_the_search(options, message):

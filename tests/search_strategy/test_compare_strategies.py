@@ -13,9 +13,10 @@ from data import load_pairs
 from models import load_clip
 from search_strategy import compare_strategies as script
 from search_strategy.coarse import SCORES, coarse_score
-from search_strategy.comparison import DEPTHS, Truth, judge_scores
 from search_strategy.fine import FineSearch
 from search_strategy.proposals import segments
+from search_strategy.results import describe_figures
+from search_strategy.rivals import DEPTHS, AllSubsets, judge_scores
 
 SUBSETS = list(combinations(range(1, 5), 2))
 
@@ -101,8 +102,8 @@ def test_the_figures_of_test_are_those_of_the_test_split(comparison, tiny_clip, 
     )
     row = next(row for row in comparison[0]["strategies"] if row["strategy"] == "last layers")
     evaluation = test.evaluate([(3, 4)])[0]
-    assert row["test_task_loss"] == pytest.approx(evaluation.task_loss, abs=1e-6)
-    assert row["test_recall"] == evaluation.recall
+    assert row["test_task_loss"] == pytest.approx(evaluation.objective, abs=1e-6)
+    assert row["test_recall"] == describe_figures(evaluation)["recall"]
 
 
 def test_coarse_scores_are_judged_against_all_losses(comparison, matrices, losses):
@@ -142,7 +143,7 @@ def test_without_the_truth_there_are_no_ranks(folder, flags, matrices, compariso
 
 
 def test_the_best_within_more_proposals_is_never_worse():
-    class Drawn(Truth):
+    class Drawn(AllSubsets):
         """Objectives that are drawn, not measured."""
 
         def __init__(self):

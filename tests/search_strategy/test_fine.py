@@ -11,8 +11,9 @@ from data import load_pairs
 from models import load_clip
 from models.encoders import state_hash
 from search_strategy import fine as fine_module
-from search_strategy.fine import FineSearch
+from search_strategy.fine import FineSearch, depth_first, distinct_prefixes
 from search_strategy.proposals import kept_layers
+from tasks.retrieval import Retrieval
 
 ALL_PAIRS = list(combinations(range(1, 5), 2))  # every way to drop two of four layers
 
@@ -35,8 +36,9 @@ def images(clip, pairs):
 @pytest.fixture
 def make(clip, pairs, images):
     def make(**options):
-        options = {"loss_batch_size": 20, "batch_size": 16} | options
-        return FineSearch(clip, pairs.captions, images, pairs.image_index, **options)
+        objective, batch_size = options.get("objective", "task_loss"), options.get("batch_size", 16)
+        task = Retrieval(images, pairs.image_index, clip.logit_scale, objective=objective, batch_size=20)
+        return FineSearch(clip, pairs.captions, task, batch_size=batch_size)
 
     return make
 
@@ -65,23 +67,23 @@ def plain_task_loss(text, image, logit_scale, batch_size):
 def test_task_loss_and_recall_are_those_of_the_rebuilt_model(make, clip, pairs, images, dropped):
     evaluation = make().evaluate([dropped])[0]
     text = plain_text_embeddings(clip, pairs.captions, dropped)
-    assert evaluation.task_loss == pytest.approx(plain_task_loss(text, images, clip.logit_scale, 20), abs=1e-4)
+    assert evaluation.objective == pytest.approx(plain_task_loss(text, images, clip.logit_scale, 20), abs=1e-4)
     similarity = (text @ images.T).numpy()
     ranks = [(row >= row[i]).sum() - 1 for i, row in enumerate(similarity)]
-    assert evaluation.recall["text_to_image_recall_at_5"] == pytest.approx(np.mean(np.array(ranks) < 5), abs=1 / 60)
+    assert evaluation.figures["text_to_image_recall_at_5"] == pytest.approx(np.mean(np.array(ranks) < 5), abs=1 / 60)
 
 
 def test_sharing_prefixes_changes_no_bit(make):
     together = make().evaluate(ALL_PAIRS)
     alone = [make().evaluate([proposal])[0] for proposal in ALL_PAIRS]
-    assert [e.task_loss for e in together] == [e.task_loss for e in alone]
+    assert [e.objective for e in together] == [e.objective for e in alone]
     assert all(np.array_equal(a.values, b.values) for a, b in zip(together, alone, strict=True))
 
 
 def test_running_in_parts_changes_no_bit(make, monkeypatch):
-    whole = [e.task_loss for e in make().evaluate(ALL_PAIRS)]
+    whole = [e.objective for e in make().evaluate(ALL_PAIRS)]
     monkeypatch.setattr(fine_module, "EMBEDDING_BYTES", 2 * 4 * 60 * 16)  # two proposals at a time
-    assert [e.task_loss for e in make().evaluate(ALL_PAIRS)] == whole
+    assert [e.objective for e in make().evaluate(ALL_PAIRS)] == whole
 
 
 def test_a_layer_is_called_once_a_prefix_and_batch(make, clip, monkeypatch):
@@ -101,7 +103,7 @@ def test_states_of_an_earlier_call_serve_a_later_one_and_change_no_bit(make):
     search.evaluate([(3, 4)])
     later = search.evaluate([(2, 4), (2, 3)])  # keeps layers 1 and 3, 1 and 4; that of layer 1 is there
     assert search.layer_calls == 2 + 2
-    assert [e.task_loss for e in later] == [e.task_loss for e in make().evaluate([(2, 4), (2, 3)])]
+    assert [e.objective for e in later] == [e.objective for e in make().evaluate([(2, 4), (2, 3)])]
 
 
 def test_states_beyond_the_limit_are_run_again_and_change_no_bit(make, monkeypatch):
@@ -110,7 +112,7 @@ def test_states_beyond_the_limit_are_run_again_and_change_no_bit(make, monkeypat
     search.evaluate([(3, 4)])
     later = search.evaluate([(2, 4), (2, 3)])
     assert search.layer_calls == 2 + 3
-    assert [e.task_loss for e in later] == [e.task_loss for e in make().evaluate([(2, 4), (2, 3)])]
+    assert [e.objective for e in later] == [e.objective for e in make().evaluate([(2, 4), (2, 3)])]
 
 
 def test_the_least_recently_used_state_is_given_up_first():
@@ -142,34 +144,77 @@ def test_the_model_is_left_as_it_was(make, clip):
 def test_order_of_the_captions_in_a_forward_pass_does_not_matter(make):
     small, large = make(batch_size=7), make(batch_size=60)
     for a, b in zip(small.evaluate(ALL_PAIRS), large.evaluate(ALL_PAIRS), strict=True):
-        assert a.task_loss == pytest.approx(b.task_loss, abs=1e-5)
+        assert a.objective == pytest.approx(b.objective, abs=1e-5)
 
 
 def test_recall_objective_is_minus_recall_at_10_of_both_directions(make):
     evaluation = make(objective="recall").evaluate([(2, 3)])[0]
-    recall = evaluation.recall
+    recall = evaluation.figures
     expected = -(recall["text_to_image_recall_at_10"] + recall["image_to_text_recall_at_10"]) / 2
     assert evaluation.objective == pytest.approx(expected)
     assert evaluation.objective < 0
 
 
-def test_embedding_objective_needs_no_image_and_is_the_distance_to_the_full_model(clip, pairs):
-    search = FineSearch(clip, pairs.captions, None, None, objective="embedding")
+def test_embedding_objective_needs_no_image_and_is_the_distance_to_the_full_model(clip, pairs, tiny_pairs):
+    search = FineSearch.from_pairs(clip, load_pairs(str(tiny_pairs), "validation", images=False), objective="embedding")
     full, pruned = search.evaluate([(), (2, 3)])
     texts = [plain_text_embeddings(clip, pairs.captions, dropped) for dropped in ((), (2, 3))]
     assert full.objective == pytest.approx(0, abs=1e-6)
     assert pruned.objective == pytest.approx((1 - (texts[0] * texts[1]).sum(1)).mean().item(), abs=1e-5)
-    assert pruned.task_loss is None and pruned.recall is None
+    assert pruned.figures == {}
 
 
 def test_objective_on_some_pairs_is_that_of_a_search_on_them_alone(make, clip, pairs, images):
     rows = np.array([3, 50, 7, 21, 22, 40])
-    alone = FineSearch(clip, [pairs.captions[r] for r in rows], images, pairs.image_index[rows], loss_batch_size=20)
+    task = Retrieval(images, pairs.image_index[rows], clip.logit_scale, batch_size=20)
+    alone = FineSearch(clip, [pairs.captions[r] for r in rows], task)
     assert make().objectives_on(ALL_PAIRS, rows) == pytest.approx(alone.objectives(ALL_PAIRS), abs=1e-6)
 
 
-def test_unknown_objective_and_missing_images_are_errors(clip, pairs):
+def test_an_unknown_objective_is_an_error(clip, pairs):
     with pytest.raises(ValueError, match="objective is 'speed'; expected one of task_loss, recall, embedding"):
-        FineSearch(clip, pairs.captions, None, None, objective="speed")
-    with pytest.raises(ValueError, match="objective task_loss needs image embeddings"):
-        FineSearch(clip, pairs.captions, None, None)
+        FineSearch.from_pairs(clip, pairs, objective="speed")
+
+
+# --- the tree of kept layers: what is run, how often, in which order
+
+
+def run_steps(kept):
+    """Follow the steps with tuples instead of hidden states; returns what ends where, and the longest path held."""
+    path, ended, longest = [()], {}, 0
+    for prefix, ending in depth_first(kept):
+        del path[len(prefix) :]
+        path.append((*path[-1], prefix[-1]))
+        assert path[-1] == prefix
+        longest = max(longest, len(path))
+        if ending is not None:
+            ended[ending] = path[-1]
+    return ended, longest
+
+
+@pytest.mark.parametrize(
+    "kept",
+    [
+        [(1, 2, 3)],
+        [(1, 2), (1, 3), (2, 3)],
+        [(2, 3), (1, 2, 3), (1, 2), (1,)],
+        list(combinations(range(1, 8), 4)),
+        [c for size in (1, 3, 5) for c in combinations(range(1, 7), size)],
+    ],
+)
+def test_every_tuple_is_reached_through_its_own_layers(kept):
+    ended, longest = run_steps(kept)
+    assert ended == dict(enumerate(kept))
+    assert longest == 1 + max(map(len, kept))
+
+
+def test_each_distinct_prefix_is_run_once():
+    kept = list(combinations(range(1, 13), 6))
+    prefixes = {k[:depth] for k in kept for depth in range(1, 7)}
+    assert len(list(depth_first(kept))) == distinct_prefixes(kept) == len(prefixes) == 1715
+    assert sum(map(len, kept)) == 5544
+
+
+def test_order_of_the_tuples_does_not_change_the_work():
+    kept = [(1, 4), (1, 2), (3, 4), (1, 3)]
+    assert distinct_prefixes(kept) == distinct_prefixes(kept[::-1]) == 6

@@ -9,7 +9,7 @@ import pytest
 from common import model_dir, write_json
 from common.matrix_files import MatrixSettings
 from search_strategy import search_prune_then_verify_mix as script
-from search_strategy.coarse import coarse_search
+from search_strategy.coarse import SEARCH_MODES, coarse_search
 
 
 @pytest.fixture
@@ -48,7 +48,7 @@ def fails(run, capsys):
     return fails
 
 
-@pytest.mark.parametrize("mode", script.MODES)
+@pytest.mark.parametrize("mode", SEARCH_MODES)
 def test_coarse_search_alone_writes_the_best_proposals(run, mode, capsys):
     result = run("--search_mode", mode, "--coarse_search_only", "true", "--topk_num", "3")
     expected = coarse_search(run.matrix, 2, mode=mode, num_proposals=3)
@@ -181,17 +181,6 @@ def test_missing_model_and_data_are_errors(fails):
 )
 def test_flags_that_would_change_nothing_are_refused(fails, flags, message):
     assert message in fails(*flags)
-
-
-def test_names_of_results_fit_a_file_system():
-    def tag(*datasets):
-        args = script.build_parser().parse_args(["--num_layers", "4", "--num_clip_layers", "2"])
-        args.select_measure = "combine"
-        return script.result_tag(args, [script.MatrixSettings("dc", dataset=name) for name in datasets])
-
-    first, other = tag("a" * 200, "b" * 200), tag("a" * 200, "c" * 200)
-    assert len(first) < 230 and first != other
-    assert tag("a") == "combine_dc_mat_mean_bs4_iter10_a"
 
 
 def test_a_first_try_on_few_pairs_has_a_name_of_its_own(run):

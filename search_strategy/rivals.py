@@ -1,8 +1,10 @@
-"""Strategies and coarse scores side by side under one evaluation, and against the truth where every subset is known."""
+"""The rivals: other ways to choose layers, side by side with ours under one evaluation, and against the truth where every subset is
+known."""
 
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from itertools import chain, combinations
 from math import comb
 from statistics import median
@@ -10,18 +12,10 @@ from statistics import median
 import numpy as np
 from scipy.stats import spearmanr
 
-from search_strategy.coarse import SCORES, coarse_score, coarse_search
+from search_strategy.coarse import SCORES, coarse_score
 from search_strategy.fine import Evaluation, FineSearch
-from search_strategy.pipeline import verify
 from search_strategy.proposals import Proposal, random_proposals
-from search_strategy.strategies import (
-    best_block,
-    block_influence,
-    every_other,
-    first_layers,
-    greedy_by_loss,
-    last_layers,
-)
+from search_strategy.verify import Objective, search
 
 DEPTHS = (1, 10, 50, 100)  # how many of the best proposals by coarse score are looked at
 
@@ -42,11 +36,11 @@ def all_subsets(num_layers: int, num_clip_layers: int) -> list[Proposal]:
     return list(combinations(range(1, num_layers + 1), num_clip_layers))
 
 
-class Truth:
+class AllSubsets:
     """Every proposal of one size, evaluated."""
 
     def __init__(self, fine: FineSearch, num_clip_layers: int):
-        evaluations = fine.evaluate(all_subsets(fine.clip.num_layers, num_clip_layers))
+        evaluations = fine.evaluate(all_subsets(fine.encoder.num_layers, num_clip_layers))
         self.objective = {evaluation.dropped_layers: evaluation.objective for evaluation in evaluations}
         self.sorted = np.sort(np.array(list(self.objective.values())))
         self.best = min(self.objective, key=lambda proposal: (self.objective[proposal], proposal))
@@ -61,25 +55,12 @@ class Truth:
 
 def run_strategy(name: str, choose: Callable[[FineSearch], Proposal], fine: FineSearch) -> Outcome:
     """Let a strategy choose with a fine search that knows nothing yet, so that its calls are its own."""
-    own = fine.restarted()
+    own = fine.without_memory()
     start = time.perf_counter()
     proposal = choose(own)
     seconds = time.perf_counter() - start
     calls, unshared, evaluated = round(own.layer_calls), round(own.layer_calls_unshared), len(own.evaluated)
     return Outcome(name, own.evaluate([proposal])[0], evaluated, calls, unshared, seconds)
-
-
-def search_for(
-    matrix: np.ndarray, num_clip_layers: int, *, mode: str, num_proposals: int, seed: int, **options: object
-) -> Callable[[FineSearch], Proposal]:
-    """The search script's way: coarse proposals, then `verify` with its options."""
-
-    def choose(fine: FineSearch) -> Proposal:
-        scored = coarse_search(matrix, num_clip_layers, mode=mode, num_proposals=num_proposals)
-        proposals = [proposal for proposal, _ in scored]
-        return verify(fine, proposals, generator=np.random.default_rng(seed), **options).ranked[0].dropped_layers
-
-    return choose
 
 
 def strategies(
@@ -96,24 +77,27 @@ def strategies(
     panel = {name: lambda _, proposal=proposal: proposal for name, proposal in fixed.items()}
     panel["greedy by task loss"] = lambda fine: greedy_by_loss(fine.objectives, num_layers, k)
     for name in ("dc", "svcca"):
-        common = {"matrix": matrices[name], "num_clip_layers": k, "seed": seed}
-        panel[f"CoMFLP as published ({name}, beam 10)"] = search_for(mode="beam", num_proposals=10, **common)
-        panel[f"ours: exact and refine ({name})"] = search_for(
-            mode="exact", num_proposals=10, refine_rounds=refine_rounds, **common
-        )
-        panel[f"ours: exact 100 and race ({name})"] = search_for(
-            mode="exact", num_proposals=100, use_race=True, **common
+        own = partial(search_for, matrix=matrices[name], num_clip_layers=k, seed=seed)
+        panel[f"CoMFLP as published ({name}, beam 10)"] = partial(own, mode="beam", num_proposals=10, refine_rounds=0)
+        panel[f"ours: exact and refine ({name})"] = partial(own, mode="exact", refine_rounds=refine_rounds)
+        panel[f"ours: exact 100 and race ({name})"] = partial(
+            own, mode="exact", num_proposals=100, use_race=True, refine_rounds=0
         )
     return panel
+
+
+def search_for(fine: FineSearch, *, seed: int, **options: object) -> Proposal:
+    """The winner of a search with these options of `verify.search`."""
+    return search(fine, generator=np.random.default_rng(seed), **options).winner
 
 
 def random_draws(
     fine: FineSearch, num_clip_layers: int, num_draws: int, generator: np.random.Generator
 ) -> list[Outcome]:
     """Median and best of random proposals, as two outcomes with the cost of all draws."""
-    own = fine.restarted()
+    own = fine.without_memory()
     start = time.perf_counter()
-    evaluations = own.evaluate(random_proposals(fine.clip.num_layers, num_clip_layers, num_draws, generator))
+    evaluations = own.evaluate(random_proposals(fine.encoder.num_layers, num_clip_layers, num_draws, generator))
     cost = (len(evaluations), own.layer_calls, own.layer_calls_unshared, time.perf_counter() - start)
     middle = median(evaluation.objective for evaluation in evaluations)
     typical = min(evaluations, key=lambda evaluation: abs(evaluation.objective - middle))
@@ -124,7 +108,7 @@ def random_draws(
     ]
 
 
-def judge_scores(matrices: dict[str, np.ndarray], num_clip_layers: int, truth: Truth) -> list[dict]:
+def judge_scores(matrices: dict[str, np.ndarray], num_clip_layers: int, truth: AllSubsets) -> list[dict]:
     """How well every measure, under every rule of the coarse score, foretells the objective of all subsets.
 
     For each: Spearman correlation to minus the objective, the rank among all of the best within its first K, and the
@@ -159,16 +143,59 @@ def best_of_every_size(
 
     `nested`: whether it contains the best proposal of the size before.
     """
-    num_layers = fine.clip.num_layers
+    num_layers = fine.encoder.num_layers
     known = [k for k in range(1, num_layers) if comb(num_layers, k) <= max_subsets]
     fine.evaluate(chain.from_iterable(all_subsets(num_layers, k) for k in known))  # at once: sizes share prefixes
     rows, previous = [], set()
     for k in range(1, num_layers):
         if k in known:
-            best = Truth(fine, k).best
+            best = AllSubsets(fine, k).best
         else:
-            best = search_for(matrix, k, mode="exact", num_proposals=10, seed=seed, refine_rounds=refine_rounds)(fine)
+            best = search_for(
+                fine, matrix=matrix, num_clip_layers=k, mode="exact", seed=seed, refine_rounds=refine_rounds
+            )
         facts = {"all_known": k in known, "nested": previous <= set(best)}
         rows.append({"num_clip_layers": k, "dropped_layers": best, **facts})
         previous = set(best)
     return rows
+
+
+# --- rules, each a pure function that gives one proposal
+
+
+def every_other(num_layers: int, num_clip_layers: int, phase: int) -> Proposal:
+    """Layers at equal distances: 12 to 6 drops 2, 4, .. 12 (phase 0) or 1, 3, .. 11 (phase 1)."""
+    last = np.floor(np.arange(1, num_clip_layers + 1) * num_layers / num_clip_layers).astype(int)
+    return tuple((last if phase == 0 else num_layers + 1 - last[::-1]).tolist())
+
+
+def first_layers(num_layers: int, num_clip_layers: int) -> Proposal:
+    """The first k layers (num_layers is there for the same call as the others)."""
+    return tuple(range(1, num_clip_layers + 1))
+
+
+def last_layers(num_layers: int, num_clip_layers: int) -> Proposal:
+    """The last k layers."""
+    return tuple(range(num_layers - num_clip_layers + 1, num_layers + 1))
+
+
+def best_block(matrix: np.ndarray, num_clip_layers: int) -> Proposal:
+    """The k consecutive layers whose input and output are most similar (Gromov et al. 2024, by angular distance)."""
+    starts = range(len(matrix) - num_clip_layers)
+    start = max(starts, key=lambda first: matrix[first, first + num_clip_layers])
+    return tuple(range(start + 1, start + num_clip_layers + 1))
+
+
+def block_influence(matrix: np.ndarray, num_clip_layers: int) -> Proposal:
+    """The k layers that change their own input least, all at once (ShortGPT, Men et al. 2024, by cosine)."""
+    neighbours = np.diagonal(matrix, offset=1)
+    return tuple(sorted((np.argsort(-neighbours, kind="stable")[:num_clip_layers] + 1).tolist()))
+
+
+def greedy_by_loss(objective: Objective, num_layers: int, num_clip_layers: int) -> Proposal:
+    """At each step the layer whose removal hurts least, every layer tried: the classic search that CoMFLP replaces."""
+    dropped: Proposal = ()
+    for _ in range(num_clip_layers):
+        candidates = [tuple(sorted((*dropped, layer))) for layer in range(1, num_layers + 1) if layer not in dropped]
+        dropped = min(zip(objective(candidates), candidates, strict=True))[1]
+    return dropped

@@ -1,11 +1,59 @@
-"""All proposals that drop k of L layers as the paths of one acyclic graph: the exact coarse search enumerates them."""
+"""The true K best proposals for any L: paths of one acyclic graph, in rounds as in Dinkelbach's method (1967)."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from heapq import heappop, heappush
+from itertools import islice
+from math import comb
 
 import numpy as np
 
 from search_strategy.proposals import Proposal
+
+# x -> (weights, constant), such that a proposal scores >= x exactly when constant plus the weights of its segments is >= 0
+Excess = Callable[[float], tuple[np.ndarray, float]]
+
+
+def best_proposals(
+    excess: Excess,
+    rounded_score: Callable[[Proposal], float],
+    half_unit: float,
+    start: float,
+    num_clip_layers: int,
+    num_proposals: int,
+) -> list[Proposal]:
+    """The `num_proposals` proposals of the best score, in no order; of those that tie for the last places the first ones.
+
+    By its definition a proposal scores >= x exactly when its excess at x is >= 0, and the excess is a sum over its segments, so
+    that `ProposalGraph` finds the K greatest.
+
+    1) A first round, at any x (`start`), yields K proposals. From then on x is the K-th best score seen.
+    2) While K proposals or more beat x, the K of greatest excess all beat it, and x rises.
+    3) Once it stays, fewer than K beat it, and all of these have been seen.
+    4) The places left belong to proposals that score x itself. There may be exponentially many, so they are enumerated in
+       lexicographic order.
+
+    To beat x is meant in the order of `rounded_score`: the excess is taken half a unit of its last decimal (`half_unit`) above
+    x, or below x for the ties, and what decides in the end is each proposal's own rounded score. So the result is that of
+    enumeration, unless rounding errors alone part equal scores: a true score with a 5 behind its last decimal may round up for
+    one proposal and down for another, and then either may be chosen.
+    """
+    num_layers = len(excess(start)[0]) - 1
+    num_proposals = min(num_proposals, comb(num_layers, num_clip_layers))
+    seen: dict[Proposal, float] = {}
+    x, worst, previous = start, None, -np.inf
+    while worst != previous:
+        previous = worst
+        graph = ProposalGraph(*excess(x), num_clip_layers)
+        for gain, proposal in islice(graph.by_excess(), num_proposals):
+            if worst is not None and gain <= 0:
+                break
+            seen[proposal] = rounded_score(proposal)
+        worst = sorted(seen.values())[-num_proposals]
+        x = worst + half_unit
+    better = [proposal for proposal, score in seen.items() if score > worst]
+    candidates = ProposalGraph(*excess(worst - half_unit), num_clip_layers).lexicographic()
+    ties = (proposal for proposal in candidates if rounded_score(proposal) == worst)
+    return better + list(islice(ties, num_proposals - len(better)))
 
 
 class ProposalGraph:

@@ -1,11 +1,16 @@
-"""Race, hill climbing and bootstrap on known objectives."""
+"""Race, hill climbing and bootstrap on known objectives; the whole of it on the bundled model."""
 
 from itertools import combinations
 
 import numpy as np
 import pytest
 
-from search_strategy.refine import climb, race, share_not_worse, swaps
+from common import DEFAULT_DATASET, DEFAULT_MODEL
+from data import load_pairs
+from models import load_clip
+from search_strategy.fine import FineSearch
+from search_strategy.verify import climb, race, share_not_worse, swaps, verify
+from tasks.distance import Distance
 
 
 def remembering(values):
@@ -110,3 +115,42 @@ def test_bootstrap_tells_a_clear_loser_from_a_tie():
     assert shares[0] == 0.5
     assert shares[1] == 0
     assert 0.3 < shares[2] < 0.7
+
+
+# --- on the bundled model: a race among all ways to drop two layers against evaluating every one
+
+
+SUBSETS = list(combinations(range(1, 13), 2))
+
+
+@pytest.fixture(scope="module")
+def fine():
+    """By the distance to the full model's text embeddings, which needs no image, on 200 validation captions."""
+    captions = load_pairs(DEFAULT_DATASET, "validation", images=False).captions[:200]
+    clip = load_clip(str(DEFAULT_MODEL), "cpu")
+    return FineSearch(clip, captions, Distance(clip.embeddings(captions), batch_size=50))
+
+
+def test_a_race_finds_a_winner_among_the_best_with_a_part_of_the_work(fine):
+    everything, raced = (
+        verify(fine.without_memory(), SUBSETS, use_race=race, generator=np.random.default_rng(0))
+        for race in (False, True)
+    )
+    # 66 proposals on 50 pairs, 33 on 100; 17 are left, and the next round would use all 200
+    assert raced.facts["race_pairs_evaluated"] == 66 * 50 + 33 * 100
+    assert raced.facts["race_survivors"] == raced.facts["proposals_evaluated"] == len(raced.ranked) == 17
+    assert raced.facts["layer_calls"] < everything.facts["layer_calls"]
+    ranks = {evaluation.dropped_layers: rank for rank, evaluation in enumerate(everything.ranked, start=1)}
+    assert ranks[raced.ranked[0].dropped_layers] == 1
+    values = {evaluation.dropped_layers: evaluation.objective for evaluation in everything.ranked}
+    assert all(e.objective == pytest.approx(values[e.dropped_layers], rel=1e-6) for e in raced.ranked)
+
+
+def test_refinement_goes_on_after_a_race(fine):
+    plain, refined = (
+        verify(
+            fine.without_memory(), SUBSETS[::3], use_race=True, refine_rounds=rounds, generator=np.random.default_rng(0)
+        )
+        for rounds in (0, 20)
+    )
+    assert plain.facts["refine_rounds"] == 0 < refined.facts["refine_rounds"]

@@ -5,7 +5,7 @@ from itertools import combinations
 import numpy as np
 import pytest
 
-from search_strategy.proposal_graph import ProposalGraph
+from search_strategy.exact import ProposalGraph
 from search_strategy.proposals import segments
 
 

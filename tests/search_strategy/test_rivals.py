@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from search_strategy.strategies import (
+from search_strategy.rivals import (
     best_block,
     block_influence,
     every_other,

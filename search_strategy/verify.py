@@ -1,0 +1,166 @@
+"""From a matrix to a winner: coarse proposals, a race among them, fine search, hill climbing, and how sure the winner is.
+
+The numbers of the default search stand here (those of its parts beside them: `coarse.BEAM_SIZE`, `tasks.LOSS_BATCH_SIZE`).
+"""
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+from scipy.stats import spearmanr
+
+from search_strategy.coarse import coarse_search
+from search_strategy.fine import Evaluation, FineSearch
+from search_strategy.proposals import Proposal, kept_layers
+from tasks.base import LOSS_BATCH_SIZE
+
+SEARCH_MODE = "beam"
+NUM_PROPOSALS = 10
+REFINE_ROUNDS = 20
+
+Objective = Callable[[list[Proposal]], list[float]]
+Scored = list[tuple[Proposal, float | None]]  # proposals with their coarse scores, best first; None: drawn at random
+
+
+@dataclass(frozen=True)
+class Verification:
+    """Every proposal evaluated on all samples, best first, and how it went."""
+
+    full_model: Evaluation
+    ranked: list[Evaluation]
+    share_not_worse: list[float]  # of each of `ranked`, against the first
+    facts: dict = field(default_factory=dict)
+
+    @property
+    def winner(self) -> Proposal:
+        return self.ranked[0].dropped_layers
+
+
+def search(
+    fine: FineSearch,
+    matrix: np.ndarray,
+    num_clip_layers: int,
+    *,
+    mode: str = SEARCH_MODE,
+    num_proposals: int = NUM_PROPOSALS,
+    use_race: bool = False,
+    refine_rounds: int = REFINE_ROUNDS,
+    generator: np.random.Generator,
+) -> Verification:
+    """The default search, from a matrix (L+1, L+1) to a winner, and changes of it."""
+    scored = coarse_search(matrix, num_clip_layers, mode=mode, num_proposals=num_proposals)
+    proposals = [proposal for proposal, _ in scored]
+    return verify(fine, proposals, use_race=use_race, refine_rounds=refine_rounds, generator=generator)
+
+
+def verify(
+    fine: FineSearch,
+    proposals: list[Proposal],
+    *,
+    use_race: bool = False,
+    refine_rounds: int = 0,
+    generator: np.random.Generator,
+) -> Verification:
+    """Fine search of the proposals, after a race among them and followed by hill climbing where asked for."""
+    facts = {"proposals_given": len(proposals), "refine_rounds": 0}
+    full_model = fine.full_model()
+    calls, unshared = fine.layer_calls, fine.layer_calls_unshared
+    if use_race:
+        proposals, facts["race_pairs_evaluated"] = race(
+            fine.objectives_on, proposals, fine.num_samples, generator, first_pairs=fine.task.batch_size
+        )
+        facts["race_survivors"] = len(proposals)
+    evaluations = fine.evaluate(proposals)
+    if refine_rounds:
+        starts = [evaluation.dropped_layers for evaluation in evaluations]
+        _, facts["refine_rounds"] = climb(fine.objectives, starts, fine.encoder.num_layers, refine_rounds)
+    size = len(proposals[0])
+    ranked = [evaluation for evaluation in fine.evaluated if len(evaluation.dropped_layers) == size]
+    facts |= {
+        "proposals_evaluated": len(ranked),
+        "layer_calls": round(fine.layer_calls - calls),
+        "layer_calls_unshared": round(fine.layer_calls_unshared - unshared),
+        "pairs": fine.num_samples,
+    }
+    values = np.stack([evaluation.values for evaluation in ranked])
+    return Verification(full_model, ranked, share_not_worse(values, values[0], generator).tolist(), facts)
+
+
+def race(
+    objective_on: Callable[[list[Proposal], np.ndarray], list[float]],
+    proposals: Sequence[Proposal],
+    num_pairs: int,
+    generator: np.random.Generator,
+    *,
+    first_pairs: int = LOSS_BATCH_SIZE,
+    survivors: int = 10,
+) -> tuple[list[Proposal], int]:
+    """Successive halving (Karnin et al. 2013; Jamieson and Talwalkar 2016) over growing parts of the validation pairs.
+
+    Round r evaluates those still in the race on the first `first_pairs` * 2^r pairs of a permutation drawn by `generator`
+    and keeps the better half; it stops as soon as at most `survivors` are left or a round would use all pairs.
+    Returns those left, best first, and the pairs evaluated (pairs times proposals).
+    """
+    order = generator.permutation(num_pairs)
+    left, size, evaluated = list(proposals), first_pairs, 0
+    while len(left) > survivors and size < num_pairs:
+        values = objective_on(left, order[:size])
+        evaluated += size * len(left)
+        ranked = [proposal for _, proposal in sorted(zip(values, left, strict=True))]
+        left, size = ranked[: max(survivors, (len(left) + 1) // 2)], 2 * size
+    return left, evaluated
+
+
+def climb(objective: Objective, starts: Sequence[Proposal], num_layers: int, max_rounds: int) -> tuple[Proposal, int]:
+    """Hill climbing by swaps from the best of `starts`.
+
+    Goes through the dropped layers from the last to the first, over and over: the swaps of a late layer share the longest
+    prefixes of kept layers, so they cost the fewest layer calls. For each layer it moves to the best of its swaps, if that is
+    better, and goes on below it. The climb ends when no swap of any dropped layer helps, or after `max_rounds` times as many
+    layers as are dropped. `objective` gives the value (smaller is better) of each proposal, and is expected to remember what
+    it has evaluated. Returns the best proposal seen, never worse than the best start, and the rounds begun.
+    """
+    value, best = min(zip(objective(list(starts)), starts, strict=True))
+    spared, in_vain = num_layers + 1, 0  # the layer last tried; layers tried since the last move
+    for tried in range(max_rounds * len(best)):
+        if in_vain == len(best):
+            return best, math.ceil(tried / len(best))
+        spared = max((layer for layer in best if layer < spared), default=best[-1])
+        candidates = swaps(best, spared, num_layers)
+        better, candidate = min(zip(objective(candidates), candidates, strict=True))
+        in_vain += 1
+        if better < value:
+            value, best, in_vain = better, candidate, 0
+    return best, max_rounds
+
+
+def swaps(proposal: Proposal, spared: int, num_layers: int) -> list[Proposal]:
+    """The proposals that keep the layer `spared`, one of the dropped, and drop one of the kept layers in its place."""
+    others = {*proposal} - {spared}
+    return [tuple(sorted({*others, layer})) for layer in kept_layers(proposal, num_layers)]
+
+
+def share_not_worse(
+    values: np.ndarray, winner: np.ndarray, generator: np.random.Generator, num_resamples: int = 1000
+) -> np.ndarray:
+    """Bootstrap over pairs: for each proposal the share of resamples in which it is at least as good as the winner.
+
+    `values`: (K, n) per pair, smaller is better; `winner`: (n,) likewise. 0.5 says that nothing tells them apart; below
+    0.05 the winner is better beyond the noise of these pairs. Returns (K,).
+    """
+    differences = (values - winner).T  # (n, K)
+    num_pairs = len(winner)
+    counts = generator.multinomial(num_pairs, np.full(num_pairs, 1 / num_pairs), size=num_resamples)  # (resamples, n)
+    means = counts @ differences / num_pairs
+    return ((means < 0) + 0.5 * (means == 0)).mean(axis=0)
+
+
+def rank_correlation(scored: Scored, ranked: list[Evaluation]) -> float | None:
+    """Spearman correlation between the coarse scores of the proposals and minus their objectives; None where undefined."""
+    objective = {evaluation.dropped_layers: evaluation.objective for evaluation in ranked}
+    pairs = [(score, -objective[proposal]) for proposal, score in scored if score is not None and proposal in objective]
+    scores, qualities = zip(*pairs, strict=True) if pairs else ((), ())
+    if len(set(scores)) < 2 or len(set(qualities)) < 2:
+        return None
+    return float(spearmanr(scores, qualities).statistic)

@@ -1,0 +1,36 @@
+"""What is scored: a task needs nothing but embeddings, so it knows no model and no family."""
+
+from collections.abc import Sequence
+from typing import NamedTuple, Protocol, Self
+
+from torch import Tensor
+
+LOSS_BATCH_SIZE = 250  # pairs in a batch of the task loss; divides the 2,000 pairs of the bundled splits
+
+
+class Scores(NamedTuple):
+    """What embeddings are worth: `values` (n,) float64, one a sample, the smaller the better, whose mean is the objective; and
+    figures to report."""
+
+    values: Tensor
+    figures: dict[str, float]
+
+
+class Task(Protocol):
+    """A fixed set of samples and what their embeddings should be.
+
+    Attributes:
+        objective: its name.
+        batch_size: samples that belong together in a score; a part of the samples should have as many.
+    """
+
+    objective: str
+    batch_size: int
+
+    def score(self, embeddings: Tensor) -> Scores:
+        """The scores of L2-normalised embeddings (n, d) of all its samples, in their order."""
+        ...
+
+    def on_rows(self, rows: Sequence[int]) -> Self:
+        """The same task on some of its samples."""
+        ...
