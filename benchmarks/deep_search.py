@@ -80,7 +80,7 @@ def main(argv: list[str] | None = None) -> None:
     rows = [
         (
             outcome.strategy,
-            outcome.evaluation.task_loss,
+            outcome.evaluation.objective,
             100 * outcome.evaluation.figures["text_to_image_recall_at_10"],
             outcome.proposals_evaluated,
             round(outcome.layer_calls),
