@@ -101,7 +101,13 @@ class Encoder(Protocol):
     tower: str
     model: PreTrainedModel
     stack: LayerStack
-    pipeline_tag: str = "feature-extraction"  # the hub's name of what the model is for
+    # what a model card says: the hub's names of the library and of the use, and the lines that load it from `folder`
+    library_name: str = "transformers"
+    pipeline_tag: str = "feature-extraction"
+    usage: str = """from transformers import AutoModel, AutoProcessor
+
+model = AutoModel.from_pretrained(folder)
+processor = AutoProcessor.from_pretrained(folder)"""
 
     # --- samples
 

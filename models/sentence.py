@@ -35,7 +35,10 @@ class SentenceEncoder(Encoder):
     """A text transformer with its tokenizer and the form of its folder."""
 
     tower = "text"
-    pipeline_tag = "sentence-similarity"
+    library_name, pipeline_tag = "sentence-transformers", "sentence-similarity"
+    usage = """from sentence_transformers import SentenceTransformer
+
+model = SentenceTransformer(folder)"""
 
     def __init__(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, form: Form, name: str):
         self.model, self.tokenizer, self.form, self.name = model, tokenizer, form, name

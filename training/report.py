@@ -33,15 +33,6 @@ COLUMNS = {  # of the tables: figure, heading and factor
     "milliseconds_per_caption": ("ms a caption", 1),
 }
 EVALUATED = {"text_to_image_recall_at_10": "text to image R@10", "image_to_text_recall_at_10": "image to text R@10"}
-USAGE = """
-```python
-from transformers import AutoModel, AutoProcessor
-
-folder = "{name}"  # where this folder is, or its name on the hub
-model = AutoModel.from_pretrained(folder)
-processor = AutoProcessor.from_pretrained(folder)
-```
-"""
 
 
 def model_figures(encoder: Encoder, split: Split, frozen_vision: bool = True) -> dict[str, float]:
@@ -87,7 +78,7 @@ class ModelCard:
 
     `num_layers`: of the model that was pruned; `dropped_layers` and `origin`, where that choice comes from: None where
     everything is fresh; `record`: the run's, with the identities of `made_from` (None: no weights) and of the data;
-    `repair`: what was repaired, where something was.
+    `kind`: of the encoder, which says how it is loaded.
     """
 
     num_layers: int
@@ -96,6 +87,7 @@ class ModelCard:
     origin: str | None
     freeze_vision: bool
     record: dict
+    kind: type[Encoder]
     repair: Repair | None = None
 
     def identity(self) -> dict:
@@ -113,14 +105,16 @@ class ModelCard:
         evaluated = list(test.values())[-1] if test else validation
         command = shlex.join(map(without_folders, shlex.split(self.record["command"])))
         parts = [
-            f"---\n{self._metadata(name, evaluated, 'test' if test else 'validation').to_yaml()}\n---\n",
-            f"# {name}\n\n{self._making(trained=validation.get('epoch') != 0)}\n\nMade by\n\n    {command}\n",
-            USAGE.format(name=name),
-            f"\nValidation ({_epochs(validation)}):\n\n{figures_table({'this model': validation}, 'pipe')}\n",
+            f"---\n{self._metadata(name, evaluated, 'test' if test else 'validation').to_yaml()}\n---",
+            f"# {name}",
+            self._making(trained=validation.get("epoch") != 0),
+            f"Made by\n\n    {command}",
+            f'```python\nfolder = "{name}"  # where this folder is, or its name on the hub\n\n{self.kind.usage}\n```',
+            f"Validation ({_epochs(validation)}):\n\n{figures_table({'this model': validation}, 'pipe')}",
         ]
         if test:
-            parts.append(f"\nTest:\n\n{figures_table(test, 'pipe')}\n")
-        return "\n".join(parts)
+            parts.append(f"Test:\n\n{figures_table(test, 'pipe')}")
+        return "\n\n".join(parts) + "\n"
 
     def _metadata(self, name: str, figures: dict, split: str) -> ModelCardData:
         """What the hub reads of a card. A base model or a data set is named where the hub has it, by its name there."""
@@ -144,8 +138,8 @@ class ModelCard:
             license=license_of(model),
             base_model=hub_name(model) if is_hub_name(model) else None,
             datasets=[dataset] if on_hub else None,
-            library_name="transformers",
-            pipeline_tag=self.record["pipeline_tag"],
+            library_name=self.kind.library_name,
+            pipeline_tag=self.kind.pipeline_tag,
             tags=["layer-pruning"],
             model_name=name,
             eval_results=results or None,

@@ -225,13 +225,19 @@ def train_stage(run: Run, stage: Stage, start: Start, record: Record) -> None:
         output_dir=stage.output_dir,
         train=train.identity(),
         validation=validation.identity(),
-        pipeline_tag=encoder.pipeline_tag,
     )
     if start.repair:
         record.note(repair=asdict(start.repair))
     dropped, origin = choice or (None, None)
     card = ModelCard(
-        stage.num_layers, stage.num_clip_layers, dropped, origin, settings.freeze_vision, record.content(), start.repair
+        stage.num_layers,
+        stage.num_clip_layers,
+        dropped,
+        origin,
+        settings.freeze_vision,
+        record.content(),
+        type(encoder),
+        start.repair,
     )
     seed_everything(settings.seed)
     trainer = Trainer(encoder, run.data, run.objective, settings, stage.output_dir, card)

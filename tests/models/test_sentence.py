@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 import torch.nn.functional as F
+from accelerate.state import AcceleratorState
 from safetensors.torch import load_file
 from transformers import (
     AutoModel,
@@ -27,6 +28,7 @@ from transformers import (
     XLMRobertaModel,
 )
 
+import clip_finetune_train
 from data import load_pairs
 from models import load_encoder
 from models.sentence_form import identity_map, is_identity
@@ -338,3 +340,17 @@ def test_the_form_of_old_versions_is_refused_with_what_to_do(folder):
     (folder / "config.json").rename(folder / "0_Transformer/config.json")
     with pytest.raises(FileNotFoundError, match=r"write it anew with SentenceTransformer\(folder\).save\(new_folder\)"):
         load_encoder(str(folder))
+
+
+def test_it_is_fine_tuned_on_captions_alone_and_written_in_its_form(folder, tiny_pairs, tmp_path):
+    AcceleratorState._reset_state(reset_partial_state=True)
+    flags = (
+        "--output_dir out --num_layers 4 --num_clip_layers 2 --clip_layers 2-3 --images false --max_epoch 3 --lr 1e-2"
+    )
+    places = f"--model {folder} --dataset {tiny_pairs} --exp_dir {tmp_path / 'exp'} --device cpu --batch_size 20"
+    clip_finetune_train.main([*flags.split(), *places.split()])
+    out = tmp_path / "exp" / "out"
+    test = json.loads((out / "report.json").read_text())["test"]
+    assert test["fine-tuned"]["feature_distance"] < 0.8 * test["pruned"]["feature_distance"]
+    assert load_encoder(str(out)).num_layers == 2
+    assert (out / "modules.json").exists() and (out / "1_Pooling/config.json").exists()

@@ -40,8 +40,8 @@ def new_trainer(tiny_clip, tiny_pairs, tmp_path) -> Callable[..., Trainer]:
             layer.self_attn.dropout = dropout
         torch.manual_seed(settings.seed)
         record = {"model": "tiny", "output_dir": "run", "command": "command", "flags": {"dataset": "tiny"}}
-        record |= {"train": {"captions": 60}, "made_from": full.identity(), "pipeline_tag": full.pipeline_tag}
-        card = ModelCard(4, 2, DROPPED, "a test", settings.freeze_vision, record)
+        record |= {"train": {"captions": 60}, "made_from": full.identity()}
+        card = ModelCard(4, 2, DROPPED, "a test", settings.freeze_vision, record, type(full))
         return Trainer(encoder, data, objective, settings, tmp_path / output, card)
 
     return make
