@@ -37,7 +37,7 @@ from data import SPLITS, ImageCaptionPairs, load_labels, load_pairs
 from models import Clip, load_clip
 from models.open_clip_folder import find_open_clip
 from models.speed import measure_milliseconds
-from tasks.retrieval import Retrieval
+from tasks.retrieval import retrieval_task
 from tasks.zero_shot import (
     check_templates,
     class_embeddings,
@@ -96,7 +96,7 @@ def evaluate(clip: Clip, pairs: ImageCaptionPairs, images: torch.Tensor, zero_sh
     """All figures of a model, flat. `images`: the embeddings of the images of `pairs`."""
     labels, templates, right = zero_shot
     figures = {"text_layers": clip.num_layers, "text_parameters": clip.num_parameters()}
-    task = Retrieval(images, pairs.image_index, clip.logit_scale)
+    task = retrieval_task(clip, images, pairs.image_index)
     figures |= {"weights_bytes": weights_bytes(clip.name)} | task.score(clip.embeddings(pairs.captions)).figures
     if labels:
         figures |= zero_shot_accuracy(images, class_embeddings(clip.embeddings, labels, templates), right)

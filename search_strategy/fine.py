@@ -23,7 +23,7 @@ from models import Encoder
 from search_strategy.proposals import Proposal, kept_layers
 from tasks.base import LOSS_BATCH_SIZE, Task
 from tasks.distance import Distance
-from tasks.retrieval import Retrieval
+from tasks.retrieval import Retrieval, retrieval_task
 
 OBJECTIVES = (*Retrieval.OBJECTIVES, Distance.objective)
 SAMPLES_AT_ONCE = 512  # in a forward pass
@@ -100,7 +100,7 @@ class FineSearch:
             with PartialState().main_process_first():  # the others read its cache
                 pairs, targets = encoder.embed_pairs(pairs, cache_dir, progress)
             options = {"objective": objective, "batch_size": loss_batch_size}
-            task = Retrieval(targets, pairs.image_index, encoder.logit_scale, **options)
+            task = retrieval_task(encoder, targets, pairs.image_index, **options)
         return cls(encoder, encoder.samples(pairs), task, batch_size=batch_size, progress=progress)
 
     def without_memory(self) -> "FineSearch":

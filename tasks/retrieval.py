@@ -7,6 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from models import Encoder
 from tasks.base import LOSS_BATCH_SIZE, Scores, Task
 
 RECALL_AT = (1, 5, 10)
@@ -20,6 +21,7 @@ class Retrieval(Task):
         images: (m, d), L2-normalised: the targets.
         image_index: (n,), the image of each text.
         logit_scale: the factor on cosine similarities in the loss.
+        logit_bias: what is added to them in SigLIP's sigmoid loss; None for CLIP's symmetric loss.
         objective: `task_loss`, or `recall`: minus the recall at 10, mean of both directions.
         batch_size: pairs in a batch of the loss.
     """
@@ -31,18 +33,29 @@ class Retrieval(Task):
         images: Tensor,
         image_index: np.ndarray | Tensor,
         logit_scale: float,
+        logit_bias: float | None = None,
         *,
         objective: str = "task_loss",
         batch_size: int = LOSS_BATCH_SIZE,
     ):
         self.images, self.image_index = images, torch.as_tensor(image_index, device=images.device)
-        self.logit_scale, self.objective, self.batch_size = logit_scale, objective, batch_size
+        self.logit_scale, self.logit_bias, self.objective, self.batch_size = (
+            logit_scale,
+            logit_bias,
+            objective,
+            batch_size,
+        )
 
     def score(self, embeddings: Tensor) -> Scores:
         """`figures`: task_loss, recall at 1, 5 and 10 in both directions as fractions, and the mean of these six."""
-        images = self.images.to(embeddings)
-        losses = pair_losses(embeddings, images[self.image_index], self.logit_scale, self.batch_size, self.image_index)
-        hits = recall_hits(embeddings, images, self.image_index)
+        return self.score_pairs(embeddings, self.images.to(embeddings))
+
+    def score_pairs(self, text: Tensor, image: Tensor) -> Scores:
+        """The same from both sides, with a value for each text."""
+        losses = pair_losses(
+            text, image[self.image_index], self.logit_scale, self.batch_size, self.image_index, self.logit_bias
+        )
+        hits = recall_hits(text, image, self.image_index)
         recall = summarise_hits(hits)
         figures = {"task_loss": losses.mean().item(), **recall, "mean_recall": sum(recall.values()) / len(recall)}
         if self.objective == "task_loss":
@@ -51,9 +64,43 @@ class Retrieval(Task):
         return Scores(-both_ways / 2, figures)
 
     def on_rows(self, rows: Sequence[int]) -> "Retrieval":
-        index = self.image_index[torch.as_tensor(rows)]
-        options = {"objective": self.objective, "batch_size": self.batch_size}
-        return Retrieval(self.images, index, self.logit_scale, **options)
+        return Retrieval(self.images, self.image_index[torch.as_tensor(rows)], *self._loss(), **self._options())
+
+    def _loss(self) -> tuple[float, float | None]:
+        return self.logit_scale, self.logit_bias
+
+    def _options(self) -> dict:
+        return {"objective": self.objective, "batch_size": self.batch_size}
+
+
+class ImageRetrieval(Retrieval):
+    """The same pairs where the images are what is scored, and the texts stay as they are: a sample is an image.
+
+    Its value is the mean over its texts, each image counting the same. Args: `texts`, (n, d), L2-normalised: the targets; the
+    others as there. Every image has a text.
+    """
+
+    def __init__(self, texts: Tensor, image_index: np.ndarray | Tensor, *loss: float | None, **options: object):
+        super().__init__(texts, image_index, *loss, **options)
+
+    def score(self, embeddings: Tensor) -> Scores:
+        values, figures = self.score_pairs(self.images.to(embeddings), embeddings)
+        sums = torch.zeros(len(embeddings), dtype=values.dtype, device=values.device)
+        sums.index_add_(0, self.image_index, values)
+        return Scores(sums / self.image_index.bincount(minlength=len(embeddings)), figures)
+
+    def on_rows(self, rows: Sequence[int]) -> "ImageRetrieval":
+        rows = torch.as_tensor(rows, device=self.image_index.device)
+        number = torch.full((int(self.image_index.max()) + 1,), -1, device=rows.device)
+        number[rows] = torch.arange(len(rows), device=rows.device)
+        index = number[self.image_index]
+        return ImageRetrieval(self.images[index >= 0], index[index >= 0], *self._loss(), **self._options())
+
+
+def retrieval_task(encoder: Encoder, targets: Tensor, image_index: np.ndarray, **options: object) -> Retrieval:
+    """Retrieval of an encoder's samples and the targets (m, d) that its `embed_pairs` gives."""
+    kind = ImageRetrieval if encoder.tower == "vision" else Retrieval
+    return kind(targets, image_index, encoder.logit_scale, encoder.logit_bias, **options)
 
 
 def symmetric_cross_entropy(logits: Tensor, reduction: str = "mean") -> Tensor:
@@ -67,10 +114,27 @@ def symmetric_cross_entropy(logits: Tensor, reduction: str = "mean") -> Tensor:
     ) / 2
 
 
+def sigmoid_loss(logits: Tensor, reduction: str = "mean") -> Tensor:
+    """SigLIP's loss (Zhai et al. 2023, algorithm 1): every pair of the batch on its own is right (on the diagonal) or wrong.
+
+    `logits`: (n, n), text against image, scaled, with the bias added. Nats, the sum over all n * n pairs divided by n; a scalar, or
+    (n,) with `reduction="none"`: for pair i the mean of the sums of row i and column i.
+    """
+    right = 2 * torch.eye(len(logits), dtype=logits.dtype, device=logits.device) - 1
+    losses = -F.logsigmoid(right * logits)
+    values = (losses.sum(0) + losses.sum(1)) / 2
+    return values if reduction == "none" else values.mean()
+
+
 def pair_losses(
-    text: Tensor, image: Tensor, logit_scale: float, batch_size: int, image_index: Tensor | None = None
+    text: Tensor,
+    image: Tensor,
+    logit_scale: float,
+    batch_size: int,
+    image_index: Tensor | None = None,
+    logit_bias: float | None = None,
 ) -> Tensor:
-    """Symmetric contrastive loss of each pair within fixed batches of consecutive pairs; the task loss is its mean.
+    """Contrastive loss (symmetric, or with a bias the sigmoid loss) of each pair within fixed batches of consecutive pairs; the task loss is its mean.
 
     `text`, `image`: (n, d), L2-normalised, row i of one belongs to row i of the other; `logit_scale`: the factor itself,
     not its logarithm. `image_index`: (n,), the number of each pair's image, where images have several captions: batches
@@ -79,7 +143,11 @@ def pair_losses(
     order = torch.arange(len(text), device=text.device) if image_index is None else in_rounds(image_index)
     losses = torch.empty(len(text), dtype=torch.float64, device=text.device)
     for rows in order.split(batch_size):
-        losses[rows] = symmetric_cross_entropy(logit_scale * text[rows] @ image[rows].T, reduction="none").double()
+        logits = logit_scale * text[rows] @ image[rows].T
+        if logit_bias is None:
+            losses[rows] = symmetric_cross_entropy(logits, reduction="none").double()
+        else:
+            losses[rows] = sigmoid_loss(logits + logit_bias, reduction="none").double()
     return losses
 
 

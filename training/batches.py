@@ -14,7 +14,7 @@ from common.files import cached_array
 from data import ImageCaptionPairs, load_pairs
 from models import Encoder
 from models.encoders import state_hash
-from tasks.retrieval import Retrieval
+from tasks.retrieval import retrieval_task
 
 
 @dataclass(frozen=True)
@@ -38,7 +38,7 @@ class Split:
         images = self.image_embeddings
         if images is None or not frozen_vision:
             images = encoder.image_embeddings(self.pairs.images)
-        task = Retrieval(images.to(encoder.device), self.pairs.image_index, encoder.logit_scale)
+        task = retrieval_task(encoder, images.to(encoder.device), self.pairs.image_index)
         return task.score(encoder.embeddings(encoder.samples(self.pairs))).figures
 
 

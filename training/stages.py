@@ -34,7 +34,7 @@ from search_strategy.fine import FineSearch
 from search_strategy.proposals import Proposal, check_dropped_layers, parse_clip_layers, segments
 from search_strategy.results import newest_result, read_winner
 from tasks.distance import Distance
-from tasks.retrieval import Retrieval
+from tasks.retrieval import retrieval_task
 from training.batches import Split, TrainingData, load_split
 from training.loop import Settings, Trainer
 from training.losses import Objective
@@ -184,7 +184,7 @@ def search(encoder: Encoder, num_clip_layers: int, data: TrainingData, seed: int
     if images is None:
         task = Distance(encoder.embeddings(samples))
     else:
-        task = Retrieval(images.to(encoder.device), pairs.image_index, encoder.logit_scale)
+        task = retrieval_task(encoder, images.to(encoder.device), pairs.image_index)
     found = verify.search(FineSearch(encoder, samples, task), matrix, num_clip_layers, generator=generator)
     return Choice(found.winner, "a search of this stage")
 

@@ -23,6 +23,7 @@ from transformers import (
 from data import load_pairs
 from models import load_encoder
 from models.repair import repaired
+from tasks.retrieval import ImageRetrieval, Retrieval, retrieval_task
 
 VOCAB, LENGTH = 300, 8
 WIDTH = {"hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 4, "num_attention_heads": 2}
@@ -244,6 +245,31 @@ def test_an_image_tower_without_images_is_an_error(folders, tiny_pairs):
     texts = load_pairs(str(tiny_pairs), "test", images=False)
     with pytest.raises(ValueError, match="the image tower of .* needs images, and only texts were read"):
         load_encoder(str(folders["clip"]), "vision").embed_pairs(texts)
+
+
+@every_tower
+def test_both_towers_of_a_model_score_the_same(folders, pairs, kind, tower):
+    encoder = load_encoder(str(folders[kind]), tower)
+    pairs, targets = encoder.embed_pairs(pairs)
+    task = retrieval_task(encoder, targets, pairs.image_index, batch_size=25)
+    assert type(task) is (ImageRetrieval if tower == "vision" else Retrieval)
+    scores = task.score(encoder.embeddings(encoder.samples(pairs)))
+    assert scores.values.mean().item() == pytest.approx(scores.figures["task_loss"])  # an image has one caption here
+    text = load_encoder(str(folders[kind]))
+    images = text.image_embeddings(pairs.images)
+    expected = retrieval_task(text, images, pairs.image_index, batch_size=25).score(text.embeddings(pairs.captions))
+    assert scores.figures == pytest.approx(expected.figures, abs=1e-5)
+
+
+def test_siglip_is_scored_by_its_own_loss(folders, pairs):
+    encoder = load_encoder(str(folders["siglip"]))
+    pairs, targets = encoder.embed_pairs(pairs)
+    found = retrieval_task(encoder, targets, pairs.image_index).score(encoder.embeddings(pairs.captions))
+    inputs = encoder.processor.tokenizer(pairs.captions, padding="max_length", max_length=LENGTH, truncation=True)
+    pixels = encoder.preprocess([pairs.images[i] for i in range(60)])
+    with torch.no_grad():
+        loss = encoder.model(torch.tensor(inputs["input_ids"]), pixel_values=pixels, return_loss=True).loss
+    assert found.figures["task_loss"] == pytest.approx(loss.item(), rel=1e-5)
 
 
 # ---- refusals
