@@ -12,18 +12,12 @@ import argparse
 from collections.abc import Sequence
 
 from common import analysis, script
-from common.matrix_files import MatrixSettings
+from common.matrix_flags import add_analysis_flags
 
 
 def build_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description="Distance correlation between all layers of a CLIP text transformer.")
-    parser.add_argument(
-        "--estimator",
-        choices=("biased", "unbiased"),
-        default=MatrixSettings.estimator,
-        help="V-statistic, as the original, or U-centred (default: %(default)s)",
-    )
-    analysis.add_flags(parser, "dc")
+    add_analysis_flags(parser, __file__)
     return parser
 
 

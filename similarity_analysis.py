@@ -3,6 +3,7 @@
     python similarity_analysis.py --measure cka --debiased true
     python similarity_analysis.py --measure pwcca --thre 0.999
     python similarity_analysis.py --measure angular --pool eos
+    python similarity_analysis.py --measure ablation
 
 Writes exp/<model>/<measure>_mat_<captions><mode>.npy, its picture (.png) and its run record (.json). What each measure
 means is in measures/README.md.
@@ -11,18 +12,13 @@ means is in measures/README.md.
 import argparse
 from collections.abc import Sequence
 
-from common import analysis, boolean, script
-from common.matrix_files import SCRIPTS
-from measures import MEASURES
+from common import analysis, script
+from common.matrix_flags import add_analysis_flags
 
 
 def build_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description="Similarity between all layers of a CLIP text transformer.")
-    measures = [name for name in MEASURES if name not in SCRIPTS]
-    parser.add_argument("--measure", choices=measures, required=True, help="one file of measures/ each")
-    parser.add_argument("--debiased", type=boolean, help="cka: HSIC without its bias (default: false)")
-    analysis.add_threshold_flags(parser)
-    analysis.add_flags(parser)
+    add_analysis_flags(parser, __file__)
     return parser
 
 

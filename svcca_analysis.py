@@ -12,12 +12,12 @@ import argparse
 from collections.abc import Sequence
 
 from common import analysis, script
+from common.matrix_flags import add_analysis_flags
 
 
 def build_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description="SVCCA between all layers of a CLIP text transformer.")
-    analysis.add_threshold_flags(parser)
-    analysis.add_flags(parser, "svcca")
+    add_analysis_flags(parser, __file__)
     return parser
 
 

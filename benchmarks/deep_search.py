@@ -39,9 +39,8 @@ from search_strategy.rivals import Outcome, greedy_by_loss, random_draws, run_st
 def default_searches(fine: FineSearch, captions: list[str], k: int, seeds: range, record: Record) -> list[Outcome]:
     outcomes = []
     for seed in seeds:
-        settings = MatrixSettings("dc", seed=seed).filled()
-        draw = [captions[row] for row in analysis.draw_captions(len(captions), settings)[0]]
-        (matrix,), _ = analysis.measure_draws(fine.encoder, [draw], record, settings=settings, baseline=False)
+        with record.timed("measure"):
+            matrix = analysis.measure_captions(fine.encoder, captions, MatrixSettings("dc", seed=seed))
         choose = partial(search_for, matrix=matrix, num_clip_layers=k, seed=seed)
         outcomes.append(run_strategy(f"default search, seed {seed}", choose, fine))
     return outcomes

@@ -15,7 +15,6 @@ from pathlib import Path
 from statistics import median
 
 import numpy as np
-from tqdm import tqdm
 
 from common import (
     Record,
@@ -31,11 +30,10 @@ from common import (
     show_progress,
     write_json,
 )
-from common.matrix_files import MATRICES, MatrixSettings
+from common.matrix_files import MatrixSettings
 from data import load_pairs
-from measures import MEASURES
+from measures import KINDS
 from models import Clip, load_clip
-from search_strategy.ablation import ablations
 from search_strategy.coarse import SCORES, coarse_search
 from search_strategy.fine import FineSearch, distinct_prefixes
 from search_strategy.proposals import Proposal, kept_layers
@@ -66,21 +64,17 @@ class Replay:
 
 def matrices_of(clip: Clip, captions: list[str], seed: int, record: Record) -> dict[str, np.ndarray]:
     """The matrix of every measure at its default settings, from one pass over the captions for all that share it."""
-    settings = {name: MatrixSettings(name, seed=seed).filled() for name in MEASURES}
+    settings = {name: MatrixSettings(name, seed=seed) for name in KINDS}
     groups = defaultdict(list)
     for name, one in settings.items():
-        groups[one.batch_size, one.iter_num, one.mode].append(name)
+        groups[one.kind.fed, one.batch_size, one.iter_num, one.mode].append(name)
     matrices = {}
     for names in groups.values():
         first = settings[names[0]]
-        rows = analysis.draw_captions(len(captions), first)[0]
-        measures = {name: analysis.new_measure(settings[name]) for name in names}
-        with tqdm(disable=True) as bar:
-            analysis.feed(clip, clip.prepare([captions[row] for row in rows]), first, measures, record, bar)
+        measures = {name: settings[name].new_measure() for name in names}
+        analysis.feed(clip, analysis.draw_captions(captions, first)[0], first, list(measures.values()), record)
         matrices |= {name: measure.matrix() for name, measure in measures.items()}
-    rows = analysis.draw_captions(len(captions), MatrixSettings("ablation", seed=seed).filled())[0]
-    ablation, _ = ablations(clip, [[captions[row] for row in rows]], record)
-    return matrices | {"ablation": ablation[0]}
+    return matrices
 
 
 @dataclass(frozen=True)
@@ -124,7 +118,7 @@ def judge(args: argparse.Namespace, table: dict[Proposal, float], greedy: Found,
     rows = [common | _row("greedy by task loss", "-", [greedy], best, greedy.value)]
     for score in SCORES:
         for rounds, way in ((0, "coarse and fine"), (args.refine, "and refine")):
-            for measure in MATRICES:
+            for measure in KINDS:
                 options = {"mode": args.search_mode, "score": score, "rounds": rounds}
                 found = [replay(table, of_seed[measure], k, **options) for of_seed in matrices.values()]
                 rows.append(common | _row(f"{measure}, {score}", way, found, best, greedy.value))

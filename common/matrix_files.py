@@ -1,4 +1,4 @@
-"""The matrices under `exp/<model>/`: their names, the commands that make them, writing, and checked reading.
+"""The matrices under `exp/<model>/`: their names, the commands that make them, and checked reading.
 
 A name holds every setting that changes the matrix; those that stand at their default are left out, but for the ones that
 the names of the original have: `dc_mat_mean_bs4_iter10.npy`, `cca_mat_9600U_svthre0.99.npy`.
@@ -8,122 +8,122 @@ import json
 import os
 import shlex
 import warnings
-from collections.abc import Iterable
-from dataclasses import dataclass, fields, replace
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
 
 from common.files import DEFAULT_DATASET, DEFAULT_MODEL, EXP_DIR, ROOT, model_dir, safe_name
-from measures import MEASURES
+from measures import KINDS, Measure
+from measures.table import Kind, Option
 
-MATRICES = (*MEASURES, "ablation")  # what matrices are made of; each has a command
-MEASURE_TAGS = {"svcca": "cca"}  # in file names, as in the original; every other measure has its own name
-SCRIPTS = {
-    "svcca": "svcca_analysis.py",
-    "dc": "dc_analysis.py",
-    "ablation": "ablation_analysis.py",
-}  # every other: similarity_analysis.py --measure <name>
-OPTIONS = {"svcca": ("thre", "thre_on"), "pwcca": ("thre", "thre_on"), "dc": ("estimator",), "cka": ("debiased",)}
-MODES = {"dc": ("mean", "seq"), "ablation": ("U",)}  # the first is the default
-OTHER_MODES = ("U", "T")
-DRAWS = {"dc": (4, 10), "ablation": (4, 10)}  # default (batch_size, iter_num)
-OTHER_DRAWS = (32, 300)
 PER_TOKEN_MODES = ("T", "seq")  # nothing is pooled
+DEFAULT_POOL = "mean"
 LONGEST_TAG = 200  # characters; file systems take names of 255 bytes
-
-
-def modes(measure: str) -> tuple[str, ...]:
-    """Choices of `--mode`, the default first."""
-    return MODES.get(measure, OTHER_MODES)
-
-
-def default_draws(measure: str) -> tuple[int, int]:
-    """Default `--batch_size` and `--iter_num`."""
-    return DRAWS.get(measure, OTHER_DRAWS)
 
 
 @dataclass(frozen=True)
 class MatrixSettings:
-    """What a matrix depends on beside the model; the analysis flags of the same names."""
+    """What a matrix depends on beside the model; the analysis flags of the same names. What is None, and an option that is not
+    given, becomes the default of the measure.
+
+    Raises ValueError for a mode or an option that the measure has not, and for a pooling where nothing is pooled.
+    """
 
     measure: str
+    options: Mapping[str, object] = field(default_factory=dict)
     batch_size: int | None = None
     iter_num: int | None = None
     mode: str | None = None
-    thre: float = 0.99
-    thre_on: str = "singular"
-    estimator: str = "biased"
-    debiased: bool = False
-    pool: str = "mean"
+    pool: str | None = None
     repeats: int = 1
     seed: int = 0
     dataset: str = DEFAULT_DATASET
     caption_column: str | None = None
     streaming: bool = False
 
-    def options(self) -> dict:
-        """The options of the measure itself."""
-        return {name: getattr(self, name) for name in OPTIONS.get(self.measure, ())}
+    def __post_init__(self) -> None:
+        batch_size, iter_num = self.kind.draws
+        defaults = {"batch_size": batch_size, "iter_num": iter_num, "mode": self.kind.modes[0], "pool": DEFAULT_POOL}
+        for name, default in defaults.items():
+            if getattr(self, name) is None:
+                object.__setattr__(self, name, default)
+        for option in self.options.keys() - self.kind.defaults.keys():
+            owners = ", ".join(name for name, kind in KINDS.items() if option in kind.defaults)
+            raise ValueError(f"--{option} is an option of {owners}, not of {self.measure}; leave it out")
+        object.__setattr__(self, "options", self.kind.defaults | dict(self.options))
+        if self.mode not in self.kind.modes:
+            raise ValueError(f"--mode {self.mode}: {self.measure} has the modes {', '.join(self.kind.modes)}")
+        if self.pool != DEFAULT_POOL and not pools(self.measure, self.mode):
+            what = f"--mode {self.mode}" if pools(self.measure, self.kind.modes[0]) else self.measure
+            raise ValueError(f"--pool {self.pool}: {what} pools nothing; leave --pool out")
 
-    def filled(self) -> "MatrixSettings":
-        """The same with the measure's defaults for what is None."""
-        batch_size, iter_num = default_draws(self.measure)
-        return replace(
-            self,
-            batch_size=self.batch_size or batch_size,
-            iter_num=self.iter_num or iter_num,
-            mode=self.mode or modes(self.measure)[0],
-            pool=self.pool if self.measure in MEASURES else MatrixSettings.pool,  # only hidden states are pooled
-        )
+    @property
+    def kind(self) -> Kind:
+        """The row of the table of measures."""
+        return KINDS[self.measure]
 
-    def check_pool(self) -> None:
-        """Raise ValueError where a pooling is asked for and nothing is pooled."""
-        if self.mode in PER_TOKEN_MODES and self.pool != MatrixSettings.pool:
-            raise ValueError(f"--pool {self.pool}: --mode {self.mode} pools nothing; leave one of them out")
+    def new_measure(self) -> Measure:
+        """The measure with its options; raises ValueError for an option out of range."""
+        return self.kind.measure(**self.options)
+
+    @property
+    def draw_size(self) -> int:
+        """Captions that are measured together: a batch, or all batches."""
+        return self.batch_size if self.kind.measure.per_draw else self.batch_size * self.iter_num
+
+    @property
+    def num_captions(self) -> int:
+        """Captions of all draws."""
+        return self.batch_size * self.iter_num * self.repeats
 
     @property
     def tag(self) -> str:
         """The name of the file without `.npy`."""
-        s, options = self.filled(), self.options()
-        if s.measure == "dc":
-            name = f"dc_mat_{s.mode}_bs{s.batch_size}_iter{s.iter_num}"
-        else:
-            name = f"{MEASURE_TAGS.get(s.measure, s.measure)}_mat_{s.batch_size * s.iter_num}{s.mode}"
-        if "thre" in options:
-            name += f"_svthre{s.thre:.10g}"
+        name = f"{self.kind.tag or self.measure}_mat_"
+        draws = f"{self.mode}_bs{self.batch_size}_iter{self.iter_num}"
+        name += draws if self.kind.measure.per_draw else f"{self.draw_size}{self.mode}"
+        name += "".join(map(self._suffix, self.kind.options))
         suffixes = (
-            ("_variance", options.get("thre_on") == "variance"),
-            ("_unbiased", options.get("estimator") == "unbiased"),
-            ("_debiased", options.get("debiased")),
-            (f"_{s.pool}", s.pool != "mean"),
-            (f"_rep{s.repeats}", s.repeats > 1),
-            (f"_seed{s.seed}", s.seed != 0),
-            (f"_{_dataset_name(s.dataset)}", s.dataset != DEFAULT_DATASET),
-            (f"_{safe_name(s.caption_column or '')}", s.caption_column),
-            ("_streaming", s.streaming),
+            (f"_{self.pool}", self.pool != DEFAULT_POOL),
+            (f"_rep{self.repeats}", self.repeats > 1),
+            (f"_seed{self.seed}", self.seed != 0),
+            (f"_{_dataset_name(self.dataset)}", self.dataset != DEFAULT_DATASET),
+            (f"_{safe_name(self.caption_column or '')}", self.caption_column),
+            ("_streaming", self.streaming),
         )
         return name + "".join(suffix for suffix, used in suffixes if used)
+
+    def _suffix(self, option: Option) -> str:
+        return option.suffix(self.options[option.name], self.kind.defaults[option.name])
 
     def path(self, folder: Path) -> Path:
         return folder / f"{self.tag}.npy"
 
     def command(self, model: str, exp_dir: Path = EXP_DIR) -> str:
         """The command that makes this matrix, for the working directory."""
-        s = self.filled()
-        script = os.path.relpath(ROOT / SCRIPTS.get(s.measure, "similarity_analysis.py"))
-        words = ["python", script] + ([] if s.measure in SCRIPTS else ["--measure", s.measure])
-        unused = {name for names in OPTIONS.values() for name in names} - set(s.options())
-        unused |= {"mode"} if len(modes(s.measure)) == 1 else set()
-        for field in fields(s)[1:]:
-            value = getattr(s, field.name)
-            if field.name not in unused and (value != field.default or field.name == "thre"):
-                words += [f"--{field.name}", str(value).lower() if isinstance(value, bool) else str(value)]
+        words = ["python", os.path.relpath(ROOT / self.kind.script)]
+        shared = [name for name, kind in KINDS.items() if kind.script == self.kind.script]
+        words += ["--measure", self.measure] if len(shared) > 1 else []
+        flags = {"batch_size": self.batch_size, "iter_num": self.iter_num}
+        flags |= {"mode": self.mode} if len(self.kind.modes) > 1 else {}
+        flags |= {option.name: self.options[option.name] for option in self.kind.options if self._suffix(option)}
+        others = {"pool": DEFAULT_POOL, "repeats": 1, "seed": 0, "dataset": DEFAULT_DATASET, "caption_column": None}
+        others |= {"streaming": False}
+        flags |= {name: getattr(self, name) for name, default in others.items() if getattr(self, name) != default}
+        for name, value in flags.items():
+            words += [f"--{name}", str(value).lower() if isinstance(value, bool) else str(value)]
         if Path(model).resolve() != DEFAULT_MODEL:
             words += ["--model", model]
         if exp_dir.resolve() != EXP_DIR:
             words += ["--exp_dir", str(exp_dir)]
         return shlex.join(words)
+
+
+def pools(measure: str, mode: str) -> bool:
+    """Whether a measure in that mode takes one vector a caption, so that `--pool` says which."""
+    return KINDS[measure].fed == "states" and mode not in PER_TOKEN_MODES
 
 
 def _dataset_name(dataset: str) -> str:

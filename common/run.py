@@ -119,10 +119,25 @@ def hardware(device: str) -> str:
     return f"{device} ({name}, {torch.get_num_threads()} CPU threads)"
 
 
-class Record:
+class Stopwatch:
+    """Seconds by name, added up over all blocks of that name."""
+
+    def __init__(self):
+        self.seconds: dict[str, float] = {}
+
+    @contextlib.contextmanager
+    def timed(self, name: str) -> Iterator[None]:
+        """Add the seconds of the block to those of this name."""
+        start = time.perf_counter()
+        yield
+        self.seconds[name] = self.seconds.get(name, 0) + time.perf_counter() - start
+
+
+class Record(Stopwatch):
     """What a result file says about its own making: command, flags, versions, device, seconds, and `note`d facts."""
 
     def __init__(self, args: argparse.Namespace, device: str):
+        super().__init__()
         self._start = time.perf_counter()
         self._content = {
             "command": _command,
@@ -143,14 +158,6 @@ class Record:
             logger.info("data: %s", of_name.describe())
 
     @contextlib.contextmanager
-    def timed(self, name: str) -> Iterator[None]:
-        """Add the seconds of the block to `seconds_<name>`."""
-        start = time.perf_counter()
-        yield
-        key = f"seconds_{name}"
-        self._content[key] = round(self._content.get(key, 0) + time.perf_counter() - start, 4)
-
-    @contextlib.contextmanager
     def warnings(self) -> Iterator[None]:
         """Log the warnings raised in the block, one line each and no line twice, and note them as `warnings`."""
         noted = self._content.setdefault("warnings", [])
@@ -167,4 +174,5 @@ class Record:
             yield
 
     def content(self) -> dict:
-        return self._content | {"seconds": round(time.perf_counter() - self._start, 3)}
+        seconds = {f"seconds_{name}": round(value, 4) for name, value in self.seconds.items()}
+        return self._content | seconds | {"seconds": round(time.perf_counter() - self._start, 3)}

@@ -5,12 +5,13 @@
         measure.update(hidden_states)
     measure.matrix()                         # (L+1, L+1) float64, symmetric, ones on the diagonal
 
-Each measure has `update`, `matrix`, `merge`, `samples`, `diagnostics`, `options`, and `per_draw`: whether an update is
-a draw whose result is averaged (`dc`), or a piece of one sample that can be divided in any way. What the numbers mean,
-and do not mean, is in README.md of this folder.
+What each measure has is `Measure` in base.py; what the scripts know of it is a row of `KINDS` in table.py. What the numbers
+mean, and do not mean, is in README.md of this folder.
 """
 
+from measures.ablation import Ablation
 from measures.angular import Angular
+from measures.base import Measure
 from measures.baseline import Shuffled
 from measures.cka import CKA
 from measures.combine import combine
@@ -20,28 +21,4 @@ from measures.dc import DC
 from measures.delta_mean import DeltaMean
 from measures.pwcca import PWCCA
 from measures.svcca import SVCCA
-
-MEASURES = {
-    "svcca": SVCCA,
-    "pwcca": PWCCA,
-    "dc": DC,
-    "cka": CKA,
-    "cosine": Cosine,
-    "angular": Angular,
-    "covcorr": CovCorr,
-    "delta_mean": DeltaMean,
-}
-
-__all__ = [
-    "CKA",
-    "DC",
-    "MEASURES",
-    "PWCCA",
-    "SVCCA",
-    "Angular",
-    "Cosine",
-    "CovCorr",
-    "DeltaMean",
-    "Shuffled",
-    "combine",
-]
+from measures.table import KINDS, MEASURES

@@ -1,7 +1,5 @@
 """Angular similarity: 1 minus the angular distance of Gromov et al. 2024, equation 6 (arXiv 2403.17887)."""
 
-from __future__ import annotations
-
 import math
 
 import numpy as np

@@ -1,9 +1,8 @@
-"""What the measures that add up sums over samples have in common."""
-
-from __future__ import annotations
+"""What a measure is, and what the measures that add up sums over samples have in common."""
 
 import warnings
 from collections.abc import Sequence
+from typing import Protocol, Self
 
 import numpy as np
 from torch import Tensor
@@ -11,17 +10,57 @@ from torch import Tensor
 from measures.checks import check_mergeable
 
 
-class SummedMeasure:
-    """A measure of sums over samples, which come in updates of any size: the result does not depend on the division.
+class Measure(Protocol):
+    """Similarity of every two layers, from what a network gives for some samples, update by update.
 
-    Args:
-        sums: what adds up, with `update`, `merge`, `samples` and `constant_layers` (`Moments`, `PairSums`).
-        options: the options as given, to tell whether two instances may be merged.
+    Instances can be pickled. All raise ValueError, which says what was expected, for input that cannot be measured.
+
+    Attributes:
+        per_draw: whether an update is a draw whose result is averaged, or a piece of one sample, to be divided in any way.
+        options: the keywords it was made with, its defaults filled in.
+        min_samples: the fewest samples (`per_draw`: in an update) that give a matrix.
+        samples: the number of rows seen.
     """
 
-    per_draw = False
+    per_draw: bool
+    options: dict
+    min_samples: int
 
-    def __init__(self, sums: object, **options: object) -> None:
+    @property
+    def samples(self) -> int: ...
+
+    def update(self, hidden_states: Sequence[Tensor]) -> None:
+        """Add samples: one (n, d_i) tensor for each of h_0 .. h_L, samples as rows. The inputs are not changed nor kept."""
+
+    def matrix(self) -> np.ndarray:
+        """The (L+1, L+1) float64 matrix so far: symmetric, ones on the diagonal, larger is more similar."""
+
+    def merge(self, other: Self) -> None:
+        """Add what another instance with the same options has seen, as in another process."""
+
+    def diagnostics(self) -> dict:
+        """What belongs into a record, ready for JSON: `samples`, `constant_layers` and the like."""
+
+
+class Sums(Protocol):
+    """What a `SummedMeasure` adds up: `Moments`, `PairSums`."""
+
+    samples: int
+
+    def update(self, hidden_states: Sequence[Tensor]) -> None: ...
+
+    def merge(self, other: Self) -> None: ...
+
+    def constant_layers(self) -> list[int]: ...
+
+
+class SummedMeasure:
+    """A measure of sums over samples, which come in updates of any size: the result does not depend on the division."""
+
+    per_draw = False
+    min_samples = 2
+
+    def __init__(self, sums: Sums, **options: object) -> None:
         self._sums, self.options = sums, options
 
     @property
@@ -33,7 +72,7 @@ class SummedMeasure:
         """Add samples: one (n, d_i) tensor for each layer. ValueError for input that cannot be measured."""
         self._sums.update(hidden_states)
 
-    def merge(self, other: SummedMeasure) -> None:
+    def merge(self, other: Self) -> None:
         """Add the samples of another instance with the same options. ValueError when it is not one."""
         check_mergeable(self, other)
         self._sums.merge(other._sums)

@@ -1,7 +1,5 @@
 """What every measure asks of its input, and the words in which it says no."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Callable, Sequence
 

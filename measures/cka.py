@@ -1,7 +1,5 @@
 """Linear CKA: Kornblith et al. 2019 (arXiv 1905.00414); debiased with the HSIC of Song et al. 2012 (equation 5)."""
 
-from __future__ import annotations
-
 import numpy as np
 import torch
 from torch import Tensor
@@ -32,12 +30,13 @@ class CKA(SummedMeasure):
 
     def __init__(self, *, debiased: bool = False, dtype: str = "float64") -> None:
         super().__init__(Moments(norms=debiased, dtype=dtype), debiased=debiased, dtype=dtype)
+        self.min_samples = 4 if debiased else 2
 
     @without_gradients
     def matrix(self) -> np.ndarray:
         """The (L+1, L+1) matrix. ValueError below 2 samples (debiased: 4)."""
         debiased = self.options["debiased"]
-        check_samples(self.samples, 4 if debiased else 2)
+        check_samples(self.samples, self.min_samples)
         hsic = self._squared_products()
         smallest = 1e-13 * hsic.diagonal()
         if debiased:

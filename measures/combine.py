@@ -1,7 +1,5 @@
 """One matrix out of several measures' matrices."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 
 import numpy as np

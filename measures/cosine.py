@@ -1,7 +1,5 @@
 """Mean cosine: 1 minus the block influence of ShortGPT, Men et al. 2024, equation 1 (arXiv 2403.03853)."""
 
-from __future__ import annotations
-
 import numpy as np
 from torch import Tensor
 

@@ -1,7 +1,5 @@
 """Correlation between the covariance matrices of two layers."""
 
-from __future__ import annotations
-
 import numpy as np
 import torch
 

@@ -1,9 +1,8 @@
 """Distance correlation: Szekely et al. 2007; unbiased form Szekely and Rizzo 2014; on layers Zhen et al. 2022."""
 
-from __future__ import annotations
-
 import warnings
 from collections.abc import Sequence
+from typing import Self
 
 import numpy as np
 import torch
@@ -50,6 +49,7 @@ class DC:
         check_option("estimator", estimator, ["biased", "unbiased"])
         check_option("dtype", dtype, list(PRODUCT_DTYPES))
         self.options = {"estimator": estimator, "dtype": dtype}
+        self.min_samples = 4 if estimator == "unbiased" else 2
         self.samples = 0
         self.draws = 0
         self._widths: list[int] | None = None
@@ -63,8 +63,7 @@ class DC:
     @without_gradients
     def update(self, hidden_states: Sequence[Tensor]) -> None:
         """Add one draw: one (n, d_i) tensor for each layer, n >= 2 (unbiased: 4). ValueError for unfit input."""
-        min_rows = 4 if self.options["estimator"] == "unbiased" else 2
-        states = check_hidden_states(hidden_states, self._widths, min_rows=min_rows)
+        states = check_hidden_states(hidden_states, self._widths, min_rows=self.min_samples)
         draw = _stacked(states)
         if not draw.abs().amax().item() < LARGEST:  # NaN compares false
             check_values(states)
@@ -132,7 +131,7 @@ class DC:
         centred.diagonal(dim1=-2, dim2=-1).zero_()
         return centred
 
-    def merge(self, other: DC) -> None:
+    def merge(self, other: Self) -> None:
         """Add the draws of another instance with the same options."""
         check_mergeable(self, other)
         if other.draws == 0:

@@ -1,7 +1,5 @@
 """Mean relative change of the hidden state between two layers, as a similarity."""
 
-from __future__ import annotations
-
 import numpy as np
 import torch
 from torch import Tensor

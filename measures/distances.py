@@ -1,7 +1,5 @@
 """Euclidean distances of rows by one matrix product, exact also where rows nearly coincide."""
 
-from __future__ import annotations
-
 import torch
 from torch import Tensor
 

@@ -5,9 +5,8 @@ offset of 100 standard deviations would otherwise cost four digits. Since sums a
 other exactly, the result is that of the centred samples, and sums from several processes can be added.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
+from typing import Self
 
 import torch
 from torch import Tensor
@@ -163,7 +162,7 @@ class Moments:
         return [layer for layer, features in enumerate(flat.split(self.widths)) if bool(features.all())]
 
     @without_gradients
-    def merge(self, other: Moments) -> None:
+    def merge(self, other: Self) -> None:
         """Add the sums of `other`, translated to this instance's shift."""
         if other.samples == 0:
             return

@@ -1,8 +1,7 @@
 """Sums over samples of a number that two layers' vectors for the same sample give."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Sequence
+from typing import Self
 
 import torch
 from torch import Tensor
@@ -57,7 +56,7 @@ class PairSums:
         """The layers that have the same vector for all samples."""
         return torch.nonzero(~self._varies).flatten().tolist()
 
-    def merge(self, other: PairSums) -> None:
+    def merge(self, other: Self) -> None:
         """Add the samples of `other`."""
         if other.samples == 0:
             return

@@ -1,7 +1,5 @@
 """Projection-weighted CCA: Morcos et al. 2018, section 3.2 (arXiv 1806.05759)."""
 
-from __future__ import annotations
-
 import torch
 from torch import Tensor
 

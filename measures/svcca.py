@@ -1,7 +1,5 @@
 """SVCCA: Raghu et al. 2017, "SVCCA: Singular Vector Canonical Correlation Analysis", section 2 (arXiv 1706.05806)."""
 
-from __future__ import annotations
-
 import warnings
 from itertools import combinations
 

@@ -34,9 +34,10 @@ from common import (
     show_progress,
     write_json,
 )
-from common.matrix_files import MATRICES, MatrixSettings, read_matrix, warn_of_other_weights
+from common.matrix_files import MatrixSettings, read_matrix, warn_of_other_weights
 from common.plots import quality_curve, strategy_panel
 from data import load_pairs
+from measures import KINDS
 from models import check_num_layers, load_encoder
 from search_strategy.fine import SAMPLES_AT_ONCE, Evaluation, FineSearch
 from search_strategy.proposals import check_num_clip_layers, segments
@@ -89,7 +90,7 @@ def build_parser() -> argparse.ArgumentParser:
 def default_settings(args: argparse.Namespace) -> dict[str, MatrixSettings]:
     """Of the matrix of every measure."""
     common = {name: getattr(args, name) for name in ("seed", "dataset", "caption_column", "streaming")}
-    return {name: MatrixSettings(name, **common) for name in MATRICES}
+    return {name: MatrixSettings(name, **common) for name in KINDS}
 
 
 def read_matrices(args: argparse.Namespace, settings: dict[str, MatrixSettings], folder: Path) -> dict[str, np.ndarray]:

@@ -31,14 +31,8 @@ from common import (
     set_up_logging,
     show_progress,
 )
-from common.matrix_files import (
-    MATRICES,
-    OPTIONS,
-    MatrixSettings,
-    modes,
-    read_matrix,
-    warn_of_other_weights,
-)
+from common.matrix_files import MatrixSettings, read_matrix, warn_of_other_weights
+from common.matrix_flags import add_search_flags, searched_matrices
 from common.plots import heat_map
 from data import load_pairs
 from measures import combine
@@ -83,12 +77,6 @@ def build_parser() -> argparse.ArgumentParser:
     coarse = parser.add_argument_group("coarse search")
     coarse.add_argument("--search_mode", choices=tuple(SEARCH_MODES), default=SEARCH_MODE, help="default: %(default)s")
     coarse.add_argument(
-        "--select_measure", choices=(*MATRICES, "rand", "combine"), default="dc", help="matrix to search (default: dc)"
-    )
-    coarse.add_argument(
-        "--combine", nargs="+", choices=tuple(MATRICES), metavar="MEASURE", help="for --select_measure combine"
-    )
-    coarse.add_argument(
         "--score", choices=tuple(SCORES), default="mean", help="over the segments (default: mean, as published)"
     )
     coarse.add_argument("--beam_size", type=positive_int, default=BEAM_SIZE, help="default: %(default)s")
@@ -101,17 +89,7 @@ def build_parser() -> argparse.ArgumentParser:
     coarse.add_argument(
         "--coarse_search_only", type=boolean, default=False, help="stop before the fine search (default: false)"
     )
-    matrix = parser.add_argument_group("which matrix (defaults: those of the analysis commands)")
-    matrix.add_argument("--bs", type=positive_int, help="its --batch_size")
-    matrix.add_argument("--iter", type=positive_int, help="its --iter_num")
-    matrix.add_argument("--mode", help="its --mode")
-    matrix.add_argument("--svcca_mode", choices=modes("svcca"), help="its --mode, for svcca")
-    matrix.add_argument("--thre", type=bounded(float, 0, 1), default=0.99, help="its --thre, for svcca and pwcca")
-    matrix.add_argument("--thre_on", choices=("singular", "variance"), default="singular", help="its --thre_on")
-    matrix.add_argument("--estimator", choices=("biased", "unbiased"), default="biased", help="its --estimator, for dc")
-    matrix.add_argument("--debiased", type=boolean, default=False, help="its --debiased, for cka")
-    matrix.add_argument("--pool", choices=("mean", "eos"), default="mean", help="its --pool")
-    matrix.add_argument("--repeats", type=positive_int, default=1, help="its --repeats")
+    add_search_flags(parser)
     fine = parser.add_argument_group("fine search")
     fine.add_argument("--objective", choices=OBJECTIVES, default="task_loss", help="default: task_loss")
     fine.add_argument(
@@ -137,54 +115,6 @@ def build_parser() -> argparse.ArgumentParser:
     )
     add_common_flags(parser, streaming=True)
     return parser
-
-
-def matrix_settings(args: argparse.Namespace) -> list[MatrixSettings]:
-    """The matrices asked for; none for random proposals. Raises ValueError for flags that would change nothing."""
-    if (args.select_measure == "combine") != bool(args.combine):
-        raise ValueError("--select_measure combine and --combine MEASURE ... go together")
-    refuse_unused(args)
-    if args.select_measure == "rand":
-        return []
-    if args.combine:
-        common = {name: getattr(args, name) for name in ("pool", "seed", "dataset", "caption_column", "streaming")}
-        return [MatrixSettings(name, **common) for name in args.combine]
-    measure = args.select_measure
-    mode = args.svcca_mode if measure == "svcca" and args.svcca_mode else args.mode
-    if mode is not None and mode not in modes(measure):
-        raise ValueError(f"--mode {mode}: {measure} has the modes {', '.join(modes(measure))}")
-    settings = MatrixSettings(
-        measure,
-        batch_size=args.bs,
-        iter_num=args.iter,
-        mode=mode,
-        thre=args.thre,
-        thre_on=args.thre_on,
-        estimator=args.estimator,
-        debiased=args.debiased,
-        pool=args.pool,
-        repeats=args.repeats,
-        seed=args.seed,
-        dataset=args.dataset,
-        caption_column=args.caption_column,
-        streaming=args.streaming,
-    )
-    settings.check_pool()
-    return [settings]
-
-
-def refuse_unused(args: argparse.Namespace) -> None:
-    """Raise ValueError for a flag of another matrix than the one that is searched."""
-    measure = args.select_measure
-    common = {"bs", "iter", "mode", "repeats", "pool"}
-    options = {"svcca_mode"}.union(*OPTIONS.values())
-    own = {"svcca_mode"} if measure == "svcca" else set()
-    used = {"rand": set(), "combine": {"pool"}}.get(measure, common | own | set(OPTIONS.get(measure, ())))
-    parser = build_parser()
-    given = sorted(f"--{name}" for name in (common | options) - used if getattr(args, name) != parser.get_default(name))
-    if given:
-        why = "the matrices of --combine are those of their default commands" if measure == "combine" else "leave out"
-        raise ValueError(f"--select_measure {measure} takes no {', '.join(given)}: {why}")
 
 
 def make_fine_search(
@@ -253,7 +183,7 @@ def main(argv: list[str] | None = None) -> None:
     check_num_clip_layers(args.num_clip_layers, args.num_layers)
     folder = model_dir(args.exp_dir, args.model)
     check_num_layers(args.num_layers, args.model)
-    settings = matrix_settings(args)
+    settings = searched_matrices(args)
     matrices = [read_matrix(of_matrix, folder, args.num_layers, args.model) for of_matrix in settings]
     matrix = combine(matrices) if args.combine else matrices[0] if matrices else None
     tags = [of_matrix.tag for of_matrix in settings]

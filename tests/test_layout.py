@@ -14,10 +14,10 @@ BELOW = {
     "measures": (),
     "common": ("measures",),
     "data": ("common",),
-    "models": ("common", "data"),
+    "models": ("common", "data", "measures"),
     "tasks": ("common", "data", "models"),
     "search_strategy": ("common", "data", "models", "tasks", "measures"),
-    "common.analysis": ("common", "data", "models", "measures", "search_strategy"),  # the frame of step 1
+    "common.analysis": ("common", "data", "models", "measures"),  # step 1
     "training": ("common", "data", "models", "measures", "tasks", "search_strategy", "common.analysis"),
 }
 OURS = {path.parts[0] for path in FILES if len(path.parts) > 1} | {path.stem for path in FILES}

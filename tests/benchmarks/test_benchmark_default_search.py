@@ -6,8 +6,8 @@ from itertools import combinations
 import numpy as np
 
 from benchmarks import default_search
-from common.matrix_files import MATRICES
 from data import load_pairs
+from measures import KINDS
 from models import load_clip
 from search_strategy.coarse import SCORES
 from search_strategy.fine import FineSearch
@@ -29,7 +29,7 @@ def test_a_replay_makes_the_layer_calls_of_the_fine_search(tiny_clip, tiny_pairs
 def test_every_measure_score_and_way_has_a_row(tiny_clip, tiny_pairs, tmp_path, monkeypatch):
     def random_walks(clip, captions, seed, record):
         rng = np.random.default_rng(seed)
-        return {name: np.corrcoef(rng.normal(size=(5, 30)).cumsum(axis=0)) for name in MATRICES}
+        return {name: np.corrcoef(rng.normal(size=(5, 30)).cumsum(axis=0)) for name in KINDS}
 
     # 60 captions are too few for the default settings
     monkeypatch.setattr(default_search, "matrices_of", random_walks)
@@ -42,7 +42,7 @@ def test_every_measure_score_and_way_has_a_row(tiny_clip, tiny_pairs, tmp_path, 
         assert greedy["search"] == "greedy by task loss"
         names = {(row["search"], row["way"]) for row in searches}
         ways = ("coarse and fine", "and refine")
-        assert names == {(f"{name}, {score}", way) for name in MATRICES for score in SCORES for way in ways}
+        assert names == {(f"{name}, {score}", way) for name in KINDS for score in SCORES for way in ways}
         # with ten proposals of at most six subsets, every search knows all of them
         assert all(row["subsets"] == row["proposals_median"] == subsets for row in searches)
         assert all(row["true_best"] == row["runs"] == row["not_worse_than_greedy"] == 3 for row in searches)

@@ -29,13 +29,13 @@ from common import (
     write_array,
     write_json,
 )
-from common.matrix_files import SCRIPTS, MatrixSettings
+from common.matrix_files import PER_TOKEN_MODES, MatrixSettings
 from data import load_pairs
-from measures import MEASURES
+from measures import KINDS, MEASURES
+from models import feeds
 
 ALL_CAPTIONS = ("--batch_size", "10", "--iter_num", "6")  # the 60 of the train split
 MAINS = {"svcca": svcca_analysis.main, "dc": dc_analysis.main}
-OTHER_MEASURES = [name for name in MEASURES if name not in SCRIPTS]
 
 
 @pytest.fixture
@@ -139,7 +139,7 @@ def test_modes_and_pools_give_different_matrices(tiny_clip, tiny_pairs):
     found = [
         expected_matrix(tiny_clip, tiny_pairs, measure, mode, pool)
         for measure, mode in (("dc", "mean"), ("dc", "seq"), ("cka", "U"), ("cka", "T"))
-        for pool in (("mean",) if mode in analysis.PER_TOKEN_MODES else ("mean", "eos"))
+        for pool in (("mean",) if mode in PER_TOKEN_MODES else ("mean", "eos"))
     ]
     for i, matrix in enumerate(found):
         assert all(np.abs(matrix - other).max() > 1e-4 for other in found[:i])
@@ -157,7 +157,7 @@ def test_files_have_the_documented_names_and_nothing_else_is_written(analyse_and
     assert (folder / f"{stem}.png").read_bytes().startswith(b"\x89PNG")
 
 
-@pytest.mark.parametrize("measure", MEASURES)
+@pytest.mark.parametrize("measure", KINDS)
 def test_every_measure_gives_a_symmetric_matrix_with_ones_on_the_diagonal(analyse, measure):
     matrix = read(analyse(measure, *ALL_CAPTIONS))
     assert matrix.dtype == np.float64
@@ -186,7 +186,7 @@ def test_the_division_into_batches_chunks_and_forward_passes_does_not_matter(ana
     found = []
     for flags, values, tokens in [("10 6", 2**24, 8192), ("6 10", 2000, 8192), ("1 60", 1, 1)]:
         monkeypatch.setattr(analysis, "CHUNK_VALUES", values)
-        monkeypatch.setattr(analysis, "FORWARD_TOKENS", tokens)
+        monkeypatch.setattr(feeds, "FORWARD_TOKENS", tokens)
         batch_size, iter_num = flags.split()
         folder = analyse("svcca", "--batch_size", batch_size, "--iter_num", iter_num, "--mode", "T")
         found.append(read(folder))
@@ -205,12 +205,13 @@ def test_float32_is_close_to_float64(analyse):
 
 def test_draws_are_disjoint_and_follow_the_seed():
     settings = MatrixSettings("svcca", batch_size=4, iter_num=5, repeats=3)
-    rows = analysis.draw_captions(60, settings)
-    assert rows.shape == (3, 20)
-    assert sorted(rows.flat) == list(range(60))
-    assert np.array_equal(rows, analysis.draw_captions(60, settings))
+    captions = [f"caption {i}" for i in range(60)]
+    draws = analysis.draw_captions(captions, settings)
+    assert [len(draw) for draw in draws] == [20, 20, 20]
+    assert sorted(sum(draws, [])) == sorted(captions)
+    assert draws == analysis.draw_captions(captions, settings)
     other_seed = MatrixSettings("svcca", batch_size=4, iter_num=5, repeats=3, seed=1)
-    assert not np.array_equal(rows, analysis.draw_captions(60, other_seed))
+    assert draws != analysis.draw_captions(captions, other_seed)
 
 
 def test_repeats_give_mean_and_standard_deviation_of_disjoint_draws(analyse, tiny_clip, tiny_pairs):

@@ -9,7 +9,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-import ablation_analysis
 import dc_analysis
 import similarity_analysis
 import svcca_analysis
@@ -17,16 +16,15 @@ from common import (
     DEFAULT_MODEL,
     EXP_DIR,
     ROOT,
-    analysis,
     files,
-    matrix_files,
     model_dir,
     safe_name,
     write_array,
     write_json,
 )
-from common.matrix_files import MatrixSettings, found_matrices, read_matrix, warn_of_other_weights
-from measures import MEASURES
+from common.matrix_files import MatrixSettings, found_matrices, pools, read_matrix, warn_of_other_weights
+from common.matrix_flags import analysis_settings
+from measures import KINDS
 
 VARIED = {
     "batch_size": 7,
@@ -43,13 +41,14 @@ VARIED_OPTIONS = {"thre": 0.95, "thre_on": "variance", "estimator": "unbiased", 
 
 def settings_of_every_kind():
     """For each measure: the defaults, and each setting that it has changed by itself."""
-    for measure in matrix_files.MATRICES:
+    for measure, kind in KINDS.items():
         yield MatrixSettings(measure)
-        yield MatrixSettings(measure, mode=matrix_files.modes(measure)[-1])
+        yield MatrixSettings(measure, mode=kind.modes[-1])
         for name, value in VARIED.items():
-            yield MatrixSettings(measure, **{name: value})
-        for name in matrix_files.OPTIONS.get(measure, ()):
-            yield MatrixSettings(measure, **{name: VARIED_OPTIONS[name]})
+            if name != "pool" or pools(measure, kind.modes[0]):
+                yield MatrixSettings(measure, **{name: value})
+        for name in kind.defaults:
+            yield MatrixSettings(measure, {name: VARIED_OPTIONS[name]})
 
 
 @pytest.mark.parametrize(
@@ -57,10 +56,14 @@ def settings_of_every_kind():
     [
         (MatrixSettings("dc"), "dc_mat_mean_bs4_iter10.npy"),
         (MatrixSettings("svcca"), "cca_mat_9600U_svthre0.99.npy"),
-        (MatrixSettings("svcca", batch_size=16, iter_num=10, mode="T", thre=0.9), "cca_mat_160T_svthre0.9.npy"),
-        (MatrixSettings("dc", mode="seq", estimator="unbiased", pool="eos"), "dc_mat_seq_bs4_iter10_unbiased_eos.npy"),
-        (MatrixSettings("pwcca", thre_on="variance"), "pwcca_mat_9600U_svthre0.99_variance.npy"),
-        (MatrixSettings("cka", debiased=True, repeats=3, seed=2), "cka_mat_9600U_debiased_rep3_seed2.npy"),
+        (
+            MatrixSettings("svcca", options={"thre": 0.9}, batch_size=16, iter_num=10, mode="T"),
+            "cca_mat_160T_svthre0.9.npy",
+        ),
+        (MatrixSettings("dc", {"estimator": "unbiased"}, pool="eos"), "dc_mat_mean_bs4_iter10_unbiased_eos.npy"),
+        (MatrixSettings("dc", {"estimator": "unbiased"}, mode="seq"), "dc_mat_seq_bs4_iter10_unbiased.npy"),
+        (MatrixSettings("pwcca", {"thre_on": "variance"}), "pwcca_mat_9600U_svthre0.99_variance.npy"),
+        (MatrixSettings("cka", {"debiased": True}, repeats=3, seed=2), "cka_mat_9600U_debiased_rep3_seed2.npy"),
         (MatrixSettings("cosine", dataset="a/b c"), "cosine_mat_9600U_a--b--c.npy"),
         (MatrixSettings("ablation"), "ablation_mat_40U.npy"),
         (MatrixSettings("cosine", caption_column="title"), "cosine_mat_9600U_title.npy"),
@@ -73,19 +76,31 @@ def test_names(settings, name):
 
 def test_different_settings_have_different_names():
     for first, second in combinations(settings_of_every_kind(), 2):
-        assert (first.tag == second.tag) == (first.filled() == second.filled()), (first, second)
+        assert (first.tag == second.tag) == (first == second), (first, second)
 
 
-def test_options_of_other_measures_are_in_no_name():
-    assert MatrixSettings("cosine", **VARIED_OPTIONS).tag == MatrixSettings("cosine").tag
-    assert "unbiased" not in MatrixSettings("svcca", **VARIED_OPTIONS).tag
+def test_what_the_measure_has_not_is_refused():
+    with pytest.raises(ValueError, match="--thre is an option of svcca, pwcca, not of cosine; leave it out"):
+        MatrixSettings("cosine", {"thre": 0.9})
+    with pytest.raises(ValueError, match="--mode T: dc has the modes mean, seq"):
+        MatrixSettings("dc", mode="T")
+    with pytest.raises(ValueError, match="--pool eos: --mode seq pools nothing"):
+        MatrixSettings("dc", mode="seq", pool="eos")
+    with pytest.raises(ValueError, match="--pool eos: ablation pools nothing"):
+        MatrixSettings("ablation", pool="eos")
 
 
-def test_options_are_those_of_the_measures():
-    for name, measure in MEASURES.items():
-        options = MatrixSettings(name).options()
-        assert {key: measure(**options).options[key] for key in options} == options
-        assert measure().options.keys() - {"dtype"} == options.keys()
+def test_the_table_has_every_option_of_the_measures_and_its_values():
+    for kind in KINDS.values():
+        assert kind.measure().options.keys() - {"dtype"} == kind.defaults.keys()
+        for option in kind.options:
+            for value in option.choices:
+                assert kind.measure(**{option.name: value}).options[option.name] == value
+            if option.choices:
+                with pytest.raises(
+                    ValueError, match=f"{option.name} must be one of {', '.join(option.choices)}; found"
+                ):
+                    kind.measure(**{option.name: "another"})
 
 
 def test_the_path_of_a_data_set_counts_not_its_spelling(tmp_path, monkeypatch):
@@ -105,19 +120,16 @@ def settings_of_command(command):
     assert python == "python"
     assert Path(script).resolve().parent == ROOT
     parsers = {
-        "ablation_analysis.py": ablation_analysis.build_parser,
         "svcca_analysis.py": svcca_analysis.build_parser,
         "dc_analysis.py": dc_analysis.build_parser,
         "similarity_analysis.py": similarity_analysis.build_parser,
     }
     args = parsers[Path(script).name]().parse_args(words)
-    return analysis.settings_from(args), args.model, args.exp_dir
+    return analysis_settings(args), args.model, args.exp_dir
 
 
 def test_the_command_makes_the_matrix_of_that_name():
     for settings in settings_of_every_kind():
-        if settings.pool == "eos" and settings.filled().mode in analysis.PER_TOKEN_MODES:
-            continue
         made, model, exp_dir = settings_of_command(settings.command("my model", Path("some where")))
         assert made.tag == settings.tag
         assert (model, exp_dir) == ("my model", Path("some where"))

@@ -19,7 +19,7 @@ def shuffled(measure, *updates, seed=0):
 class Recorder:
     """A measure that keeps the updates it gets."""
 
-    options, samples = {}, 0
+    options, min_samples, samples = {}, 2, 0
 
     def __init__(self, per_draw):
         self.per_draw, self.updates = per_draw, []

@@ -8,8 +8,9 @@ import pytest
 from scipy.stats import spearmanr
 
 from common import model_dir
-from common.matrix_files import MATRICES, MatrixSettings
+from common.matrix_files import MatrixSettings
 from data import load_pairs
+from measures import KINDS
 from models import load_clip
 from search_strategy import compare_strategies as script
 from search_strategy.coarse import SCORES, coarse_score
@@ -48,7 +49,7 @@ def flags(tiny_clip, tiny_pairs, folder):
 def matrices(folder, tiny_pairs):
     """A matrix of every measure, from a random walk of its own."""
     made = {}
-    for seed, name in enumerate(MATRICES):
+    for seed, name in enumerate(KINDS):
         walk = np.cumsum(np.random.default_rng(seed).normal(size=(5, 30)), axis=0)
         made[name] = np.corrcoef(walk)
         np.save(MatrixSettings(name, dataset=str(tiny_pairs)).path(folder), made[name])
@@ -68,7 +69,7 @@ def test_missing_matrices_are_named_with_the_commands_that_make_them(tiny_clip, 
         script.main(["--num_layers", "4", "--num_clip_layers", "2", *places])
     assert error.value.code == 2
     message = capsys.readouterr().err
-    assert f"{len(MATRICES)} matrices not found" in message
+    assert f"{len(KINDS)} matrices not found" in message
     assert all(
         text in message for text in ("svcca_analysis.py", "dc_analysis.py", "similarity_analysis.py --measure cka")
     )
@@ -108,7 +109,7 @@ def test_the_figures_of_test_are_those_of_the_test_split(comparison, tiny_clip, 
 
 def test_coarse_scores_are_judged_against_all_losses(comparison, matrices, losses):
     judged = {(row["measure"], row["score"]): row for row in comparison[0]["coarse_scores"]}
-    assert set(judged) == {(measure, score) for measure in MATRICES for score in SCORES}
+    assert set(judged) == {(measure, score) for measure in KINDS for score in SCORES}
     for (measure, score), row in judged.items():
         scores = {proposal: coarse_score(matrices[measure], proposal, score) for proposal in SUBSETS}
         expected = spearmanr(list(scores.values()), [-losses[proposal] for proposal in SUBSETS]).statistic

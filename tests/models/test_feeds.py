@@ -1,4 +1,4 @@
-"""The matrix of what skipping layers does to the text embedding."""
+"""What skipping layers does to the text embedding: the feed of the ablation, from script to search."""
 
 import json
 from copy import deepcopy
@@ -8,14 +8,16 @@ import numpy as np
 import pytest
 import torch
 
-import ablation_analysis
+import similarity_analysis
 from common import model_dir
+from common.matrix_files import MatrixSettings
 from data import load_pairs
-from models import load_clip
+from models import feeds, load_clip
 from search_strategy import search_prune_then_verify_mix as search
 from search_strategy.coarse import coarse_search
 
 NUM_LAYERS = 4
+COUNTS = ("--batch_size", "5", "--iter_num", "2", "--repeats", "2", "--precision", "float64")
 
 
 @pytest.fixture(scope="module")
@@ -26,7 +28,7 @@ def places(tiny_clip, tiny_pairs, tmp_path_factory):
 @pytest.fixture(scope="module")
 def folder(places):
     """The files of a run on two draws of ten captions."""
-    ablation_analysis.main(["--batch_size", "5", "--iter_num", "2", "--repeats", "2", *places])
+    similarity_analysis.main(["--measure", "ablation", *COUNTS, *places])
     return model_dir(Path(places[-1]), places[1])
 
 
@@ -60,12 +62,15 @@ def test_matrix_is_that_of_rebuilt_models(folder, tiny_clip, tiny_pairs):
     assert np.abs(np.load(path.with_name(f"{path.stem}_std.npy")) - np.std(draws, axis=0, ddof=1)).max() < 1e-12
 
 
-def test_prefixes_are_shared(folder):
-    (path,) = folder.glob("ablation_mat_*.json")
-    record = json.loads(path.read_text())
-    unshared = sum(NUM_LAYERS - (last - first) for last in range(NUM_LAYERS + 1) for first in range(last))
-    assert record["layer_calls"] == (NUM_LAYERS**3 + 5 * NUM_LAYERS) // 6 - 1 < unshared
-    assert path.with_suffix(".png").exists()
+def test_a_segment_costs_only_the_layers_behind_it(tiny_clip, tiny_pairs):
+    clip, calls = load_clip(str(tiny_clip)), []
+    tokens = clip.prepare(load_pairs(str(tiny_pairs), "train", images=False).captions[:5])
+    feeds.embeddings_without_segments(clip, tokens, MatrixSettings("ablation"), 32)  # the first `start` runs layer 1
+    for layer in clip.stack.layers:
+        layer.mlp.register_forward_hook(lambda *_: calls.append(1))
+    feeds.embeddings_without_segments(clip, tokens, MatrixSettings("ablation"), 32)
+    unshared = NUM_LAYERS + sum(NUM_LAYERS - (last - first) for last in range(NUM_LAYERS + 1) for first in range(last))
+    assert len(calls) == (NUM_LAYERS**3 + 5 * NUM_LAYERS) // 6 < unshared
 
 
 def test_the_search_reads_it_and_names_the_command_where_it_is_missing(places, folder, capsys):
@@ -73,7 +78,7 @@ def test_the_search_reads_it_and_names_the_command_where_it_is_missing(places, f
     flags += ["--coarse_search_only", "true"]
     with pytest.raises(SystemExit):
         search.main(flags)
-    assert "ablation_analysis.py --batch_size 4 --iter_num 10" in capsys.readouterr().err
+    assert "similarity_analysis.py --measure ablation --batch_size 4 --iter_num 10" in capsys.readouterr().err
     search.main([*flags, "--bs", "5", "--iter", "2", "--repeats", "2"])
     (path,) = folder.glob("clip4to2_*ablation*.json")
     (matrix,) = (np.load(file) for file in folder.glob("ablation_mat_*.npy") if not file.stem.endswith("_std"))

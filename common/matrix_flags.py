@@ -1,0 +1,166 @@
+"""The flags that say what a matrix is of, in the scripts that make one and in those that search one: all from `measures.KINDS`."""
+
+import argparse
+from collections.abc import Sequence
+from pathlib import Path
+
+from common.cli import add_common_flags, boolean, bounded, positive_int
+from common.matrix_files import DEFAULT_POOL, MatrixSettings, pools
+from measures import KINDS
+from measures.table import Option
+
+OPTIONS = {option.name: option for kind in KINDS.values() for option in kind.options}
+SEARCHED = {"bs": "batch_size", "iter": "iter_num", "mode": "mode", "pool": "pool", "repeats": "repeats"}
+SAMPLES = {
+    "U": "a caption (U)",
+    "T": "a token (T)",
+    "mean": "a caption, as the mean of its tokens (mean)",
+    "seq": "a caption, as the whole sequence of them (seq)",
+}
+
+
+def add_option_flags(parser: argparse._ActionsContainer, measures: Sequence[str]) -> None:
+    """A flag for every option of these measures: None where it is not given, so that a measure without it can refuse it."""
+    for name, option in OPTIONS.items():
+        owners = [measure for measure in measures if option in KINDS[measure].options]
+        if owners:
+            default = KINDS[owners[0]].defaults[name]
+            of = f"{', '.join(owners)}: " if len(measures) > 1 else ""
+            shown = str(default).lower() if isinstance(default, bool) else default
+            parser.add_argument(f"--{name}", **_values(option, default), help=f"{of}{option.help} (default: {shown})")
+
+
+def _values(option: Option, default: object) -> dict:
+    """What argparse takes for an option: choices, or a type."""
+    if option.choices:
+        return {"choices": option.choices}
+    return {"type": boolean if isinstance(default, bool) else bounded(type(default), *option.limits)}
+
+
+def given_options(args: argparse.Namespace) -> dict:
+    """The options among the flags that were given."""
+    return {name: vars(args)[name] for name in OPTIONS if vars(args).get(name) is not None}
+
+
+# --- scripts that make a matrix
+
+
+def add_analysis_flags(parser: argparse.ArgumentParser, script: str) -> None:
+    """All flags of an analysis script, `script` being the name of its file: the measures are those that the table gives it."""
+    measures = [name for name, kind in KINDS.items() if kind.script == Path(script).name]
+    first, add = KINDS[measures[0]], parser.add_argument
+    if len(measures) > 1:
+        add("--measure", choices=measures, required=True, help="one file of measures/ each")
+    else:
+        parser.set_defaults(measure=measures[0])
+    add_option_flags(parser, measures)
+    others = {name: KINDS[name].draws for name in measures if KINDS[name].draws != first.draws}
+    for number, (flag, what) in enumerate((("batch_size", "captions in a batch"), ("iter_num", "batches"))):
+        shown = "".join(f"; {name}: {draws[number]}" for name, draws in others.items())
+        add(f"--{flag}", type=positive_int, help=f"{what} (default: {first.draws[number]}{shown})")
+    modes = list(dict.fromkeys(mode for name in measures for mode in KINDS[name].modes))
+    add("--mode", choices=modes, help=f"a sample is {' or '.join(SAMPLES[m] for m in modes)} (default: {modes[0]})")
+    add_pool_flag(parser)
+    add(
+        "--repeats",
+        type=positive_int,
+        default=MatrixSettings.repeats,
+        help="disjoint draws of captions; their mean, and the standard deviation beside it (default: %(default)s)",
+    )
+    add(
+        "--baseline",
+        type=boolean,
+        default=False,
+        help="also the matrix of row-shuffled layers: what the measure gives by chance (default: false)",
+    )
+    add(
+        "--precision",
+        choices=("float32", "float64"),
+        default="float64",
+        help="of the forward pass: float64 gives the same to 1e-9 on every machine, float32 is about twice as fast "
+        "and within 1e-7 of it (default: %(default)s)",
+    )
+    add_common_flags(parser, max_pairs=False, streaming=True)
+
+
+def add_pool_flag(parser: argparse._ActionsContainer) -> None:
+    parser.add_argument(
+        "--pool",
+        choices=("mean", "eos"),
+        help=f"vector of a caption: the mean of its tokens, or its end token's (default: {DEFAULT_POOL})",
+    )
+
+
+def analysis_settings(args: argparse.Namespace) -> MatrixSettings:
+    """The settings that the flags of an analysis script name, after the rules across flags; fills in its defaults in `args`."""
+    settings = MatrixSettings(
+        args.measure,
+        given_options(args),
+        args.batch_size,
+        args.iter_num,
+        args.mode,
+        args.pool,
+        args.repeats,
+        args.seed,
+        args.dataset,
+        args.caption_column,
+        args.streaming,
+    )
+    needed = settings.new_measure().min_samples  # refuses an option out of range before anything is read
+    if settings.draw_size < needed:
+        flags = "--batch_size" if settings.kind.measure.per_draw else "--batch_size times --iter_num"
+        raise ValueError(
+            f"{flags} is {settings.draw_size}; with these flags {settings.measure} needs at least {needed} captions"
+        )
+    filled = {name: getattr(settings, name) for name in ("batch_size", "iter_num", "mode", "pool")}
+    vars(args).update(settings.options, **filled)
+    return settings
+
+
+# --- scripts that search a matrix
+
+
+def add_search_flags(parser: argparse.ArgumentParser) -> None:
+    """The flags that say which matrix is searched. None where they are not given: the defaults are those of the measure."""
+    group = parser.add_argument_group("which matrix (defaults: those of the analysis commands)")
+    add = group.add_argument
+    add("--select_measure", choices=(*KINDS, "rand", "combine"), default="dc", help="matrix to search (default: dc)")
+    add("--combine", nargs="+", choices=tuple(KINDS), metavar="MEASURE", help="for --select_measure combine")
+    add("--bs", type=positive_int, help="its --batch_size")
+    add("--iter", type=positive_int, help="its --iter_num")
+    add("--mode", help="its --mode")
+    add("--svcca_mode", choices=KINDS["svcca"].modes, help="its --mode, for svcca")
+    add_option_flags(group, tuple(KINDS))
+    add_pool_flag(group)
+    add("--repeats", type=positive_int, help="its --repeats (default: 1)")
+
+
+def searched_matrices(args: argparse.Namespace) -> list[MatrixSettings]:
+    """The matrices asked for; none for random proposals. Raises ValueError for flags that would change nothing."""
+    measure = args.select_measure
+    if (measure == "combine") != bool(args.combine):
+        raise ValueError("--select_measure combine and --combine MEASURE ... go together")
+    _refuse_unused(args)
+    common = {name: getattr(args, name) for name in ("seed", "dataset", "caption_column", "streaming")}
+    if measure == "rand":
+        return []
+    if args.combine:
+        pooled = {name: args.pool if pools(name, KINDS[name].modes[0]) else None for name in args.combine}
+        return [MatrixSettings(name, pool=pool, **common) for name, pool in pooled.items()]
+    given = {field: vars(args)[flag] for flag, field in SEARCHED.items() if vars(args)[flag] is not None}
+    if args.svcca_mode:
+        given["mode"] = args.svcca_mode
+    return [MatrixSettings(measure, given_options(args), **given, **common)]
+
+
+def _refuse_unused(args: argparse.Namespace) -> None:
+    """Raise ValueError for a flag of another matrix than the one that is searched."""
+    measure = args.select_measure
+    used = {"rand": set(), "combine": {"pool"}}.get(measure)
+    if used is None:
+        used = {*SEARCHED, *KINDS[measure].defaults} | ({"svcca_mode"} if measure == "svcca" else set())
+    flags = {*SEARCHED, *OPTIONS, "svcca_mode"}
+    given = [f"--{flag}" for flag in sorted(flags - used) if vars(args)[flag] is not None]
+    if given:
+        why = "the matrices of --combine are those of their default commands" if measure == "combine" else "leave out"
+        raise ValueError(f"--select_measure {measure} takes no {', '.join(given)}: {why}")

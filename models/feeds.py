@@ -1,0 +1,92 @@
+"""What measures are fed: the hidden states of an encoder, or its embeddings without some of its layers.
+
+A feed gives, for some captions, tensors with one row a sample; a row of `measures.KINDS` names the one that it takes.
+"""
+
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from common.matrix_files import PER_TOKEN_MODES, MatrixSettings
+from measures.ablation import skipped_segments
+from models.encoders import Encoder
+
+FORWARD_TOKENS = 4096  # in a forward pass: enough for full speed, few enough to stay in the cache of a CPU
+
+
+class Feed(NamedTuple):
+    """`tensors(encoder, tokens, settings, longest)`: what the measure's update takes, for tokenised captions in their order;
+    `longest` is at least the length of any of them. `values(encoder, settings, longest)`: how many numbers that is a caption."""
+
+    tensors: Callable[[Encoder, Sequence[list[int]], MatrixSettings, int], list[Tensor]]
+    values: Callable[[Encoder, MatrixSettings, int], int]
+
+
+def hidden_states(
+    encoder: Encoder, tokens: Sequence[list[int]], settings: MatrixSettings, longest: int
+) -> list[Tensor]:
+    """h_0 .. h_L, each (rows, d), on the model's device; padding never counts.
+
+    Rows are captions, pooled (`U`, `mean`), or real tokens (`T`), or, for `seq`, the tokens of a caption side by side
+    and then zeros, (captions, longest * d).
+    """
+    mode, lengths = settings.mode, torch.tensor([len(ids) for ids in tokens])
+    numbers = torch.arange(len(tokens))
+    first_row = {"T": lengths.cumsum(0) - lengths, "seq": numbers * longest}.get(mode, numbers).to(encoder.device)
+    num_rows = {"T": int(lengths.sum()), "seq": len(tokens) * longest}.get(mode, len(tokens))
+    empty = torch.zeros(num_rows, encoder.width, dtype=encoder.dtype, device=encoder.device)
+    states = [empty.clone() for _ in range(encoder.num_layers + 1)]
+    with torch.inference_mode():
+        for batch in encoder.prepared_batches(tokens, max(1, FORWARD_TOKENS // longest)):
+            mask, rows = batch.mask, first_row[batch.rows]
+            if mode in PER_TOKEN_MODES:
+                rows = (rows[:, None] + torch.arange(mask.shape[1], device=rows.device))[mask]
+            hidden, context = encoder.stack.start(**batch.inputs)
+            for layer, state in enumerate(states):
+                hidden = encoder.stack.run(hidden, context, [layer] if layer else [])
+                if mode in PER_TOKEN_MODES:
+                    state[rows] = hidden[mask]
+                else:
+                    state[rows] = encoder.pool(hidden, batch, settings.pool)
+    return [state.view(len(tokens), -1) for state in states] if mode == "seq" else states
+
+
+def hidden_state_values(encoder: Encoder, settings: MatrixSettings, longest: int) -> int:
+    vectors = longest if settings.mode in PER_TOKEN_MODES else 1
+    return (encoder.num_layers + 1) * vectors * encoder.width
+
+
+def embeddings_without_segments(
+    encoder: Encoder, tokens: Sequence[list[int]], _settings: MatrixSettings, longest: int
+) -> list[Tensor]:
+    """The embeddings (captions, d), and those without the layers i+1 .. j for each of `skipped_segments`.
+
+    A segment is left out by going on from h_i with layer j+1: (L^3 + 5 L) / 6 calls of a layer in all.
+    """
+    num_layers, width = encoder.num_layers, encoder.dim
+    segments = list(skipped_segments(num_layers))
+    dtype = torch.promote_types(encoder.dtype, torch.float32)  # that of `embed`
+    embeddings = torch.empty(1 + len(segments), len(tokens), width, dtype=dtype, device=encoder.device)
+    with torch.inference_mode():
+        for batch in encoder.prepared_batches(tokens, max(1, FORWARD_TOKENS // longest)):
+            hidden, context = encoder.stack.start(**batch.inputs)
+            states = [hidden]
+            for layer in range(1, num_layers + 1):
+                states.append(encoder.stack.run(states[-1], context, [layer]))
+            embeddings[0, batch.rows] = encoder.embed(states[-1], batch)
+            for number, (first, last) in enumerate(segments, 1):
+                hidden = encoder.stack.run(states[first], context, range(last + 1, num_layers + 1))
+                embeddings[number, batch.rows] = encoder.embed(hidden, batch)
+    return list(embeddings)
+
+
+def embedding_values(encoder: Encoder, _settings: MatrixSettings, _longest: int) -> int:
+    return (1 + len(list(skipped_segments(encoder.num_layers)))) * encoder.dim
+
+
+FEEDS = {
+    "states": Feed(hidden_states, hidden_state_values),
+    "ablation": Feed(embeddings_without_segments, embedding_values),
+}
