@@ -6,13 +6,12 @@ correlation of 10 times 4 captions, beam, the task loss of the ten best on valid
 
 import argparse
 import logging
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import NamedTuple
 
 import accelerate.utils
 import numpy as np
-import torch
 from accelerate import PartialState
 
 from common import (
@@ -24,9 +23,10 @@ from common import (
     write_json,
     write_text,
 )
+from common.analysis import measure_captions
 from common.files import plain
+from common.matrix_files import MatrixSettings
 from data import ImageCaptionPairs
-from measures import MEASURES
 from models import Encoder, load_encoder
 from models.repair import Repair, draw_captions, repair
 from search_strategy import verify
@@ -42,8 +42,6 @@ from training.report import ModelCard, draw_curves, figures_table, model_figures
 from training.states import check_output_dir, hold
 
 logger = logging.getLogger("comflp")
-
-BATCH_SIZE, ITER_NUM = 4, 10
 
 
 class Stage(NamedTuple):
@@ -178,7 +176,10 @@ def choose_layers(
 def search(encoder: Encoder, num_clip_layers: int, data: TrainingData, seed: int) -> Choice:
     """The layers to drop from a model. Without images the fine search is by the distance to the model's own embeddings."""
     generator = np.random.default_rng(seed)
-    matrix = distance_correlation(encoder, data.train.pairs.captions, generator)
+    captions, settings = data.train.pairs.captions, MatrixSettings("dc", seed=seed)
+    # as many batches as there are, where captions are few
+    batches = max(1, min(settings.iter_num, len(captions) // settings.batch_size))
+    matrix = measure_captions(encoder, captions, replace(settings, iter_num=batches))
     pairs, images = data.validation.pairs, data.validation.image_embeddings
     samples = encoder.samples(pairs)
     if images is None:
@@ -187,19 +188,6 @@ def search(encoder: Encoder, num_clip_layers: int, data: TrainingData, seed: int
         task = retrieval_task(encoder, images.to(encoder.device), pairs.image_index)
     found = verify.search(FineSearch(encoder, samples, task), matrix, num_clip_layers, generator=generator)
     return Choice(found.winner, "a search of this stage")
-
-
-@torch.inference_mode()
-def distance_correlation(encoder: Encoder, captions: list[str], generator: np.random.Generator) -> np.ndarray:
-    """(L+1, L+1): between the hidden states of random captions, mean over their tokens."""
-    measure = MEASURES["dc"]()
-    number = min(BATCH_SIZE * ITER_NUM, len(captions))
-    prepared = encoder.prepare([captions[row] for row in generator.permutation(len(captions))[:number]])
-    for start in range(0, number - BATCH_SIZE + 1, BATCH_SIZE):
-        batch = encoder.batch(prepared, range(start, start + BATCH_SIZE))
-        states = encoder.stack.hidden_states(**batch.inputs)
-        measure.update([encoder.pool(state, batch, "mean") for state in states])
-    return measure.matrix()
 
 
 # --- training and report

@@ -32,7 +32,7 @@ from common import (
 from common.matrix_files import PER_TOKEN_MODES, MatrixSettings
 from data import load_pairs
 from measures import KINDS, MEASURES
-from models import feeds
+from models import feeds, load_encoder
 
 ALL_CAPTIONS = ("--batch_size", "10", "--iter_num", "6")  # the 60 of the train split
 MAINS = {"svcca": svcca_analysis.main, "dc": dc_analysis.main}
@@ -143,6 +143,17 @@ def test_modes_and_pools_give_different_matrices(tiny_clip, tiny_pairs):
     ]
     for i, matrix in enumerate(found):
         assert all(np.abs(matrix - other).max() > 1e-4 for other in found[:i])
+
+
+def test_a_program_gets_the_matrix_of_the_script(analyse, tiny_clip, tiny_pairs):
+    encoder = load_encoder(str(tiny_clip))
+    encoder.model.double()
+    captions = load_pairs(str(tiny_pairs), "train", images=False).captions
+    for measure in ("dc", "ablation"):
+        settings = MatrixSettings(measure, batch_size=5, iter_num=3, seed=2)
+        matrix = analysis.measure_captions(encoder, captions, settings)
+        folder = analyse(measure, "--batch_size", "5", "--iter_num", "3", "--seed", "2", "--precision", "float64")
+        assert np.abs(matrix - np.load(folder / f"{settings.tag}_{safe_name(str(tiny_pairs))}.npy")).max() < 1e-12
 
 
 # --- files
