@@ -93,19 +93,14 @@ def synchronize(device: str) -> None:
 # --- SVCCA
 
 
-def strips(stacked: Tensor, width: int, with_own: bool) -> None:
-    """The products of every layer with the layers after it, and with itself if `with_own`."""
+def strips(stacked: Tensor, width: int) -> None:
+    """The products of every layer with itself and the layers after it."""
     for start in range(0, stacked.shape[1], width):
-        torch.mm(stacked[:, start : start + width].T, stacked[:, start + (0 if with_own else width) :])
+        torch.mm(stacked[:, start : start + width].T, stacked[:, start:])
 
 
-def own_products(stacked: Tensor, width: int) -> None:
-    for rows in stacked.split(width, 1):
-        torch.mm(rows.T, rows)
-
-
-def our_svcca(states: list[Tensor], batch_size: int, thre: float, dtype: str) -> np.ndarray:
-    measure = SVCCA(thre=thre, dtype=dtype)
+def our_svcca(states: list[Tensor], batch_size: int, thre: float) -> np.ndarray:
+    measure = SVCCA(thre=thre)
     for batch in zip(*(state.split(batch_size) for state in states), strict=True):
         measure.update(batch)
     return measure.matrix()
@@ -130,33 +125,14 @@ def by_pair(function: Callable, states: list[Tensor], args: argparse.Namespace) 
     return (time.perf_counter() - start) * factor, note, values
 
 
-def product_seconds(states: list[Tensor], args: argparse.Namespace) -> dict[str, float]:
-    """Seconds of nothing but the matrix products, by the dtype of those of different layers."""
-    wide = torch.cat([(state - state.mean(0)).double() for state in states], 1)
-    narrow = wide.float()
-
-    def time_of(function: Callable[[], None]) -> float:
-        return fastest(function, args.device, args.repeats)[0]
-
-    own = time_of(lambda: own_products(wide, args.width))
-    return {
-        "float64": time_of(lambda: strips(wide, args.width, True)),
-        "float32": own + time_of(lambda: strips(narrow, args.width, False)),
-    }
-
-
 def svcca_part(args: argparse.Namespace) -> list[tuple]:
     states = residual_walk(args.samples, args.width, args.layers, args.seed, args.device)
-    products = product_seconds(states, args)
-    rows = [
-        ("products alone, float64", products["float64"], None, 1.0, None, ""),
-        ("products alone, float32", products["float32"], None, 1.0, None, "each layer's own in float64"),
-    ]
-    ours = {}
-    for dtype in ("float64", "float32"):
-        run = functools.partial(our_svcca, states, args.batch_size, args.thre, dtype)
-        ours[dtype] = fastest(run, args.device, args.repeats)
-        logger.info("our SVCCA in %s: %.2f s", dtype, ours[dtype][0])
+    wide = torch.cat([(state - state.mean(0)).double() for state in states], 1)
+    products, _ = fastest(lambda: strips(wide, args.width), args.device, args.repeats)
+    rows = [("products alone", products, None, 1.0, None, "")]
+    ours = functools.partial(our_svcca, states, args.batch_size, args.thre)
+    seconds, matrix = fastest(ours, args.device, args.repeats)
+    logger.info("our SVCCA: %.2f s", seconds)
     by_name: dict[str, Callable] = {"plain, per pair": plain_svcca, "plain, per pair, NumPy": numpy_svcca}
     if importlib.util.find_spec("anatome"):
         for dtype in (torch.float64, torch.float32):
@@ -164,12 +140,11 @@ def svcca_part(args: argparse.Namespace) -> list[tuple]:
             by_name[name] = functools.partial(anatome_svcca, dtype=dtype)
     others = {name: by_pair(function, states, args) for name, function in by_name.items()}
     plain_seconds, _, expected = others["plain, per pair"]
-    for dtype, (seconds, matrix) in ours.items():
-        largest = max(abs(matrix[pair] - value) for pair, value in expected.items())
-        rows.append((f"ours, {dtype}", seconds, plain_seconds / seconds, seconds / products[dtype], largest, ""))
+    largest = max(abs(matrix[pair] - value) for pair, value in expected.items())
+    rows.append(("ours", seconds, plain_seconds / seconds, seconds / products, largest, ""))
     for name, (seconds, note, values) in others.items():
         largest = max(abs(value - expected[pair]) for pair, value in values.items())
-        rows.append((name, seconds, plain_seconds / seconds, seconds / products["float64"], largest, note))
+        rows.append((name, seconds, plain_seconds / seconds, seconds / products, largest, note))
     if len(others) == 2:
         rows.append(("anatome", None, None, None, None, "not installed"))
     return rows
@@ -178,8 +153,8 @@ def svcca_part(args: argparse.Namespace) -> list[tuple]:
 # --- distance correlation
 
 
-def our_dc(draws: list[list[Tensor]], dtype: str) -> np.ndarray:
-    measure = DC(dtype=dtype)
+def our_dc(draws: list[list[Tensor]]) -> np.ndarray:
+    measure = DC()
     for states in draws:
         measure.update(states)
     return np.triu(measure.matrix())
@@ -204,8 +179,7 @@ def dc_rows(batch_size: int, args: argparse.Namespace) -> list[tuple]:
         "plain, per layer, float64": (functools.partial(per_layer, torch.float64), 1.0, ""),
         "plain, per layer, float32": (functools.partial(per_layer, torch.float32), 1.0, ""),
         "plain, per pair, float64": (functools.partial(per_pair_dc, draws, pairs), factor, note),
-        "ours, float64": (functools.partial(ours, "float64"), 1.0, ""),
-        "ours, float32": (functools.partial(ours, "float32"), 1.0, ""),
+        "ours": (ours, 1.0, ""),
     }
     if importlib.util.find_spec("dcor"):
         importlib.import_module("dcor")  # slow, and not to be timed
@@ -259,7 +233,7 @@ def tokens_part(args: argparse.Namespace) -> list[tuple]:
     rows = []
     for tokens in (args.tokens // 4, args.tokens):
         seconds, mib = in_own_process(token_run, tokens, args)
-        rows.append(("ours, float64", tokens, seconds, mib))
+        rows.append(("ours", tokens, seconds, mib))
         logger.info("SVCCA over %d tokens: peak %.0f MiB", tokens, mib)
     return rows
 

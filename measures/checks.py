@@ -7,7 +7,6 @@ import torch
 from torch import Tensor
 
 LARGEST = 1e70  # fourth powers of values are summed in float64, whose largest number is 1.8e308
-PRODUCT_DTYPES = {"float64": torch.float64, "float32": torch.float32}
 
 
 def without_gradients(method: Callable) -> Callable:

@@ -25,11 +25,10 @@ class CKA(SummedMeasure):
 
     Args:
         debiased: use the unbiased HSIC; needs 4 samples.
-        dtype: "float64", or "float32" for faster products of different layers; each layer's own are float64 always.
     """
 
-    def __init__(self, *, debiased: bool = False, dtype: str = "float64") -> None:
-        super().__init__(Moments(norms=debiased, dtype=dtype), debiased=debiased, dtype=dtype)
+    def __init__(self, *, debiased: bool = False) -> None:
+        super().__init__(Moments(norms=debiased), debiased=debiased)
         self.min_samples = 4 if debiased else 2
 
     @without_gradients

@@ -11,7 +11,6 @@ from torch import Tensor
 from measures.base import symmetric_matrix
 from measures.checks import (
     LARGEST,
-    PRODUCT_DTYPES,
     check_hidden_states,
     check_mergeable,
     check_option,
@@ -40,15 +39,13 @@ class DC:
 
     Args:
         estimator: "biased" or "unbiased".
-        dtype: of the distances: "float64", or "float32" (faster, to about 1e-7). All before and after is in float64.
     """
 
     per_draw = True
 
-    def __init__(self, *, estimator: str = "biased", dtype: str = "float64") -> None:
+    def __init__(self, *, estimator: str = "biased") -> None:
         check_option("estimator", estimator, ["biased", "unbiased"])
-        check_option("dtype", dtype, list(PRODUCT_DTYPES))
-        self.options = {"estimator": estimator, "dtype": dtype}
+        self.options = {"estimator": estimator}
         self.min_samples = 4 if estimator == "unbiased" else 2
         self.samples = 0
         self.draws = 0
@@ -102,13 +99,13 @@ class DC:
         rows, width = draws.shape[2:]
         groups = draws.flatten(0, 1).split(max(1, VALUES_AT_ONCE // (rows * width)))
         distances = torch.cat([pairwise_distances(self._unit_rows(group)) for group in groups])  # (draws (L+1), n, n)
-        centred = self._centred(distances.double()).view(*draws.shape[:2], rows * rows)
+        centred = self._centred(distances).view(*draws.shape[:2], rows * rows)
         products = centred @ centred.mT
         if self.options["estimator"] == "unbiased":
             products /= rows * (rows - 3)
         squares = products.diagonal(dim1=1, dim2=2)
         # unit rows: centred distances below rounding mean a layer without any
-        constant = squares <= (8 * rows * torch.finfo(distances.dtype).eps) ** 2
+        constant = squares <= (8 * rows * torch.finfo(torch.float64).eps) ** 2
         inverses = squares.masked_fill(constant, torch.inf).rsqrt_()
         return products * inverses.unsqueeze(1) * inverses.unsqueeze(2), constant
 
@@ -116,7 +113,7 @@ class DC:
         """The L2-normalised rows of (b, n, d) less their mean, which distances ignore; overwrites `rows`."""
         inverses = torch.linalg.vector_norm(rows, dim=-1, keepdim=True).clamp_min_(SMALLEST).reciprocal_()
         means = inverses.mT @ rows / rows.shape[1]
-        return torch.addcmul(-means, rows, inverses, out=rows).to(PRODUCT_DTYPES[self.options["dtype"]])
+        return torch.addcmul(-means, rows, inverses, out=rows)
 
     def _centred(self, distances: Tensor) -> Tensor:
         """Double-centred (biased) or U-centred (unbiased) matrices: (L+1, n, n)."""

@@ -12,15 +12,13 @@ import torch
 from torch import Tensor
 
 from measures.checks import (
-    PRODUCT_DTYPES,
     check_hidden_states,
-    check_option,
     check_same_layers,
     check_values,
     without_gradients,
 )
 
-BLOCK_ROWS = 1024  # large enough for the matrix product to dominate, small enough for exact float32 sums
+BLOCK_ROWS = 1024  # large enough for the matrix product to dominate, small enough to stay in the cache
 
 
 class Moments:
@@ -33,16 +31,10 @@ class Moments:
         cross: keep the products of different layers too, not only each layer with itself.
         norms: keep the sums of products with the squared row norms too (for the debiased CKA).
         same_width: all layers must have the same width.
-        dtype: "float64", or "float32" for products of different layers in float32 a block, summed in float64. A
-            layer's products with itself are in float64 always. On CUDA, TF32 must not be allowed for products of
-            matrices (it is not by default).
     """
 
-    def __init__(
-        self, *, cross: bool = True, norms: bool = False, same_width: bool = False, dtype: str = "float64"
-    ) -> None:
-        check_option("dtype", dtype, list(PRODUCT_DTYPES))
-        self.cross, self.norms, self.same_width, self.dtype = cross, norms, same_width, dtype
+    def __init__(self, *, cross: bool = True, norms: bool = False, same_width: bool = False) -> None:
+        self.cross, self.norms, self.same_width = cross, norms, same_width
         self.widths: list[int] | None = None
         self._rows = 0  # rows in the sums
         self._pending = 0  # rows in the block that are not yet in the sums
@@ -100,7 +92,8 @@ class Moments:
             self._shift = block.mean(0)
         block -= self._shift
         self._sums += block.sum(0)
-        self._add_products(block)
+        for start, width, strip in zip(self._starts, self.widths, self._strips, strict=True):
+            strip.addmm_(block[:, start : start + width].T, block[:, start : start + strip.shape[1]])
         if self.norms:
             squares = torch.stack([(rows * rows).sum(1) for rows in block.split(self.widths, 1)])  # (L+1, n)
             self._norm_sums += squares.sum(1)
@@ -108,25 +101,6 @@ class Moments:
             self._norm_products.addmm_(squares, squares.T)
         self._rows += self._pending
         self._pending = 0
-
-    def _add_products(self, block: Tensor) -> None:
-        if self.dtype == "float32":
-            narrow, scales = self._narrowed(block)
-        for layer, (start, width, strip) in enumerate(zip(self._starts, self.widths, self._strips, strict=True)):
-            rows = block[:, start : start + width]
-            if self.dtype == "float64":
-                strip.addmm_(rows.T, block[:, start : start + strip.shape[1]])
-                continue
-            strip[:, :width].addmm_(rows.T, rows)
-            for other in range(layer + 1, len(self.widths)) if self.cross else ():
-                product = narrow[layer].T @ narrow[other]
-                self._part(layer, other).add_(product, alpha=scales[layer] * scales[other])
-
-    def _narrowed(self, block: Tensor) -> tuple[list[Tensor], list[float]]:
-        """The layers' rows in float32, each divided by a power of two so that no product leaves float32's range."""
-        layers = block.split(self.widths, 1)
-        scales = [2.0 ** int(torch.frexp(rows.abs().amax())[1]) for rows in layers]
-        return [(rows / scale).float() for rows, scale in zip(layers, scales, strict=True)], scales
 
     def _part(self, layer: int, other: int) -> Tensor:
         """The sum of x_layer x_other' about the shift, layer <= other: (d_layer, d_other), a view."""
@@ -197,20 +171,29 @@ class Moments:
         return self.moved_norms(-self._sums / self._rows)[2]
 
     def moved_norms(self, offset: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """The sums of p_i, p_i y_j and p_i p_j for y = x + offset, where p_i = |y_i|^2 = |x_i|^2 + 2 x_i'e_i + |e_i|^2.
+        """The sums of q_i, q_i y_j and q_i q_j for y = x + e, where q_i = |y_i|^2; e_i is the part of `offset` of layer i.
 
-        Shapes (L+1), (L+1, total width), (L+1, L+1); e_i is the part of `offset` that belongs to layer i.
+        Shapes (L+1), (L+1, total width), (L+1, L+1). With p_i = |x_i|^2, what is kept is P = sum p_i (`_norm_sums`),
+        R = sum p_i x_j (`_norm_rows`) and Q = sum p_i p_j (`_norm_products`). Since q_i = p_i + 2 a_i + s_i, where
+        a_i = x_i'e_i and s_i = |e_i|^2,
+
+            sum q_i     = P_i + 2 sum a_i + n s_i
+            sum q_i y_j = R_ij + 2 sum a_i x_j + s_i sum x_j + (sum q_i) e_j
+            sum q_i q_j = Q_ij + C_ij + C_ji + 4 sum a_i a_j + n s_i s_j,
+                          C_ij = 2 sum p_i a_j + (P_i + 2 sum a_i) s_j:
+
+        the nine products of (p_i + 2 a_i + s_i)(p_j + 2 a_j + s_j), of which C holds p_i a_j, p_i s_j and a_i s_j, and
+        its transpose the same with i and j exchanged.
         """
         parts, sums = offset.split(self.widths), self._sums.split(self.widths)
-        size = torch.stack([part @ part for part in parts])  # |e_i|^2
-        along = torch.stack([part @ total for part, total in zip(parts, sums, strict=True)])  # sum of x_i'e_i
-        rows = self._rows_along(parts)  # sum of (x_i'e_i) x_j'
+        size = torch.stack([part @ part for part in parts])  # s_i
+        along = torch.stack([part @ total for part, total in zip(parts, sums, strict=True)])  # sum of a_i
+        rows = self._rows_along(parts)  # sum of a_i x_j
         moved_sums = self._norm_sums + 2 * along + self._rows * size
         moved_rows = self._norm_rows + 2 * rows + torch.outer(size, self._sums) + torch.outer(moved_sums, offset)
-        once = self._dotted(self._norm_rows, parts)  # sum of p_i (x_j'e_j)
-        cross = 2 * once + torch.outer(self._norm_sums + 2 * along, size)
-        both = 4 * self._dotted(rows, parts) + self._rows * torch.outer(size, size)
-        return moved_sums, moved_rows, self._norm_products + cross + cross.T + both
+        mixed = 2 * self._dotted(self._norm_rows, parts) + torch.outer(self._norm_sums + 2 * along, size)  # C
+        even = 4 * self._dotted(rows, parts) + self._rows * torch.outer(size, size)
+        return moved_sums, moved_rows, self._norm_products + mixed + mixed.T + even
 
     def _rows_along(self, parts: Sequence[Tensor]) -> Tensor:
         rows = torch.empty(len(parts), len(self._sums), dtype=torch.float64, device=self._sums.device)

@@ -11,7 +11,6 @@ from measures.base import SummedMeasure, symmetric_matrix
 from measures.checks import check_option, check_samples, check_threshold, without_gradients
 from measures.moments import Moments
 
-FLOAT32_ERROR = 2e-8  # of an entry for well-conditioned layers, by trials over 8 orders of magnitude of condition
 SMALLEST_WIDTH = 32  # the rounding of a narrower layer's Gram matrix is that of its sums, not of its width
 
 
@@ -47,15 +46,12 @@ class SVCCA(SummedMeasure):
     Args:
         thre: share of the singular values to keep, in (0, 1].
         thre_on: "singular" (values, the original's rule) or "variance" (their squares).
-        dtype: "float64", or "float32" for faster products of different layers; each layer's own are float64 always.
-            Directions much smaller than the features they mix, as a high `thre` keeps, suffer from float32; a warning
-            says so where entries may be wrong by more than 1e-6.
     """
 
-    def __init__(self, *, thre: float = 0.99, thre_on: str = "singular", dtype: str = "float64") -> None:
+    def __init__(self, *, thre: float = 0.99, thre_on: str = "singular") -> None:
         check_threshold(thre)
         check_option("thre_on", thre_on, ["singular", "variance"])
-        super().__init__(Moments(dtype=dtype), thre=thre, thre_on=thre_on, dtype=dtype)
+        super().__init__(Moments(), thre=thre, thre_on=thre_on)
         self._dims: tuple[int, list[int]] = (0, [])  # effective dimensions, and at how many samples
 
     @without_gradients
@@ -70,8 +66,6 @@ class SVCCA(SummedMeasure):
                 if dims[layer] and dims[other]:
                     entries[layer, other] = self._entry(product @ inverses[other], directions[layer], directions[other])
         self._warn_too_few(dims)
-        if self.options["dtype"] == "float32":
-            self._warn_float32(directions)
         return symmetric_matrix(entries, _without_directions(dims))
 
     def _entry(self, product: Tensor, _first: tuple[Tensor, Tensor], _second: tuple[Tensor, Tensor]) -> float:
@@ -98,26 +92,11 @@ class SVCCA(SummedMeasure):
         return directions
 
     def _warn_too_few(self, dims: list[int]) -> None:
-        needed = max(first + second for first, second in combinations(dims, 2))
-        if self.samples < needed:
+        kept = max(first + second for first, second in combinations(dims, 2))
+        if self.samples - 1 < kept:  # n centred samples have n - 1 dimensions
             warnings.warn(
-                f"{self.samples} samples are too few: two layers together keep {needed} directions, and from fewer "
-                f"samples than that they correlate whatever they hold; use at least {needed} samples or a lower thre",
-                stacklevel=3,
-            )
-
-    def _warn_float32(self, directions: list[tuple[Tensor, Tensor]]) -> None:
-        """The error of X_i'X_j is relative to the features' sizes; small directions that mix large features enlarge it."""
-        enlarged = [
-            ((vectors.square().T @ self._sums.own(layer).diagonal()) / values.square()).mean().sqrt().item()
-            for layer, (values, vectors) in enumerate(directions)
-            if len(values)
-        ]
-        largest = sorted(enlarged)[-2:]
-        if len(largest) == 2 and FLOAT32_ERROR * largest[0] * largest[1] > 1e-6:
-            warnings.warn(
-                f"float32 products make entries wrong by up to about {FLOAT32_ERROR * largest[0] * largest[1]:.0e} for "
-                f"the small directions kept here; use dtype='float64' or a lower thre",
+                f"{self.samples} samples are too few: two layers together keep {kept} directions, and from no more "
+                f"samples than that they correlate whatever they hold; use at least {kept + 1} samples or a lower thre",
                 stacklevel=3,
             )
 

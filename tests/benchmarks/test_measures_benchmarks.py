@@ -20,14 +20,10 @@ def test_ours_agrees_with_the_plain_versions(tmp_path, capsys):
     rows = run(tmp_path, "svcca", "dc")
     svcca = {row["SVCCA, all pairs"]: row for row in rows["svcca"]}
     dc = {row["DC, one batch"]: row for row in rows["dc"]}
-    assert svcca["ours, float64"]["difference"] < 1e-12
-    assert svcca["ours, float32"]["difference"] < 1e-6
-    assert dc["ours, float64"]["difference"] < 1e-12
-    assert 0 < dc["ours, float32"]["difference"] < 1e-6
+    assert svcca["ours"]["difference"] < 1e-12
+    assert dc["ours"]["difference"] < 1e-12
     assert dc["dcor"]["difference"] < 1e-12
     assert svcca["plain, per pair"]["note"] == "all 10 pairs"
-    ours, plain = svcca["ours, float64"], svcca["plain, per pair"]
-    assert ours["faster than plain"] == pytest.approx(plain["seconds"] / ours["seconds"])
     assert svcca["plain, per pair, NumPy"]["difference"] < 1e-12
     assert "plain, per pair, NumPy" in capsys.readouterr().out
 

@@ -92,7 +92,7 @@ def test_what_the_measure_has_not_is_refused():
 
 def test_the_table_has_every_option_of_the_measures_and_its_values():
     for kind in KINDS.values():
-        assert kind.measure().options.keys() - {"dtype"} == kind.defaults.keys()
+        assert kind.measure().options.keys() == kind.defaults.keys()
         for option in kind.options:
             for value in option.choices:
                 assert kind.measure(**{option.name: value}).options[option.name] == value

@@ -27,8 +27,8 @@ def test_weights_count_the_directions_a_layer_consists_of():
 
 
 def test_it_has_svccas_options_diagnostics_and_warnings():
-    measure = PWCCA(thre=0.999, thre_on="variance", dtype="float32")
-    assert measure.options == {"thre": 0.999, "thre_on": "variance", "dtype": "float32"}
+    measure = PWCCA(thre=0.999, thre_on="variance")
+    assert measure.options == {"thre": 0.999, "thre_on": "variance"}
     measure.update(walk(10, 16))
     with pytest.warns(UserWarning, match="10 samples are too few"):
         measure.matrix()
