@@ -221,7 +221,7 @@ def main(argv: list[str] | None = None) -> None:
     before = full
     for stage in stages:
         if args.schedule:
-            choice = search(before, stage.num_clip_layers, run.data, args.seed)
+            choice = search(before, stage.num_clip_layers, run.data, args.seed, args.repair)
         start = Start(encoder)
         if choice:
             start = prune(before, choice, run.data, stage.output_dir, args.repair, args.seed)

@@ -4,6 +4,9 @@ No model is rebuilt and no weight is copied: a proposal is a list of kept layers
 Proposals that begin with the same kept layers share their hidden states (a depth-first walk through the tree of prefixes), so
 a batch costs at most as many layer calls as there are distinct prefixes. What a pair has beside its sample is never touched: its
 embedding is given.
+
+With the maps of all segments (`models/segment_maps.py`) a proposal is scored repaired: what a prefix of kept layers leaves behind is
+shared as before, and the state that the next kept layer gets from it depends on which layer that is.
 """
 
 from collections import OrderedDict
@@ -20,6 +23,8 @@ from tqdm import tqdm
 
 from data import ImageCaptionPairs
 from models import Encoder
+from models.layer_stack import LayerStack
+from models.segment_maps import SegmentMaps
 from search_strategy.proposals import Proposal, kept_layers
 from tasks.base import LOSS_BATCH_SIZE, Task
 from tasks.distance import Distance
@@ -52,6 +57,7 @@ class FineSearch:
         encoder: the model.
         samples: n samples, those of the task, in its order.
         task: scores the embeddings of all samples; smaller is better.
+        maps: the repair of every segment; None: layers are left out, and that is all.
         batch_size: samples in a forward pass.
 
     Attributes:
@@ -65,10 +71,12 @@ class FineSearch:
         samples: Sequence,
         task: Task,
         *,
+        maps: SegmentMaps | None = None,
         batch_size: int = SAMPLES_AT_ONCE,
         progress: bool = False,
     ):
         self.encoder, self.samples, self.task, self.progress = encoder, samples, task, progress
+        self.maps, self._runner = maps, maps or LeftOut(encoder.stack)
         self.layer_calls = self.layer_calls_unshared = 0
         self._batch_size = batch_size
         self._batches = list(encoder.batches(samples, batch_size))
@@ -84,6 +92,7 @@ class FineSearch:
         *,
         objective: str = "task_loss",
         loss_batch_size: int = LOSS_BATCH_SIZE,
+        maps: SegmentMaps | None = None,
         batch_size: int = SAMPLES_AT_ONCE,
         progress: bool = False,
     ) -> "FineSearch":
@@ -101,16 +110,23 @@ class FineSearch:
                 pairs, targets = encoder.embed_pairs(pairs, cache_dir, progress)
             options = {"objective": objective, "batch_size": loss_batch_size}
             task = retrieval_task(encoder, targets, pairs.image_index, **options)
-        return cls(encoder, encoder.samples(pairs), task, batch_size=batch_size, progress=progress)
+        return cls(encoder, encoder.samples(pairs), task, maps=maps, batch_size=batch_size, progress=progress)
 
     def without_memory(self) -> "FineSearch":
         """The same search, knowing nothing yet."""
-        return FineSearch(self.encoder, self.samples, self.task, batch_size=self._batch_size, progress=self.progress)
+        return self._with(self.samples, self.task, self.maps)
+
+    def without_maps(self) -> "FineSearch":
+        """The same search of proposals whose layers are left out without repair, knowing nothing yet."""
+        return self._with(self.samples, self.task, None)
 
     def on_rows(self, rows: Sequence[int]) -> "FineSearch":
         """The same search on some of the samples."""
-        samples, task = [self.samples[row] for row in rows], self.task.on_rows(rows)
-        return FineSearch(self.encoder, samples, task, batch_size=self._batch_size, progress=self.progress)
+        return self._with([self.samples[row] for row in rows], self.task.on_rows(rows), self.maps)
+
+    def _with(self, samples: Sequence, task: Task, maps: SegmentMaps | None) -> "FineSearch":
+        options = {"batch_size": self._batch_size, "progress": self.progress}
+        return FineSearch(self.encoder, samples, task, maps=maps, **options)
 
     @property
     def num_samples(self) -> int:
@@ -174,25 +190,44 @@ class FineSearch:
 
     def _embed_batch(self, number: int, kept: list[Proposal], steps: list[tuple], embeddings: Tensor, bar: tqdm) -> int:
         """Fill in the rows of one batch under every proposal; returns the layers called."""
-        encoder, batch, made = self.encoder, self._batches[number], 0
+        encoder, runner, batch, made = self.encoder, self._runner, self._batches[number], 0
         hidden, context = encoder.stack.start(**batch.inputs)
+        path, end = (
+            [runner.run(hidden, context, 0)],
+            encoder.num_layers + 1,
+        )  # path: what each prefix at hand leaves behind
         for proposal, layers in enumerate(kept):
             if not layers:  # no step of the walk leads to it
-                embeddings[proposal, batch.rows] = encoder.embed(hidden, batch)
-        path = [hidden]  # the states of the prefix at hand: h_0, after its first layer, ...
+                embeddings[proposal, batch.rows] = encoder.embed(runner.state(path[0], 0, end), batch)
         for prefix, ending in steps:
             del path[len(prefix) :]
-            state = self._states.get((number, prefix))
-            if state is None:
-                state = encoder.stack.run(path[-1], context, prefix[-1:])
+            left = self._states.get((number, prefix))
+            if left is None:
+                state = runner.state(path[-1], prefix[-2] if len(prefix) > 1 else 0, prefix[-1])
+                left = runner.run(state, context, prefix[-1])
                 made += 1
                 if ending is None and len(kept) <= MOST_TO_KEEP_STATES:
-                    self._states.put((number, prefix), state)
-            path.append(state)
+                    self._states.put((number, prefix), left)
+            path.append(left)
             if ending is not None:
-                embeddings[ending, batch.rows] = encoder.embed(state, batch)
+                embeddings[ending, batch.rows] = encoder.embed(runner.state(left, prefix[-1], end), batch)
             bar.update()
         return made
+
+
+class LeftOut:
+    """Layers are left out, and that is all: the same steps as those of `SegmentMaps`."""
+
+    def __init__(self, stack: LayerStack):
+        self._stack = stack
+
+    def run(self, hidden: Tensor, context: list, layer: int) -> tuple[Tensor, ...]:
+        """What a layer leaves behind when it is run on a state; 0 stands for the embeddings, with h_0 given."""
+        return (self._stack.run(hidden, context, [layer] if layer else []),)
+
+    def state(self, left: tuple[Tensor, ...], p: int, q: int) -> Tensor:
+        """The state that the kept layer q gets from what the kept layer p before it left behind."""
+        return left[0]
 
 
 def depth_first(kept: Sequence[Proposal]) -> Iterator[tuple[Proposal, int | None]]:
@@ -222,14 +257,14 @@ class RecentStates:
     def __init__(self, most_bytes: int):
         self._most_bytes, self._bytes, self._states = most_bytes, 0, OrderedDict()
 
-    def get(self, key: Hashable) -> Tensor | None:
+    def get(self, key: Hashable) -> tuple[Tensor, ...] | None:
         if key in self._states:
             self._states.move_to_end(key)
         return self._states.get(key)
 
-    def put(self, key: Hashable, state: Tensor) -> None:
-        self._states[key] = state
-        self._bytes += state.nbytes
+    def put(self, key: Hashable, states: tuple[Tensor, ...]) -> None:
+        self._states[key] = states
+        self._bytes += sum(state.nbytes for state in states)
         while self._bytes > self._most_bytes:
             _, oldest = self._states.popitem(last=False)
-            self._bytes -= oldest.nbytes
+            self._bytes -= sum(state.nbytes for state in oldest)

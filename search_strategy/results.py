@@ -13,6 +13,7 @@ from search_strategy.coarse import coarse_score
 from search_strategy.fine import Evaluation
 from search_strategy.proposals import Proposal, kept_layers, segments
 from search_strategy.verify import Scored, Verification
+from tasks.base import Scores
 
 NOISE = 0.05  # a proposal at least as good as the winner in more than this share of resamples is within noise of it
 
@@ -31,12 +32,14 @@ def result_tag(
     seed: int,
     dataset: str,
     max_pairs: int | None,
+    repair: bool,
 ) -> str:
     """The end of the name: the matrix, and what is not at its default."""
     matrix = {"rand": f"rand_seed{seed}", "combine": "combine_" + "_".join(matrix_tags)}
     parts = [matrix.get(measure) or matrix_tags[0]]
     parts += [f"score_{score}"] if score != "mean" else []
     parts += [objective] if objective != "task_loss" else []
+    parts += [] if repair else ["left_out"]
     parts += [safe_name(dataset)] if measure == "rand" and dataset != DEFAULT_DATASET else []
     parts += [f"max{max_pairs}"] if max_pairs else []
     tag = "_".join(parts)
@@ -57,16 +60,17 @@ def coarse_rows(scored: Scored, num_layers: int) -> list[dict]:
 def verified_rows(
     verification: Verification, scored: Scored, matrix: np.ndarray | None, num_layers: int, score: str
 ) -> list[dict]:
-    """The `proposals` of a result, ranked by the objective."""
+    """The `proposals` of a result, ranked by the objective; with `left_out`, the figures without repair, where there is one."""
     proposed, rows = dict(scored), []
-    ranked = zip(verification.ranked, verification.share_not_worse, strict=True)
-    for rank, (evaluation, share) in enumerate(ranked, start=1):
+    left_out = verification.left_out or [None] * len(verification.ranked)
+    ranked = zip(verification.ranked, verification.share_not_worse, left_out, strict=True)
+    for rank, (evaluation, share, without) in enumerate(ranked, start=1):
         proposal = evaluation.dropped_layers
         found = {
             "rank": rank,
             "coarse_score": None if matrix is None else coarse_score(matrix, proposal, score),
-            "objective": evaluation.objective,
-            **describe_figures(evaluation),
+            **describe_evaluation(evaluation),
+            **({} if without is None else {"left_out": describe_evaluation(without)}),
             "found_by": "coarse" if proposal in proposed else "refine",
             "share_not_worse": share,
             "within_noise": rank > 1 and share > NOISE,
@@ -83,7 +87,11 @@ def describe_layers(proposal: Proposal, num_layers: int) -> dict:
     }
 
 
-def describe_figures(evaluation: Evaluation) -> dict:
+def describe_evaluation(evaluation: Evaluation) -> dict:
+    return {"objective": evaluation.objective, **describe_figures(evaluation)}
+
+
+def describe_figures(evaluation: Evaluation | Scores) -> dict:
     """`task_loss` and `recall` as results have them; None where the task does not know them."""
     figures = evaluation.figures
     recall = {name: value for name, value in figures.items() if "_recall_at_" in name}

@@ -10,6 +10,7 @@ Reads the matrix that an analysis script cached under exp/<model>/, and writes c
 import argparse
 import logging
 import sys
+from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
@@ -37,11 +38,15 @@ from common.plots import heat_map
 from data import load_pairs
 from measures import combine
 from models import check_num_layers, load_encoder
+from models.repair import draw_captions, repair
+from models.segment_maps import CAPTIONS as MAP_CAPTIONS
+from models.segment_maps import SegmentMaps
 from search_strategy.coarse import BEAM_SIZE, SCORES, SEARCH_MODES, coarse_search, missed_by
 from search_strategy.fine import OBJECTIVES, SAMPLES_AT_ONCE, FineSearch
-from search_strategy.proposals import check_num_clip_layers, random_proposals, segments
+from search_strategy.proposals import Proposal, check_num_clip_layers, random_proposals, segments
 from search_strategy.results import (
     coarse_rows,
+    describe_evaluation,
     describe_figures,
     result_path,
     result_tag,
@@ -91,6 +96,12 @@ def build_parser() -> argparse.ArgumentParser:
     )
     add_search_flags(parser)
     fine = parser.add_argument_group("fine search")
+    fine.add_argument(
+        "--repair",
+        type=boolean,
+        default=True,
+        help="score proposals with a linear map in the place of what they drop (default: true; false: as published)",
+    )
     fine.add_argument("--objective", choices=OBJECTIVES, default="task_loss", help="default: task_loss")
     fine.add_argument(
         "--race", type=boolean, default=False, help="halve the proposals over growing parts of the pairs first"
@@ -119,8 +130,11 @@ def build_parser() -> argparse.ArgumentParser:
 
 def make_fine_search(
     args: argparse.Namespace, settings: list[MatrixSettings], device: str, folder: Path, record: Record
-) -> FineSearch:
-    """Model, validation pairs and their image embeddings, ready to evaluate proposals."""
+) -> tuple[FineSearch, list[str]]:
+    """Model, validation pairs, their image embeddings and the maps of all segments, ready to evaluate proposals.
+
+    Beside it the captions that the winner is repaired with; none without repair.
+    """
     encoder = load_encoder(args.model, device=device)
     pairs = load_pairs(args.dataset, "validation", images=args.objective != Distance.objective, **data_flags(args))
     identity = encoder.identity()
@@ -129,16 +143,38 @@ def make_fine_search(
     with record.warnings():
         for of_matrix in settings:
             warn_of_other_weights(of_matrix, folder, identity)
+    maps, captions = None, []
+    if args.repair:
+        options = {"images": encoder.tower == "vision", "or_validation": True}
+        train = load_pairs(args.dataset, "train", **data_flags(args) | options)
+        captions = draw_captions(encoder.samples(train), args.seed)
+        with record.timed("maps"):
+            maps = SegmentMaps(encoder, captions[:MAP_CAPTIONS])
     with record.timed("image_embeddings"):
-        return FineSearch.from_pairs(
+        fine = FineSearch.from_pairs(
             encoder,
             pairs,
             folder / "cache",
             objective=args.objective,
             loss_batch_size=args.loss_batch_size,
+            maps=maps,
             batch_size=args.text_batch_size,
             progress=show_progress(),
         )
+    return fine, captions
+
+
+def refit_winner(fine: FineSearch, winner: Proposal, captions: list[str]) -> dict:
+    """The winner repaired cut by cut, and its projection; its figures and what became of each cut."""
+    model, report = repair(fine.encoder, winner, captions)
+    scores = fine.task.score(model.embeddings(fine.samples))
+    for cut in report.cuts:
+        logger.info("repair of %s", cut)
+    return {
+        "objective": scores.values.mean().item(),
+        **describe_figures(scores),
+        "repair": asdict(report),
+    }
 
 
 def log_missed(args: argparse.Namespace, scored: list, matrix: np.ndarray | None) -> None:
@@ -157,20 +193,27 @@ def print_table(proposals: list[dict], verification: Verification | None, object
         rows = [(p["rank"], p["segments"], p["coarse_score"]) for p in proposals[:TABLE_ROWS]]
         print(format_table(rows, ("rank", "dropped layers", "coarse score"), ("", "", SCORE_FORMAT)))
         return
-    full = describe_figures(verification.full_model)
-    rows = [("full", [], None, verification.full_model.objective, full["task_loss"], *_percent(full["recall"]), "")]
-    for p in proposals[:TABLE_ROWS]:
-        note = p["found_by"] + (", within noise" if p["within_noise"] else "")
-        rows.append(
-            (p["rank"], p["segments"], p["coarse_score"], p["objective"], p["task_loss"], *_percent(p["recall"]), note)
-        )
-    headers = ["rank", "dropped layers", "coarse score", objective, "task loss"]
-    headers += [f"{way} R@{k}" for way in ("t>i", "i>t") for k in RECALL_AT] + ["found by"]
-    formats = ["", "", SCORE_FORMAT, ".4f", ".4f", *[".1f"] * 2 * len(RECALL_AT), ""]
+    shown = proposals[:TABLE_ROWS]
+    full = describe_evaluation(verification.full_model)
+    models = [full, *shown]
+    columns = {  # heading: format, values
+        "rank": ("", ["full", *(p["rank"] for p in shown)]),
+        "dropped layers": ("", [[], *(p["segments"] for p in shown)]),
+        "coarse score": (SCORE_FORMAT, [None, *(p["coarse_score"] for p in shown)]),
+        objective: (".4f", [model["objective"] for model in models]),
+        "task loss": (".4f", [model["task_loss"] for model in models]),
+    }
     if objective == "task_loss":  # once is enough
-        rows = [row[:3] + row[4:] for row in rows]
-        del headers[3], formats[3]
-    print(format_table(rows, headers, formats))
+        del columns[objective]
+    if verification.left_out:
+        columns["left out"] = (".4f", [None, *(p["left_out"]["objective"] for p in shown)])
+    recalls = zip(*(_percent(model["recall"]) for model in models), strict=True)
+    headings = [f"{way} R@{k}" for way in ("t>i", "i>t") for k in RECALL_AT]
+    columns |= {heading: (".1f", values) for heading, values in zip(headings, recalls, strict=True)}
+    notes = [p["found_by"] + (", within noise" if p["within_noise"] else "") for p in shown]
+    columns["found by"] = ("", ["", *notes])
+    formats, values = zip(*columns.values(), strict=True)
+    print(format_table(list(zip(*values, strict=True)), list(columns), formats))
 
 
 def _percent(recall: dict[str, float] | None) -> list[float | None]:
@@ -187,12 +230,14 @@ def main(argv: list[str] | None = None) -> None:
     matrices = [read_matrix(of_matrix, folder, args.num_layers, args.model) for of_matrix in settings]
     matrix = combine(matrices) if args.combine else matrices[0] if matrices else None
     tags = [of_matrix.tag for of_matrix in settings]
-    choice = {name: getattr(args, name) for name in ("score", "objective", "seed", "dataset", "max_pairs")}
+    choice = {name: getattr(args, name) for name in ("score", "objective", "seed", "dataset", "max_pairs", "repair")}
     tag = result_tag(args.select_measure, tags, **choice)
     result = result_path(folder, args.num_layers, args.num_clip_layers, args.search_mode, tag)
     device = set_up(args)
     record = Record(args, device)
-    fine = None if args.coarse_search_only else make_fine_search(args, settings, device, folder, record)
+    fine, captions = None, []
+    if not args.coarse_search_only:
+        fine, captions = make_fine_search(args, settings, device, folder, record)
     set_up_logging(result.with_suffix(".log"))  # all input is there: from here on, files are written
     generator = np.random.default_rng(args.seed)
     with record.timed("coarse"):
@@ -209,16 +254,27 @@ def main(argv: list[str] | None = None) -> None:
         log_facts(verification.facts, correlation)
     if not is_main_process():
         return
+    if captions:
+        with record.timed("repair"):
+            rows[0]["refitted"] = refit_winner(fine, verification.winner, captions)
     numbers = {name: getattr(args, name) for name in ("num_layers", "num_clip_layers", "search_mode")}
     files = [f"{tag}.npy" for tag in tags]
     searched = {"measure": args.select_measure, "matrix": files[0] if len(files) == 1 else files or None}
-    asked = numbers | searched | {"objective": args.objective}
+    asked = numbers | searched | {"objective": args.objective, "repair": bool(captions)}
     write_result(result, asked, rows, verification.full_model if verification else None, record)
     if matrix is not None:
         title = f"{args.select_measure}: {args.num_layers} to {args.num_layers - args.num_clip_layers} layers"
         heat_map(matrix, result.with_suffix(".png"), title, segments=rows[0]["segments"])
     print_table(rows, verification, args.objective)
-    print(f"winner: drop {rows[0]['segments']}, keep {rows[0]['kept_layers']}; written to {result}")
+    print_winner(rows[0], args.objective, result)
+
+
+def print_winner(row: dict, objective: str, path: Path) -> None:
+    if "refitted" in row:
+        ways = ("left out", row["left_out"]), ("repaired by one pass", row), ("repaired cut by cut", row["refitted"])
+        values = ", ".join(f"{way} {found['objective']:.4f}" for way, found in ways)
+        print(f"{objective} of the winner: {values}")
+    print(f"winner: drop {row['segments']}, keep {row['kept_layers']}; written to {path}")
 
 
 def propose(args: argparse.Namespace, matrix: np.ndarray | None, generator: np.random.Generator) -> Scored:

@@ -30,6 +30,7 @@ class Verification:
     full_model: Evaluation
     ranked: list[Evaluation]
     share_not_worse: list[float]  # of each of `ranked`, against the first
+    left_out: list[Evaluation] | None = None  # of each of `ranked` without its repair; None where nothing is repaired
     facts: dict = field(default_factory=dict)
 
     @property
@@ -62,7 +63,10 @@ def verify(
     refine_rounds: int = 0,
     generator: np.random.Generator,
 ) -> Verification:
-    """Fine search of the proposals, after a race among them and followed by hill climbing where asked for."""
+    """Fine search of the proposals, after a race among them and followed by hill climbing where asked for.
+
+    Where the fine search has maps, all of this goes by the repaired proposals.
+    """
     facts = {"proposals_given": len(proposals), "refine_rounds": 0}
     full_model = fine.full_model()
     calls, unshared = fine.layer_calls, fine.layer_calls_unshared
@@ -84,7 +88,13 @@ def verify(
         "pairs": fine.num_samples,
     }
     values = np.stack([evaluation.values for evaluation in ranked])
-    return Verification(full_model, ranked, share_not_worse(values, values[0], generator).tolist(), facts)
+    shares = share_not_worse(values, values[0], generator).tolist()
+    left_out = None
+    if fine.maps:
+        plain = fine.without_maps()
+        left_out = plain.evaluate(evaluation.dropped_layers for evaluation in ranked)
+        facts["layer_calls_left_out"] = round(plain.layer_calls)
+    return Verification(full_model, ranked, shares, left_out, facts)
 
 
 def race(

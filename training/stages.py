@@ -29,6 +29,8 @@ from common.matrix_files import MatrixSettings
 from data import ImageCaptionPairs
 from models import Encoder, load_encoder
 from models.repair import Repair, draw_captions, repair
+from models.segment_maps import CAPTIONS as MAP_CAPTIONS
+from models.segment_maps import SegmentMaps
 from search_strategy import verify
 from search_strategy.fine import FineSearch
 from search_strategy.proposals import Proposal, check_dropped_layers, parse_clip_layers, segments
@@ -173,7 +175,7 @@ def choose_layers(
     return Choice(check_dropped_layers(read_winner(path), num_layers, num_clip_layers), plain(path))
 
 
-def search(encoder: Encoder, num_clip_layers: int, data: TrainingData, seed: int) -> Choice:
+def search(encoder: Encoder, num_clip_layers: int, data: TrainingData, seed: int, use_repair: bool = True) -> Choice:
     """The layers to drop from a model. Without images the fine search is by the distance to the model's own embeddings."""
     generator = np.random.default_rng(seed)
     captions, settings = data.train.pairs.captions, MatrixSettings("dc", seed=seed)
@@ -186,7 +188,10 @@ def search(encoder: Encoder, num_clip_layers: int, data: TrainingData, seed: int
         task = Distance(encoder.embeddings(samples))
     else:
         task = retrieval_task(encoder, images.to(encoder.device), pairs.image_index)
-    found = verify.search(FineSearch(encoder, samples, task), matrix, num_clip_layers, generator=generator)
+    maps = None
+    if use_repair:
+        maps = SegmentMaps(encoder, draw_captions(encoder.samples(data.train.pairs), seed, MAP_CAPTIONS))
+    found = verify.search(FineSearch(encoder, samples, task, maps=maps), matrix, num_clip_layers, generator=generator)
     return Choice(found.winner, "a search of this stage")
 
 

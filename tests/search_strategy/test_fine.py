@@ -1,6 +1,6 @@
 """Fine search: right losses, each layer called as seldom as possible, nothing changed."""
 
-from itertools import combinations
+from itertools import combinations, pairwise
 
 import numpy as np
 import pytest
@@ -10,6 +10,8 @@ import torch.nn.functional as F
 from data import load_pairs
 from models import load_clip
 from models.encoders import state_hash
+from models.folding import find_place
+from models.segment_maps import SegmentMaps
 from search_strategy import fine as fine_module
 from search_strategy.fine import FineSearch, depth_first, distinct_prefixes
 from search_strategy.proposals import kept_layers
@@ -38,9 +40,24 @@ def make(clip, pairs, images):
     def make(**options):
         objective, batch_size = options.get("objective", "task_loss"), options.get("batch_size", 16)
         task = Retrieval(images, pairs.image_index, clip.logit_scale, objective=objective, batch_size=20)
-        return FineSearch(clip, pairs.captions, task, batch_size=batch_size)
+        return FineSearch(clip, pairs.captions, task, maps=options.get("maps"), batch_size=batch_size)
 
     return make
+
+
+@pytest.fixture(scope="module")
+def maps(clip, tiny_pairs):
+    return SegmentMaps(clip, load_pairs(str(tiny_pairs), "train", images=False).captions)
+
+
+def fold_maps(clip, maps, dropped):
+    """The pruned model with the map of each cut in its weights."""
+    pruned, kept = clip.drop(dropped), kept_layers(dropped, 4)
+    inputs = next(clip.batches(["red square"], 1)).inputs
+    for place, (p, q) in enumerate(pairwise((0, *kept, 5))):
+        if q > p + 1 and maps.change(p, q - 1) is not None:
+            find_place(pruned.stack, place, inputs).fold(maps.change(p, q - 1))
+    return pruned
 
 
 def plain_text_embeddings(clip, captions, dropped):
@@ -218,3 +235,29 @@ def test_each_distinct_prefix_is_run_once():
 def test_order_of_the_tuples_does_not_change_the_work():
     kept = [(1, 4), (1, 2), (3, 4), (1, 3)]
     assert distinct_prefixes(kept) == distinct_prefixes(kept[::-1]) == 6
+
+
+@pytest.mark.parametrize("dropped", [(1, 2), (1, 3), (2, 4), (3, 4)])
+def test_repaired_proposals_are_scored_as_the_models_with_folded_maps(make, clip, pairs, maps, dropped):
+    fine = make(maps=maps)
+    found = fine.evaluate([dropped])[0]
+    expected = fine.task.score(fold_maps(clip, maps, dropped).embeddings(pairs.captions))
+    assert found.objective == pytest.approx(expected.values.mean().item(), abs=1e-5)
+    assert found.objective != fine.without_maps().evaluate([dropped])[0].objective
+
+
+def test_sharing_prefixes_changes_no_bit_of_repaired_proposals(make, maps):
+    together = make(maps=maps).evaluate(ALL_PAIRS)
+    alone = [make(maps=maps).evaluate([proposal])[0] for proposal in ALL_PAIRS]
+    assert [e.objective for e in together] == [e.objective for e in alone]
+
+
+def test_states_kept_from_call_to_call_change_no_bit_of_repaired_proposals(make, maps):
+    fine = make(maps=maps)
+    one_by_one = [fine.evaluate([proposal])[0].objective for proposal in ALL_PAIRS]
+    assert one_by_one == make(maps=maps).objectives(ALL_PAIRS)
+    assert fine.layer_calls == distinct_prefixes(kept_layers(proposal, 4) for proposal in ALL_PAIRS)
+
+
+def test_the_full_model_needs_no_repair(make, maps):
+    assert make(maps=maps).full_model().objective == make().full_model().objective

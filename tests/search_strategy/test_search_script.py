@@ -76,6 +76,31 @@ def test_fine_search_ranks_by_task_loss_and_keeps_the_record(run, capsys):
     assert "full" in out and "winner: drop" in out
 
 
+def test_proposals_are_ranked_repaired_and_the_winner_is_refitted(run, capsys):
+    result = run("--topk_num", "4")
+    winner = result["winner"]
+    assert result["repair"] is True
+    for proposal in result["proposals"]:
+        assert {"objective", "task_loss", "recall"} == set(proposal["left_out"])
+    assert winner["objective"] == min(proposal["objective"] for proposal in result["proposals"])
+    cuts = winner["refitted"]["repair"]["cuts"]
+    assert [cut["segment"] for cut in cuts] == [*winner["segments"], None]
+    figures = [found["objective"] for found in (winner["left_out"], winner, winner["refitted"])]
+    out = capsys.readouterr().out
+    assert "left out {:.4f}, repaired by one pass {:.4f}, repaired cut by cut {:.4f}".format(*figures) in out
+    assert "repair of projection" in next(run.folder.glob("clip4to2_beam_*.log")).read_text()
+
+
+def test_without_repair_the_search_is_as_published(run):
+    repaired, plain = run("--topk_num", "4"), run("--topk_num", "4", "--repair", "false", "--refine", "0")
+    assert plain["repair"] is False
+    assert not any({"left_out", "refitted"} & set(proposal) for proposal in plain["proposals"])
+    left_out = {str(p["segments"]): p["left_out"]["task_loss"] for p in repaired["proposals"]}
+    for proposal in plain["proposals"]:
+        assert proposal["task_loss"] == pytest.approx(left_out[str(proposal["segments"])], abs=1e-9)
+    assert len(list(run.folder.glob("clip4to2_beam_*_left_out.json"))) == 1
+
+
 def test_refinement_is_never_worse_and_finds_the_best_of_few(run):
     every = run("--search_mode", "exhaustive", "--topk_num", "99", "--refine", "0")
     assert len(every["proposals"]) == 6

@@ -1,0 +1,118 @@
+"""Does a measure foretell the loss of leaving out, or the loss after repair? Every proposal of a size, scored both ways.
+
+    python -m benchmarks.repair_ranks --num_clip_layers 6 --max_pairs 500 --out build/repair_ranks.json
+
+For every matrix under exp/<model>/, and that of the repair itself, the Spearman correlation of its coarse scores (mean and sum
+over segments) to minus the objective of all proposals, left out and repaired from one pass. SVCCA measures what a linear map
+can restore, so it should foretell the second. Also how many proposals are worse repaired than left out, and by how much.
+"""
+
+import argparse
+from collections.abc import Iterator
+from itertools import combinations
+from pathlib import Path
+
+import numpy as np
+from scipy.stats import spearmanr
+
+from common import (
+    Record,
+    add_common_flags,
+    data_flags,
+    format_table,
+    model_dir,
+    positive_int,
+    script,
+    set_up,
+    show_progress,
+    write_json,
+)
+from data import load_pairs
+from models import load_encoder
+from models.repair import draw_captions
+from models.segment_maps import CAPTIONS, SegmentMaps
+from search_strategy.coarse import SCORES, coarse_score
+from search_strategy.fine import Evaluation, FineSearch
+
+
+def read_matrices(folder: Path, num_layers: int) -> Iterator[tuple[str, np.ndarray]]:
+    """The matrices of the model under their names."""
+    for path in sorted(folder.glob("*_mat_*.npy")):
+        matrix = np.load(path, allow_pickle=False)
+        if matrix.shape == (num_layers + 1, num_layers + 1):
+            yield path.stem, matrix
+
+
+def rank_matrix(name: str, matrix: np.ndarray, left_out: list[Evaluation], repaired: list[Evaluation]) -> list[dict]:
+    rows = []
+    for score in SCORES:
+        values = [coarse_score(matrix, evaluation.dropped_layers, score) for evaluation in left_out]
+        is_constant = len(set(values)) == 1  # then there are no ranks
+        ranks = {
+            way: None if is_constant else float(spearmanr(values, [-e.objective for e in found]).statistic)
+            for way, found in (("left_out", left_out), ("repaired", repaired))
+        }
+        rows.append({"matrix": name, "score": score, **ranks})
+    return rows
+
+
+def describe_change(left_out: list[Evaluation], repaired: list[Evaluation], full: float) -> dict:
+    """How much of the lost objective repair wins back, and how often it hurts."""
+    before, after = (np.array([evaluation.objective for evaluation in found]) for found in (left_out, repaired))
+    worse = after > before
+    return {
+        "proposals": len(before),
+        "worse": int(worse.sum()),
+        "largest_rise": float((after - before).max()),
+        "median_share_won_back": float(np.median((before - after) / (before - full))),
+        "best_left_out": left_out[int(before.argmin())].dropped_layers,
+        "best_repaired": repaired[int(after.argmin())].dropped_layers,
+        "best_objective_left_out": float(before.min()),
+        "best_objective_repaired": float(after.min()),
+    }
+
+
+def build_parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(description="What each measure foretells: the loss left out, or repaired.")
+    parser.add_argument("--num_clip_layers", type=positive_int, default=6, help="layers to drop (default: %(default)s)")
+    parser.add_argument("--captions", type=positive_int, default=CAPTIONS, help="of train (default: %(default)s)")
+    parser.add_argument("--out", type=Path, help="also write the figures as JSON")
+    add_common_flags(parser)
+    return parser
+
+
+@script
+def main(argv: list[str] | None = None) -> None:
+    args = build_parser().parse_args(argv)
+    device = set_up(args)
+    record = Record(args, device)
+    encoder = load_encoder(args.model, device=device)
+    folder = model_dir(args.exp_dir, args.model)
+    pairs = load_pairs(args.dataset, "validation", **data_flags(args))
+    train = load_pairs(args.dataset, "train", **data_flags(args) | {"images": False, "max_pairs": None})
+    record.note(model=encoder.identity())
+    record.note_data(data=pairs)
+    with record.timed("maps"):
+        maps = SegmentMaps(encoder, draw_captions(train.captions, args.seed, args.captions))
+    fine = FineSearch.from_pairs(encoder, pairs, folder / "cache", maps=maps, progress=show_progress())
+    subsets = list(combinations(range(1, encoder.num_layers + 1), args.num_clip_layers))
+    with record.timed("repaired"):
+        repaired = fine.evaluate(subsets)
+    with record.timed("left_out"):
+        left_out = fine.without_maps().evaluate(subsets)
+    matrices = [*read_matrices(folder, encoder.num_layers), ("repair", maps.matrix())]
+    ranks = [row for name, matrix in matrices for row in rank_matrix(name, matrix, left_out, repaired)]
+    change = describe_change(left_out, repaired, fine.full_model().objective)
+    if args.out:
+        both = zip(subsets, left_out, repaired, strict=True)
+        proposals = [(proposal, plain.objective, mended.objective) for proposal, plain, mended in both]
+        content = {"ranks": ranks, "change": change, "proposals": proposals, "record": record.content()}
+        write_json(args.out, content)
+    headers = ("matrix", "score", "Spearman, left out", "Spearman, repaired")
+    print(format_table([tuple(row.values()) for row in ranks], headers, ("", "", ".2f", ".2f")))
+    for name, value in change.items():
+        print(f"{name.replace('_', ' ')}: {value if not isinstance(value, float) else round(value, 4)}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,92 @@
+"""Benchmarks of the repair: every way has its row, and the ways are what their names say."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+
+from benchmarks import repair_ablation, repair_ranks
+from benchmarks.repair_ablation import AllAtOnce, BiasAlone, NoGuard, ProjectionAlone, ReplaceMe, Way, repair_by
+from common import model_dir
+from common.matrix_files import MatrixSettings
+from data import load_pairs
+from models import load_encoder
+from models.encoders import state_hash
+
+
+@pytest.fixture(scope="module")
+def clip(tiny_clip):
+    return load_encoder(str(tiny_clip))
+
+
+@pytest.fixture(scope="module")
+def captions(tiny_pairs):
+    return list(load_pairs(str(tiny_pairs), "train", images=False).captions)
+
+
+def changed(before, after) -> set[str]:
+    """Names of the weights that are not equal."""
+    after = after.model.state_dict()
+    return {name for name, weight in before.model.state_dict().items() if not weight.equal(after[name])}
+
+
+def test_each_way_changes_what_it_says(clip, captions):
+    left_out, block = clip.drop((2,)), "text_model.encoder.layers.0.mlp.fc2"
+    assert changed(left_out, repair_by(Way("", NoGuard), clip, (2,), captions)) == {
+        f"{block}.weight",
+        f"{block}.bias",
+        "text_projection.weight",
+    }
+    assert changed(left_out, repair_by(Way("", ProjectionAlone), clip, (2,), captions)) == {"text_projection.weight"}
+
+    class BiasWithoutGuard(NoGuard, BiasAlone):
+        pass
+
+    biased = repair_by(Way("", BiasWithoutGuard), clip, (2,), captions)
+    assert changed(left_out, biased) == {f"{block}.bias", "text_projection.weight"}
+
+
+def test_the_map_of_replaceme_is_of_the_mlps_output(clip, captions):
+    class Unguarded(NoGuard, ReplaceMe):
+        pass
+
+    old = clip.drop((2,)).model.get_submodule("text_model.encoder.layers.0.mlp.fc2")
+    new = repair_by(Way("", Unguarded), clip, (2,), captions).model.get_submodule("text_model.encoder.layers.0.mlp.fc2")
+    both = [torch.cat([linear.weight.T, linear.bias[None]]).double() for linear in (old, new)]
+    found = torch.linalg.lstsq(both[0], both[1]).solution
+    torch.testing.assert_close(both[0] @ found, both[1], atol=1e-4, rtol=1e-4)
+
+
+def test_one_cut_is_the_same_at_once_and_one_after_the_other(clip, captions):
+    once, after = (repair_by(Way("", way), clip, (3,), captions) for way in (AllAtOnce, repair_ablation.Repairer))
+    assert state_hash(once.model) == state_hash(after.model)
+
+
+def test_the_ablation_has_a_row_for_every_way(tiny_clip, tiny_pairs, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(repair_ablation, "NUMBERS", (30,))
+    monkeypatch.setattr(repair_ablation, "WAYS", [*repair_ablation.WAYS[:9], Way("30 captions", captions=30)])
+    places = ["--model", str(tiny_clip), "--dataset", str(tiny_pairs), "--exp_dir", str(tmp_path)]
+    repair_ablation.main([*places, "--num_clip_layers", "2", "--captions", "50", "--out", str(tmp_path / "out.json")])
+    rows = json.loads((tmp_path / "out.json").read_text())["rows"]
+    assert [tuple(row["proposal"]) for row in rows if row["way"] == "left out"][:2] == [(3, 4), (2, 4)]
+    assert {row["way"] for row in rows} == {"full", "left out", *(way.name for way in repair_ablation.WAYS)}
+    out = capsys.readouterr().out
+    assert "full model: task loss" in out
+    assert "ReplaceMe's map" in out
+
+
+def test_ranks_are_of_all_proposals_left_out_and_repaired(tiny_clip, tiny_pairs, tmp_path, capsys):
+    folder = model_dir(tmp_path, str(tiny_clip))
+    folder.mkdir(parents=True)
+    matrix = np.eye(5) / 2  # the sum of all proposals is the same
+    np.save(MatrixSettings("dc", dataset=str(tiny_pairs)).path(folder), matrix)
+    places = ["--model", str(tiny_clip), "--dataset", str(tiny_pairs), "--exp_dir", str(tmp_path)]
+    repair_ranks.main([*places, "--num_clip_layers", "2", "--out", str(tmp_path / "out.json")])
+    content = json.loads((tmp_path / "out.json").read_text())
+    assert len(content["proposals"]) == 6
+    ranks = {(row["matrix"].split("_")[0], row["score"]): row["repaired"] for row in content["ranks"]}
+    assert ranks.keys() == {(name, score) for name in ("dc", "repair") for score in ("mean", "sum")}
+    assert ranks["dc", "mean"] is None
+    assert -1 <= ranks["repair", "sum"] <= 1
+    assert "Spearman" in capsys.readouterr().out
