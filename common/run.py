@@ -12,6 +12,7 @@ import sys
 import time
 import warnings
 from collections.abc import Iterator, Sequence
+from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
 
@@ -141,6 +142,7 @@ class Record(Stopwatch):
         self._start = time.perf_counter()
         self._content = {
             "command": _command,
+            "date": datetime.now(UTC).isoformat(timespec="seconds"),
             "flags": {name: plain(value) for name, value in sorted(vars(args).items())},
             "commit": git_state(),
             "device": hardware(device),

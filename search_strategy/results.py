@@ -4,6 +4,7 @@ import hashlib
 import json
 from collections.abc import Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 
@@ -105,23 +106,51 @@ def write_result(path: Path, settings: dict, rows: list[dict], full_model: Evalu
     write_json(path, settings | found | {"record": record.content()})
 
 
-def newest_result(folder: Path, model: str, num_layers: int, num_clip_layers: int) -> Path:
-    """The result written last for these two numbers. Raises FileNotFoundError, with the command that makes one."""
+class Result(NamedTuple):
+    """What a training needs of a result file. `is_verified`: whether the winner was evaluated, not only scored by the matrix."""
+
+    path: Path
+    dropped_layers: Proposal
+    is_verified: bool
+    dataset: str | None
+    date: str
+
+
+def newest_result(folder: Path, model: str, num_layers: int, num_clip_layers: int) -> Result:
+    """The verified result with the latest date in its record, for these two numbers.
+
+    Files of before there were dates are the oldest; of equals the last one written counts. Raises FileNotFoundError, with the
+    command that makes one, where there is none, and ValueError where a file is no result.
+    """
     pattern = result_path(folder, num_layers, num_clip_layers, "*", "*")
-    found = list(folder.glob(pattern.name))
-    if not found:
+    found = [read_result(path, num_layers, num_clip_layers) for path in folder.glob(pattern.name)]
+    verified = [result for result in found if result.is_verified]
+    if not verified:
         command = f"search_strategy/search_prune_then_verify_mix.py --num_layers {num_layers}"
         command += f" --num_clip_layers {num_clip_layers} --search_mode beam --select_measure dc"
         command += "" if Path(model).resolve() == DEFAULT_MODEL else f" --model {model}"
-        raise FileNotFoundError(f"no search result: looked for {pattern}; run: python {command}; or pass --clip_layers")
-    return max(found, key=lambda path: path.stat().st_mtime_ns)
+        coarse = f"; {found[0].path.name} is of the coarse search alone" if found else ""
+        raise FileNotFoundError(
+            f"no search result: looked for {pattern}{coarse}; run: python {command}; or pass --clip_layers"
+        )
+    return max(verified, key=lambda result: (result.date, result.path.stat().st_mtime_ns))
 
 
-def read_winner(path: Path) -> Proposal:
-    """The layers dropped by the winner of a result. Raises ValueError where the file is not one."""
+def read_result(path: Path, num_layers: int, num_clip_layers: int) -> Result:
+    """Raises ValueError where the file is not the result of a search for these two numbers."""
     try:
-        return tuple(json.loads(path.read_text(encoding="utf-8"))["winner"]["dropped_layers"])
-    except (KeyError, TypeError, ValueError) as error:
+        content = json.loads(path.read_text(encoding="utf-8"))
+        winner, record = content["winner"], content.get("record") or {}
+        dropped = winner["dropped_layers"]
+        if not isinstance(dropped, list) or not all(type(layer) is int for layer in dropped):
+            raise ValueError(f"found {dropped}")
+        sizes = content.get("num_layers", num_layers), content.get("num_clip_layers", num_clip_layers)
+        if sizes != (num_layers, num_clip_layers):
+            raise ValueError(f"found num_layers and num_clip_layers {sizes}, not {(num_layers, num_clip_layers)}")
+        dataset, date = (record.get("flags") or {}).get("dataset"), str(record.get("date") or "")
+        return Result(path, tuple(dropped), winner.get("objective") is not None, dataset, date)
+    except (KeyError, TypeError, ValueError, AttributeError, RecursionError) as error:
         raise ValueError(
-            f"{path}: expected a search result with a winner and its dropped_layers ({error!r})"
+            f"{path}: expected a search result with a winner and its dropped_layers, a list of layers "
+            f"({type(error).__name__}: {error})"
         ) from error

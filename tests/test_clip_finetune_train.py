@@ -1,7 +1,6 @@
 """The script from its flags to its files, and what it says to wrong input."""
 
 import json
-import os
 import re
 import shlex
 import shutil
@@ -42,9 +41,9 @@ def search_folder(tiny_clip, tmp_path) -> Path:
     return folder
 
 
-def write_result(path: Path, dropped_layers: list[int], seconds: int) -> None:
-    path.write_text(json.dumps({"winner": {"dropped_layers": dropped_layers, "task_loss": None}}))
-    os.utime(path, (seconds, seconds))
+def write_result(path: Path, dropped_layers: list[int], hour: int) -> None:
+    record = {"date": f"2026-11-08T{hour:02}:00:00+00:00", "flags": {"dataset": "others"}}
+    path.write_text(json.dumps({"winner": {"dropped_layers": dropped_layers, "objective": 2.0}, "record": record}))
 
 
 def figures(folder: Path) -> list[dict]:
@@ -52,11 +51,13 @@ def figures(folder: Path) -> list[dict]:
 
 
 def test_the_winner_of_the_newest_search_is_fine_tuned_and_reported(run, search_folder, capsys):
-    write_result(search_folder / "clip4to2_beam_dc_mat_mean_bs4_iter10.json", [1, 4], seconds=1000)
-    write_result(search_folder / "clip4to2_exact_dc_mat_mean_bs4_iter10.json", [2, 3], seconds=2000)
-    write_result(search_folder / "clip4to3_beam_dc_mat_mean_bs4_iter10.json", [1], seconds=3000)
+    write_result(search_folder / "clip4to2_beam_dc_mat_mean_bs4_iter10.json", [1, 4], hour=1)
+    write_result(search_folder / "clip4to2_exact_dc_mat_mean_bs4_iter10.json", [2, 3], hour=2)
+    write_result(search_folder / "clip4to3_beam_dc_mat_mean_bs4_iter10.json", [1], hour=3)
     folder = run("--max_epoch 2 --average last:2 --resume_epoch 0")
-    assert "clip4to2_exact_dc_mat_mean_bs4_iter10.json" in (folder / "train.log").read_text()
+    log = (folder / "train.log").read_text()
+    assert "clip4to2_exact_dc_mat_mean_bs4_iter10.json" in log
+    assert "warning: that search was on others, this training is on " in log
     assert CLIPModel.from_pretrained(folder).config.text_config.num_hidden_layers == 2
     CLIPProcessor.from_pretrained(folder)
     report = json.loads((folder / "report.json").read_text())
@@ -108,8 +109,8 @@ def test_without_repair_the_start_is_the_pruned_model(run, tiny_clip):
 
 
 def test_a_file_named_is_taken_before_a_newer_one(run, search_folder, tmp_path):
-    write_result(search_folder / "clip4to2_beam_dc_mat_mean_bs4_iter10.json", [1, 4], seconds=1000)
-    write_result(tmp_path / "mine.json", [2, 4], seconds=500)
+    write_result(search_folder / "clip4to2_beam_dc_mat_mean_bs4_iter10.json", [1, 4], hour=1)
+    write_result(tmp_path / "mine.json", [2, 4], hour=0)
     folder = run(f"--max_epoch 1 --search_result {tmp_path / 'mine.json'}")
     assert json.loads((folder / "report.json").read_text())["dropped_layers"] == [2, 4]
 

@@ -34,7 +34,7 @@ from models.segment_maps import SegmentMaps
 from search_strategy import verify
 from search_strategy.fine import FineSearch
 from search_strategy.proposals import Proposal, check_dropped_layers, parse_clip_layers, segments
-from search_strategy.results import newest_result, read_winner
+from search_strategy.results import newest_result, read_result
 from tasks.distance import Distance
 from tasks.retrieval import retrieval_task
 from training.batches import Split, TrainingData, load_split
@@ -58,10 +58,11 @@ class Stage(NamedTuple):
 
 
 class Choice(NamedTuple):
-    """Layers to drop, and where that choice comes from."""
+    """Layers to drop, where that choice comes from, and the data that it was made on, where a result says so."""
 
     dropped_layers: Proposal
     origin: str
+    dataset: str | None = None
 
 
 class Start(NamedTuple):
@@ -160,7 +161,7 @@ def fresh_encoder(name: str, device: str, num_clip_layers: int, full: Encoder | 
 def choose_layers(
     clip_layers: str | None, search_result: Path | None, folder: Path, model: str, num_layers: int, num_clip_layers: int
 ) -> Choice:
-    """The layers of `clip_layers`, else the winner of `search_result`, else that of the newest search in `folder`.
+    """The layers of `clip_layers`, else the winner of `search_result`, else that of the newest verified search in `folder`.
 
     None of them where `num_clip_layers` is 0. Raises ValueError where they are not a proposal for those two numbers, and
     FileNotFoundError where there is no result.
@@ -171,8 +172,10 @@ def choose_layers(
         return Choice(
             check_dropped_layers(parse_clip_layers(clip_layers), num_layers, num_clip_layers), "--clip_layers"
         )
-    path = search_result or newest_result(folder, model, num_layers, num_clip_layers)
-    return Choice(check_dropped_layers(read_winner(path), num_layers, num_clip_layers), plain(path))
+    sizes = num_layers, num_clip_layers
+    result = read_result(search_result, *sizes) if search_result else newest_result(folder, model, *sizes)
+    dropped = check_dropped_layers(result.dropped_layers, num_layers, num_clip_layers)
+    return Choice(dropped, plain(result.path), result.dataset)
 
 
 def search(encoder: Encoder, num_clip_layers: int, data: TrainingData, seed: int, use_repair: bool = True) -> Choice:
@@ -221,7 +224,7 @@ def train_stage(run: Run, stage: Stage, start: Start, record: Record) -> None:
     )
     if start.repair:
         record.note(repair=asdict(start.repair))
-    dropped, origin = choice or (None, None)
+    dropped, origin = choice[:2] if choice else (None, None)
     card = ModelCard(
         stage.num_layers,
         stage.num_clip_layers,
@@ -255,6 +258,8 @@ def log_start(stage: Stage, start: Start, train: ImageCaptionPairs, validation: 
         logger.info("goes on after epoch %d", stage.resume_epoch)
     if start.choice and start.choice.dropped_layers:
         logger.info("drops the layers %s, from %s", segments(start.choice.dropped_layers), start.choice.origin)
+        if start.choice.dataset not in (None, plain(train.source)):
+            logger.warning("warning: that search was on %s, this training is on %s", start.choice.dataset, train.source)
     for cut in start.repair.cuts if start.repair else ():
         logger.info("repair of %s", cut)
     for pairs in (train, validation):

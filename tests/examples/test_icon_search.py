@@ -71,7 +71,7 @@ def test_the_pruned_model_is_the_searchs_winner_where_none_is_named(tmp_path, ti
     assert "no search result: looked for" in error and "clip4to2_" in error
     folder = model_dir(tmp_path / "exp", str(tiny_clip))
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / "clip4to2_beam_dc.json").write_text(json.dumps({"winner": {"dropped_layers": [1, 3]}}))
+    (folder / "clip4to2_beam_dc.json").write_text(json.dumps({"winner": {"dropped_layers": [1, 3], "objective": 2.0}}))
     args = icon_search.build_parser().parse_args(["x", "--model", str(tiny_clip), "--exp_dir", str(tmp_path / "exp")])
     pruned, what = icon_search.load_pruned(args, clip, "cpu")
     assert what == "without layers 1, 3, not fine-tuned"

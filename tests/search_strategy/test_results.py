@@ -1,10 +1,11 @@
 """Result files: their names, and what is read from them."""
 
+import json
 import os
 
 import pytest
 
-from search_strategy.results import newest_result, read_winner, result_path, result_tag
+from search_strategy.results import newest_result, read_result, result_path, result_tag
 
 ASKED = {"score": "mean", "objective": "task_loss", "seed": 0, "dataset": "icons", "max_pairs": None, "repair": True}
 
@@ -27,20 +28,46 @@ def test_names_fit_a_file_system():
     assert tag("a") == "combine_a"
 
 
-def test_the_newest_result_of_these_numbers_is_found(tmp_path):
-    for age, tag in enumerate(("old", "new")):
-        path = result_path(tmp_path, 12, 6, "beam", tag)
-        path.write_text("{}")
-        os.utime(path, (age, age))
-    result_path(tmp_path, 12, 4, "beam", "other").write_text("{}")
-    assert newest_result(tmp_path, "m", 12, 6).name == "clip12to6_beam_new.json"
-    with pytest.raises(FileNotFoundError, match="no search result: .*--num_clip_layers 3 .*--model m; or pass"):
-        newest_result(tmp_path, "m", 12, 3)
+def write_result(folder, tag: str, date: str | None = None, verified: bool = True, age: int = 0) -> None:
+    path = result_path(folder, 12, 6, "beam", tag)
+    winner = {"dropped_layers": [1, 2, 3, 4, 5, 6], "objective": 2.0 if verified else None}
+    record = {"flags": {"dataset": "icons"}} | ({"date": date} if date else {})
+    path.write_text(json.dumps({"num_layers": 12, "num_clip_layers": 6, "winner": winner, "record": record}))
+    os.utime(path, (age, age))
 
 
-@pytest.mark.parametrize("content", ["{}", "[]", "no json", '{"winner": {}}'])
-def test_a_file_without_a_winner_is_an_error(tmp_path, content):
+def test_the_newest_verified_result_counts_by_the_date_in_its_record(tmp_path):
+    with pytest.raises(FileNotFoundError, match="no search result: .*--num_clip_layers 6 .*--model m; or pass"):
+        newest_result(tmp_path, "m", 12, 6)
+    write_result(tmp_path, "coarse", "2026-11-09T00:00:00+00:00", verified=False)
+    with pytest.raises(
+        FileNotFoundError, match="clip12to6_beam_coarse.json is of the coarse search alone; run: python"
+    ):
+        newest_result(tmp_path, "m", 12, 6)
+    write_result(tmp_path, "undated", age=8)
+    write_result(tmp_path, "undated_but_copied_later", age=9)
+    assert newest_result(tmp_path, "m", 12, 6).path.stem == "clip12to6_beam_undated_but_copied_later"
+    write_result(tmp_path, "late", "2026-11-08T10:00:00+00:00", age=1)
+    write_result(tmp_path, "early", "2026-11-08T09:00:00+00:00", age=5)
+    (tmp_path / "clip12to4_beam_other.json").write_text("{}")
+    newest = newest_result(tmp_path, "m", 12, 6)
+    assert newest.path.stem == "clip12to6_beam_late"
+    assert (newest.dropped_layers, newest.dataset) == ((1, 2, 3, 4, 5, 6), "icons")
+
+
+@pytest.mark.parametrize(
+    "content",
+    ["", "{}", "[]", "null", "7", "no json", '{"winner": {}}', '{"winner": [1]}', "[" * 100_000]
+    + [
+        f'{{"winner": {{"dropped_layers": {layers}}}}}'
+        for layers in ('"12"', "[1.5, 2]", "[true, 2]", "[NaN, 2]", "[[1, 2]]")
+    ]
+    + [f'{{"winner": {{"dropped_layers": {layers}}}}}' for layers in ("{}", "null", '["1", "2"]')]
+    + ['{"num_layers": 4, "num_clip_layers": 1, "winner": {"dropped_layers": [1, 2]}}']
+    + ['{"winner": {"dropped_layers": [1, 2]}, "record": 3}'],
+)
+def test_a_file_that_is_no_result_for_these_numbers_is_named(tmp_path, content):
     path = tmp_path / "result.json"
     path.write_text(content)
-    with pytest.raises(ValueError, match="result.json: expected a search result with a winner"):
-        read_winner(path)
+    with pytest.raises(ValueError, match="result.json: expected a search result with a winner and its dropped_layers"):
+        read_result(path, 4, 2)
