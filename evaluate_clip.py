@@ -38,13 +38,7 @@ from models import Clip, load_clip
 from models.open_clip_folder import find_open_clip
 from models.speed import measure_milliseconds
 from tasks.retrieval import retrieval_task
-from tasks.zero_shot import (
-    check_templates,
-    class_embeddings,
-    classes_in_captions,
-    right_classes,
-    zero_shot_accuracy,
-)
+from tasks.zero_shot import check_templates, class_embeddings, classes_in_captions, right_classes, zero_shot_accuracy
 
 TEMPLATE = "a photo of a {}"
 TIMED_CAPTIONS = {1: 64, 64: 256}  # batch size: captions

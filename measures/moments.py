@@ -11,12 +11,7 @@ from typing import Self
 import torch
 from torch import Tensor
 
-from measures.checks import (
-    check_hidden_states,
-    check_same_layers,
-    check_values,
-    without_gradients,
-)
+from measures.checks import check_hidden_states, check_same_layers, check_values, without_gradients
 
 BLOCK_ROWS = 1024  # large enough for the matrix product to dominate, small enough to stay in the cache
 

@@ -17,12 +17,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from search_strategy.exact import best_proposals
-from search_strategy.proposals import (
-    Proposal,
-    check_dropped_layers,
-    check_num_clip_layers,
-    segments,
-)
+from search_strategy.proposals import Proposal, check_dropped_layers, check_num_clip_layers, segments
 
 DECIMALS = 12
 BEAM_SIZE = 10  # as published

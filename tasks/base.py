@@ -16,6 +16,14 @@ class Scores(NamedTuple):
     figures: dict[str, float]
 
 
+class Contrasted(Protocol):
+    """What the contrastive loss has to know of an encoder: which side of a pair it is, `text` or `vision`, and its two numbers."""
+
+    tower: str
+    logit_scale: float
+    logit_bias: float | None
+
+
 class Task(Protocol):
     """A fixed set of samples and what their embeddings should be.
 

@@ -7,8 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from models import Encoder
-from tasks.base import LOSS_BATCH_SIZE, Scores, Task
+from tasks.base import LOSS_BATCH_SIZE, Contrasted, Scores, Task
 
 RECALL_AT = (1, 5, 10)
 MISS = max(RECALL_AT)  # a rank, from 0, that is no hit however few candidates there are
@@ -39,12 +38,8 @@ class Retrieval(Task):
         batch_size: int = LOSS_BATCH_SIZE,
     ):
         self.images, self.image_index = images, torch.as_tensor(image_index, device=images.device)
-        self.logit_scale, self.logit_bias, self.objective, self.batch_size = (
-            logit_scale,
-            logit_bias,
-            objective,
-            batch_size,
-        )
+        self.logit_scale, self.logit_bias = logit_scale, logit_bias
+        self.objective, self.batch_size = objective, batch_size
 
     def score(self, embeddings: Tensor) -> Scores:
         """`figures`: task_loss, recall at 1, 5 and 10 in both directions as fractions, and the mean of these six."""
@@ -97,7 +92,7 @@ class ImageRetrieval(Retrieval):
         return ImageRetrieval(self.images[index >= 0], index[index >= 0], *self._loss(), **self._options())
 
 
-def retrieval_task(encoder: Encoder, targets: Tensor, image_index: np.ndarray, **options: object) -> Retrieval:
+def retrieval_task(encoder: Contrasted, targets: Tensor, image_index: np.ndarray, **options: object) -> Retrieval:
     """Retrieval of an encoder's samples and the targets (m, d) that its `embed_pairs` gives."""
     kind = ImageRetrieval if encoder.tower == "vision" else Retrieval
     return kind(targets, image_index, encoder.logit_scale, encoder.logit_bias, **options)

@@ -1,10 +1,13 @@
 """The floors of the house: who may import whom, and no file that hides a package."""
 
 import ast
+import re
 import subprocess
 import sys
 from importlib.metadata import packages_distributions
 from pathlib import Path
+
+from models.encoders import FAMILIES
 
 ROOT = Path(__file__).resolve().parents[1]
 LISTED = subprocess.run(["git", "ls-files", "*.py"], cwd=ROOT, capture_output=True, text=True, check=True).stdout
@@ -15,11 +18,12 @@ BELOW = {
     "common": ("measures",),
     "data": ("common",),
     "models": ("common", "data", "measures"),
-    "tasks": ("common", "data", "models"),
+    "tasks": (),
     "search_strategy": ("common", "data", "models", "tasks", "measures"),
     "common.analysis": ("common", "data", "models", "measures"),  # step 1
     "training": ("common", "data", "models", "measures", "tasks", "search_strategy", "common.analysis"),
 }
+PURE = ("measures", "tasks", "search_strategy.proposals", "search_strategy.coarse", "search_strategy.exact")
 OURS = {path.parts[0] for path in FILES if len(path.parts) > 1} | {path.stem for path in FILES}
 
 
@@ -47,6 +51,27 @@ def test_imports_go_down():
         }  # a script: every floor, and its own folder's helpers
         for name in imported(path):
             assert floor(name) in allowed, f"{path} imports {name}; its floor may import {', '.join(sorted(allowed))}"
+
+
+def test_pure_modules_have_no_files_no_output_and_no_flags():
+    for path in FILES:
+        if ".".join(path.with_suffix("").parts).startswith(PURE):
+            text = (ROOT / path).read_text(encoding="utf-8")
+            assert not re.findall(
+                r"^import (?:argparse|logging)|\bprint\(|\bopen\(|\bPath\(|^from transformers", text, re.M
+            ), path
+
+
+def test_no_family_of_models_is_named_outside_models_and_scripts():
+    families = [module for module, _ in FAMILIES.values()]
+    names = set(families)
+    for module in families:
+        tree = ast.parse((ROOT / f"{module.replace('.', '/')}.py").read_text(encoding="utf-8"))
+        defined = [node.name for node in tree.body if isinstance(node, ast.FunctionDef | ast.ClassDef)]
+        names |= {f"{place}.{name}" for place in (module, "models") for name in defined}
+    for path in FILES:
+        if path.parts[0] in ("common", "data", "measures", "search_strategy", "tasks", "training"):
+            assert not imported(path) & names, path
 
 
 def test_scripts_are_not_imported():

@@ -14,15 +14,7 @@ import accelerate.utils
 import numpy as np
 from accelerate import PartialState
 
-from common import (
-    Record,
-    is_main_process,
-    seed_everything,
-    set_up_logging,
-    show_progress,
-    write_json,
-    write_text,
-)
+from common import Record, is_main_process, seed_everything, set_up_logging, show_progress, write_json, write_text
 from common.analysis import measure_captions
 from common.files import plain
 from common.matrix_files import MatrixSettings

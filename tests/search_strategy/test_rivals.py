@@ -3,14 +3,7 @@
 import numpy as np
 import pytest
 
-from search_strategy.rivals import (
-    best_block,
-    block_influence,
-    every_other,
-    first_layers,
-    greedy_by_loss,
-    last_layers,
-)
+from search_strategy.rivals import best_block, block_influence, every_other, first_layers, greedy_by_loss, last_layers
 
 
 def test_every_other_has_two_phases():

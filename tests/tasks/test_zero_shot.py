@@ -6,13 +6,7 @@ import torch.nn.functional as F
 
 from common.files import read_lines
 from models import load_clip
-from tasks.zero_shot import (
-    check_templates,
-    class_embeddings,
-    classes_in_captions,
-    right_classes,
-    zero_shot_accuracy,
-)
+from tasks.zero_shot import check_templates, class_embeddings, classes_in_captions, right_classes, zero_shot_accuracy
 
 
 @pytest.fixture(scope="module")
