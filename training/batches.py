@@ -90,27 +90,32 @@ def load_split(
 def cached_embeddings(encoder: Encoder, pairs: ImageCaptionPairs, cache_dir: Path | None) -> Tensor:
     """Embeddings (n, d) of the encoder's side of the pairs; equal captions are computed once.
 
-    Cached in `cache_dir` under a name made from the captions as tokens, the weights and the configuration.
+    Cached in `cache_dir` under a name made from the captions as tokens (or the images), the weights and the configuration.
     """
-    samples = encoder.samples(pairs)
+    samples, of_images = encoder.samples(pairs), encoder.tower == "vision"
 
     def embed() -> np.ndarray:
+        if of_images:
+            return encoder.embeddings(samples).cpu().numpy()
         distinct, numbers = np.unique(samples, return_inverse=True)
         return encoder.embeddings(distinct.tolist()).cpu().numpy()[numbers]
 
     key = ""
     if cache_dir is not None:
         config = json.dumps(encoder.stack.tower.config.to_dict(), sort_keys=True, default=str)
-        key = "\0".join([json.dumps(encoder.prepare(samples)), *map(state_hash, encoder.parts().values()), config])
-    return torch.from_numpy(cached_array(cache_dir, "text_embeddings", key, embed)).to(encoder.device)
+        content = pairs.images.content_hash() if of_images else json.dumps(encoder.prepare(samples))
+        key = "\0".join([content, *map(state_hash, encoder.parts().values()), config])
+    return torch.from_numpy(cached_array(cache_dir, f"{encoder.tower}_embeddings", key, embed)).to(encoder.device)
 
 
 class PairBatches(Dataset):
     """Batches of pairs by row numbers, assembled by indexing tensors.
 
     A batch has `inputs` and `mask`, as in `models.encoders.Batch`, cut to its longest sample; `image_rows` and
-    `caption_numbers` (n,), equal where the image or the caption is the same; and where they are there
-    `image_embeddings` (n, d), `pixel_values` (n, 3, H, W), `teacher_text` (n, d).
+    `caption_numbers` (n,), equal where the image or the caption is the same; `target_rows` (n,), the numbers of the targets;
+    and where they are there `image_embeddings` (n, d), the targets, `pixel_values` (n, 3, H, W), `teacher_text` (n, d).
+
+    The samples of a text tower are captions, and its targets images; those of an image tower the other way round.
 
     Args:
         encoder: it says how its samples are batched; its image processor is used for pixels.
@@ -120,8 +125,10 @@ class PairBatches(Dataset):
 
     def __init__(self, encoder: Encoder, split: Split, pixels: bool = False):
         pairs = split.pairs
-        prepared = encoder.prepare(encoder.samples(pairs))
-        self._all = encoder.batch(prepared, range(len(prepared))).to("cpu")
+        self._encoder, self._of_images = encoder, encoder.tower == "vision"
+        self._prepared = encoder.prepare(encoder.samples(pairs))
+        # all tokens at once, and no images
+        self._all = None if self._of_images else encoder.batch(self._prepared, range(len(pairs))).to("cpu")
         self._image_rows = torch.from_numpy(pairs.image_index)
         self._image_embeddings = None if split.image_embeddings is None else split.image_embeddings.cpu()
         self._teacher_text = None if split.teacher_text is None else split.teacher_text.cpu()
@@ -131,17 +138,22 @@ class PairBatches(Dataset):
         self.groups = pairs.groups
 
     def __len__(self) -> int:
-        return len(self._all.mask)
+        return len(self._image_rows)
 
     def __getitems__(self, rows: list[int]) -> dict[str, Tensor | dict[str, Tensor]]:
         rows = torch.as_tensor(rows)
-        samples, image_rows = self._all.select(rows), self._image_rows[rows]
-        batch = {"inputs": samples.inputs, "mask": samples.mask, "image_rows": image_rows}
+        image_rows = self._image_rows[rows]
+        sample_rows, target_rows = (image_rows, rows) if self._of_images else (rows, image_rows)
+        if self._of_images:
+            samples = self._encoder.batch(self._prepared, sample_rows.tolist()).to("cpu")
+        else:
+            samples = self._all.select(rows)
+        batch = {"inputs": samples.inputs, "mask": samples.mask, "image_rows": image_rows, "target_rows": target_rows}
         batch["caption_numbers"] = self._caption_numbers[rows]
         if self._image_embeddings is not None:
-            batch["image_embeddings"] = self._image_embeddings[image_rows]
+            batch["image_embeddings"] = self._image_embeddings[target_rows]
         if self._teacher_text is not None:
-            batch["teacher_text"] = self._teacher_text[rows]
+            batch["teacher_text"] = self._teacher_text[sample_rows]
         if self._images is not None:
             batch["pixel_values"] = self._preprocess([self._images[row] for row in image_rows.tolist()])
         return batch

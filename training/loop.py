@@ -28,7 +28,6 @@ from training.towers import TrainedTowers
 
 logger = logging.getLogger("comflp")
 
-MAX_LOGIT_SCALE = math.log(100)  # as in CLIP (Radford et al. 2021, section 2.5)
 ADAM_BETAS = (0.9, 0.98)
 WARMUP_STEPS = 100
 LOG_STEPS = 50
@@ -203,8 +202,7 @@ class Trainer:
         self._optimizer.step()
         self._scheduler.step()
         self._optimizer.zero_grad()
-        with torch.no_grad():
-            self.towers.logit_scale.clamp_(max=MAX_LOGIT_SCALE)
+        self.towers.clamp_logit_scale()
         return loss.detach()
 
     def validate(self) -> dict[str, float]:

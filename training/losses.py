@@ -13,7 +13,8 @@ import torch.nn.functional as F
 from accelerate import PartialState
 from torch import Tensor
 
-from tasks.retrieval import symmetric_cross_entropy
+from tasks.retrieval import sigmoid_loss, symmetric_cross_entropy
+from training.towers import Outputs
 
 
 def gather(tensor: Tensor) -> Tensor:
@@ -47,19 +48,23 @@ class Similarities:
     teacher_image: Tensor | None = None
     teacher_scale: float = 1.0
     same: Tensor | None = None  # (n, n) booleans: two pairs that share the image or the caption
+    bias: Tensor | None = None  # added to the scaled similarities in SigLIP's loss; None: the loss is CLIP's
 
 
 def contrastive_loss(batch: Similarities, negatives: Tensor | None = None, hidden: Tensor | None = None) -> Tensor:
-    """CLIP's symmetric cross entropy (Radford et al. 2021); with `negatives` (m, d), image embeddings that every caption is
-    also compared with, but for those of which `hidden` (m,) is true. Nats.
+    """CLIP's symmetric cross entropy (Radford et al. 2021), or with a bias SigLIP's sigmoid loss (Zhai et al. 2023); with
+    `negatives` (m, d), image embeddings that every caption is also compared with, but for those of which `hidden` (m,) is
+    true. Nats.
     """
     logits = batch.scale * batch.text @ batch.image.T
     if batch.same is not None:  # no negatives of each other
         others = batch.same & ~torch.eye(len(logits), dtype=torch.bool, device=logits.device)
         logits = logits.masked_fill(others, -torch.inf)
     if negatives is None:
-        return symmetric_cross_entropy(logits)
+        return symmetric_cross_entropy(logits) if batch.bias is None else sigmoid_loss(logits + batch.bias)
     extra = (batch.scale * batch.text @ negatives.T).masked_fill(hidden, -torch.inf)
+    if batch.bias is not None:
+        return sigmoid_loss(logits + batch.bias) - F.logsigmoid(-extra - batch.bias).sum() / len(logits)
     target = torch.arange(len(logits), device=logits.device)
     text_to_image = F.cross_entropy(torch.cat([logits, extra], dim=1), target)
     return (text_to_image + F.cross_entropy(logits.T, target)) / 2
@@ -129,11 +134,9 @@ class Objective:
         names = ("distill_mode", "distill_weight", "temperature", "negatives")
         return {name: getattr(self, name) for name in names}
 
-    def __call__(
-        self, outputs: tuple[Tensor, Tensor | None, Tensor], batch: dict[str, Tensor], generator: np.random.Generator
-    ) -> Tensor:
-        """The loss over all processes' rows. `outputs`: of `TrainedTowers`; `generator`: equal in all processes."""
-        text, image, scale = outputs
+    def __call__(self, outputs: Outputs, batch: dict[str, Tensor], generator: np.random.Generator) -> Tensor:
+        """The loss over all processes' rows. `generator`: equal in all processes."""
+        text, image, scale, bias = outputs
         gathered = Similarities(
             gather(text),
             None if image is None else gather(image),
@@ -141,21 +144,22 @@ class Objective:
             *(gather(batch[name]) if name in batch else None for name in ("teacher_text", "image_embeddings")),
             self.teacher_scale,
             _share_image_or_caption(batch),
+            bias,
         )
         if image is None:
             return feature_distance(gathered)
-        loss = contrastive_loss(gathered, *self._negatives(batch["image_rows"], generator))
+        loss = contrastive_loss(gathered, *self._negatives(batch["target_rows"], generator))
         if self.distill_mode != "none":
             loss = loss + self.distill_weight * DISTILLATION[self.distill_mode](gathered, self.temperature)
         return loss
 
-    def _negatives(self, image_rows: Tensor, generator: np.random.Generator) -> tuple[Tensor, Tensor] | tuple[()]:
+    def _negatives(self, target_rows: Tensor, generator: np.random.Generator) -> tuple[Tensor, Tensor] | tuple[()]:
         """Random image embeddings, and which of them are of images in the batch; nothing where none are asked for."""
         if not self.negatives:
             return ()
         drawn = torch.from_numpy(generator.choice(len(self.image_embeddings), self.negatives, replace=False))
-        embeddings = self.image_embeddings[drawn].to(image_rows.device)
-        return embeddings, torch.isin(drawn.to(image_rows.device), gather(image_rows))
+        embeddings = self.image_embeddings[drawn].to(target_rows.device)
+        return embeddings, torch.isin(drawn.to(target_rows.device), gather(target_rows))
 
 
 def _share_image_or_caption(batch: dict[str, Tensor]) -> Tensor:

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -10,11 +11,23 @@ from torch import Tensor, nn
 from models import Encoder
 from models.encoders import Batch
 
+MAX_LOGIT_SCALE = math.log(100)
 LENGTH_PARTS = 2  # of a batch on a CPU: fewer compute more padding, more have smaller matrix products
 
 
+class Outputs(NamedTuple):
+    """What a batch gives: the encoder's (n, d) and the images' (n, d) embeddings, L2-normalised; the factor on cosine
+    similarities; and what is added to them, None where the loss is CLIP's. `image` is None where there are no images."""
+
+    text: Tensor
+    image: Tensor | None
+    scale: Tensor
+    bias: Tensor | None = None
+
+
 class TrainedTowers(nn.Module):
-    """An encoder's tower with its projection, and the logit scale where the model has one; the image tower where it is trained.
+    """An encoder's tower with its projection, and the logit scale (and bias) where the model has one; the image tower where it is
+    trained.
 
     Its parameters are the model's own. Those of a frozen image tower are not among them, so they are neither saved with the
     states of a training nor synchronised between processes.
@@ -31,16 +44,23 @@ class TrainedTowers(nn.Module):
         bfloat16: bool = False,
     ):
         super().__init__()
+        if train_vision and not encoder.target_parts():
+            raise ValueError(
+                f"--freeze_vision false: {encoder.name} has no other tower that could be trained beside this one"
+            )
         for name, part in {**encoder.parts(), **(encoder.target_parts() if train_vision else {})}.items():
             self.add_module(name or "model", part)
         # a model without one of its own is compared at a fixed scale
         scale = getattr(encoder.model, "logit_scale", None)
         self.logit_scale = nn.Parameter(torch.tensor(math.log(encoder.logit_scale))) if scale is None else scale
         encoder.model.requires_grad_(False)
+        self.logit_bias = getattr(encoder.model, "logit_bias", None)
         self.requires_grad_(True)
         if freeze_embeddings:
             encoder.input_embeddings().requires_grad_(False)
         self.logit_scale.requires_grad_(scale is not None and not freeze_logit_scale)
+        if self.logit_bias is not None:
+            self.logit_bias.requires_grad_(not freeze_logit_scale)
         if bfloat16 and encoder.device.type == "cpu":
             # Under autocast to bf16 the fused attention's backward pass on a CPU takes more than all the rest of the step.
             encoder.model.set_attn_implementation("eager")
@@ -52,10 +72,14 @@ class TrainedTowers(nn.Module):
     def num_layers(self) -> int:
         return self._encoder.num_layers
 
-    def forward(self, batch: dict, keep: Sequence[bool]) -> tuple[Tensor, Tensor | None, Tensor]:
-        """The encoder's (n, d) and the images' (n, d) embeddings, L2-normalised, and the factor on cosine similarities.
+    @torch.no_grad()
+    def clamp_logit_scale(self) -> None:
+        """As in CLIP (Radford et al. 2021, section 2.5); SigLIP's is beyond that from the start."""
+        if self.logit_bias is None:
+            self.logit_scale.clamp_(max=MAX_LOGIT_SCALE)
 
-        `keep`: for every layer whether it runs in this step. Image embeddings are those of the batch's images where it has
+    def forward(self, batch: dict, keep: Sequence[bool]) -> Outputs:
+        """`keep`: for every layer whether it runs in this step. Image embeddings are those of the batch's images where it has
         them, else those it was given; None where it has neither.
         """
         kept = [layer for layer, stays in enumerate(keep, start=1) if stays]
@@ -64,7 +88,7 @@ class TrainedTowers(nn.Module):
         image = batch.get("image_embeddings")
         if "pixel_values" in batch:
             image = self._encoder.embed_images(batch["pixel_values"])
-        return text, image, self.logit_scale.exp()
+        return Outputs(text, image, self.logit_scale.exp(), self.logit_bias)
 
     def _embed(self, batch: Batch, kept: Sequence[int]) -> Tensor:
         """(n, d), L2-normalised. On a CPU in parts of similar length, so that little is computed for padding.

@@ -1,12 +1,14 @@
 """SigLIP, MetaCLIP 2 and image towers against the models' own forward pass; pruned, saved, loaded."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from accelerate.state import AcceleratorState
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from transformers import (
     CLIPConfig,
@@ -24,6 +26,9 @@ from data import load_pairs
 from models import load_encoder
 from models.repair import repaired
 from tasks.retrieval import ImageRetrieval, Retrieval, retrieval_task
+from training.batches import TrainingData, load_split
+from training.loop import Settings, Trainer
+from training.losses import Objective
 
 VOCAB, LENGTH = 300, 8
 WIDTH = {"hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 4, "num_attention_heads": 2}
@@ -288,3 +293,25 @@ def test_siglip_without_a_head_or_a_padding_token_is_refused(words, tmp_path):
     assert load_encoder(str(folder)).num_layers == 4
     with pytest.raises(ValueError, match=r"no head \(vision_use_head false\)"):
         load_encoder(str(folder), "vision")
+
+
+@pytest.mark.parametrize("tower", ["text", "vision"])
+@pytest.mark.parametrize("kind", ["clip", "siglip"])
+def test_towers_are_trained_towards_the_other_side_that_stays(folders, tiny_pairs, tmp_path, kind, tower):
+    AcceleratorState._reset_state(reset_partial_state=True)
+    full = load_encoder(str(folders[kind]), tower)
+    split = load_split(full, str(tiny_pairs), "train", options={}, teacher_text=True, cache_dir=tmp_path / "cache")
+    settings = Settings(max_epoch=3, batch_size=20, lr=3e-3, weight_decay=0.1, warmup_steps=0, seed=0)
+    encoder = full.drop([2])
+    before = split.figures(encoder)
+    trainer = Trainer(encoder, TrainingData(split, split, full), Objective("feature"), settings, tmp_path / "run")
+    others = {name: tensor.clone() for name, tensor in encoder.model.state_dict().items()}
+    assert trainer.train()[-1]["task_loss"] < 0.98 * before["task_loss"]
+    prefix = {"text": "vision_model", "vision": "text_model"}[tower]
+    assert all(torch.equal(encoder.model.state_dict()[n], t) for n, t in others.items() if n.startswith(prefix))
+    assert load_encoder(str(tmp_path / "run"), tower).num_layers == encoder.num_layers
+    if tower == "vision":
+        with pytest.raises(ValueError, match="--freeze_vision false: .* has no other tower that could be trained"):
+            Trainer(
+                encoder, TrainingData(split, split), Objective(), replace(settings, freeze_vision=False), tmp_path / "r"
+            )

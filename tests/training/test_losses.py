@@ -1,6 +1,7 @@
 """Losses against plain loops, and what must hold for any distance to a teacher."""
 
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -8,6 +9,7 @@ import torch
 import torch.nn.functional as F
 
 from training.losses import DISTILLATION, Objective, Similarities, contrastive_loss, feature_distance
+from training.towers import Outputs
 
 N, D = 6, 5
 
@@ -42,6 +44,23 @@ def test_negatives_count_for_captions_alone_and_hidden_ones_not_at_all():
     negatives, hidden = unit_rows(4, 99), torch.tensor([False, True, False, True])
     expected = plain_contrastive(similarities(), [negatives[0], negatives[2]])
     assert contrastive_loss(similarities(), negatives, hidden).item() == pytest.approx(expected, rel=1e-12)
+
+
+def test_with_a_bias_every_pair_is_right_or_wrong_on_its_own():
+    """As SigLIP: with negatives of which some are hidden, and pairs that share a caption."""
+    batch, negatives, hidden = similarities(), unit_rows(3, 99), torch.tensor([False, True, False])
+    same = torch.eye(N, dtype=torch.bool)
+    same[1, 4] = same[4, 1] = True
+    total = 0.0
+    for i in range(N):
+        for j in range(N):
+            if i == j or not same[i, j]:
+                logit = float(batch.scale * batch.text[i] @ batch.image[j]) - 3.0
+                total += math.log(1 + math.exp(-logit if i == j else logit))
+        for j in (0, 2):
+            total += math.log(1 + math.exp(float(batch.scale * batch.text[i] @ negatives[j]) - 3.0))
+    biased = replace(batch, same=same, bias=torch.tensor(-3.0).double())
+    assert contrastive_loss(biased, negatives, hidden).item() == pytest.approx(total / N, rel=1e-12)
 
 
 @pytest.mark.parametrize("mode", DISTILLATION)
@@ -88,10 +107,11 @@ def test_objective_adds_the_weighted_distance_and_is_that_alone_without_images()
         "image_embeddings": batch.image,
         "caption_numbers": torch.arange(N),
         "image_rows": torch.arange(N),
+        "target_rows": torch.arange(N),
     }
-    outputs, generator = (batch.text, batch.image, batch.scale), np.random.default_rng(0)
+    outputs, generator = Outputs(batch.text, batch.image, batch.scale), np.random.default_rng(0)
     both = Objective("feature", distill_weight=3.0)(outputs, rows, generator)
-    alone = Objective("feature", distill_weight=3.0)((batch.text, None, batch.scale), rows, generator)
+    alone = Objective("feature", distill_weight=3.0)(Outputs(batch.text, None, batch.scale), rows, generator)
     assert both.item() == pytest.approx((contrastive_loss(batch) + 3 * feature_distance(batch)).item())
     assert alone.item() == pytest.approx(feature_distance(batch).item())
 
@@ -99,8 +119,9 @@ def test_objective_adds_the_weighted_distance_and_is_that_alone_without_images()
 def test_negatives_drawn_are_never_images_of_the_batch():
     images = unit_rows(8, 5)
     rows = {"image_embeddings": images[:N], "caption_numbers": torch.arange(N), "image_rows": torch.arange(N)}
+    rows["target_rows"] = rows["image_rows"]
     batch = similarities()
     objective = Objective(negatives=8, image_embeddings=images)  # all there are: the two beside the batch count
-    loss = objective((batch.text, images[:N], batch.scale), rows, np.random.default_rng(0))
+    loss = objective(Outputs(batch.text, images[:N], batch.scale), rows, np.random.default_rng(0))
     expected = plain_contrastive(Similarities(batch.text, images[:N], batch.scale), list(images[N:]))
     assert loss.item() == pytest.approx(expected, rel=1e-12)

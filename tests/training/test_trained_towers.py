@@ -25,15 +25,16 @@ def test_text_embeddings_are_those_of_the_model_on_padded_captions(clip: Clip, p
     tokens = clip.processor.tokenizer(pairs.captions, padding="max_length", return_tensors="pt")
     expected = F.normalize(clip.model.get_text_features(input_ids=tokens["input_ids"]).pooler_output, dim=-1)
     batch = PairBatches(clip, Split(pairs, None, None)).__getitems__(list(range(len(pairs))))
-    text, image, scale = TrainedTowers(clip)(batch, [True] * 4)
+    text, image, scale, bias = TrainedTowers(clip)(batch, [True] * 4)
     torch.testing.assert_close(text, expected, rtol=0, atol=2e-6)
     assert image is None
+    assert bias is None
     assert scale.item() == pytest.approx(clip.logit_scale)
 
 
 def test_a_layer_left_out_is_a_layer_dropped(clip: Clip, pairs):
     batch = PairBatches(clip, Split(pairs, None, None)).__getitems__(list(range(20)))
-    text, _, _ = TrainedTowers(clip)(batch, [True, False, True, False])
+    text = TrainedTowers(clip)(batch, [True, False, True, False]).text
     expected = Clip(clip.stack.drop([2, 4]), clip.processor, "").embeddings(pairs.captions[:20])
     torch.testing.assert_close(text, expected, rtol=0, atol=2e-6)
 
@@ -42,10 +43,10 @@ def test_images_are_embedded_where_the_batch_has_them(clip: Clip, pairs):
     embeddings = clip.image_embeddings(pairs.images)
     batch = PairBatches(clip, Split(pairs, embeddings, None), pixels=True).__getitems__([3, 1])
     towers = TrainedTowers(clip, train_vision=True)
-    _, live, _ = towers(batch, [True] * 4)
+    live = towers(batch, [True] * 4).image
     torch.testing.assert_close(live, embeddings[[3, 1]], rtol=0, atol=2e-6)
     del batch["pixel_values"]
-    _, given, _ = towers(batch, [True] * 4)
+    given = towers(batch, [True] * 4).image
     assert torch.equal(given, embeddings[[3, 1]])
 
 
