@@ -32,10 +32,11 @@ from common import (
     write_json,
 )
 from data import load_pairs
+from measures.ridge import RidgeSums
 from models import Encoder, load_encoder
 from models.encoders import Batch
 from models.folding import BlockMap, TableMap, apply_change, find_place
-from models.repair import CAPTIONS, Cut, Repairer, Sums, draw_captions
+from models.repair import CAPTIONS, Cut, Repairer, draw_captions
 from search_strategy.fine import FineSearch
 from search_strategy.proposals import Proposal, parse_clip_layers, random_proposals, segments
 
@@ -85,7 +86,7 @@ class ReplaceMe(Repairer):
         weights = place.linear.weight.T.double()
         if place.has_bias:
             weights = torch.cat([weights, place.linear.bias[None].double()])
-        sums = Sums(has_bias=False)
+        sums = RidgeSums(has_bias=False)
         for _, inputs, lacks in self.read_lacks(place, layer, last):
             sums.add(apply_change(weights, inputs), lacks)
         return weights @ sums.solve(self.ridge)

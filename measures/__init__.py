@@ -20,5 +20,6 @@ from measures.covcorr import CovCorr
 from measures.dc import DC
 from measures.delta_mean import DeltaMean
 from measures.pwcca import PWCCA
+from measures.repair import Repair
 from measures.svcca import SVCCA
 from measures.table import KINDS, MEASURES

@@ -1,6 +1,7 @@
 """The measures: one row each, from which every script takes its flags, its defaults and the names of its files."""
 
 import inspect
+import math
 from dataclasses import dataclass
 
 from measures.ablation import Ablation
@@ -12,6 +13,7 @@ from measures.covcorr import CovCorr
 from measures.dc import DC
 from measures.delta_mean import DeltaMean
 from measures.pwcca import PWCCA
+from measures.repair import Repair
 from measures.svcca import SVCCA
 
 
@@ -75,6 +77,7 @@ THRESHOLD = (
 )
 ESTIMATOR = Option("estimator", "V-statistic, as the original, or U-centred", choices=("biased", "unbiased"))
 DEBIASED = Option("debiased", "HSIC without its bias")
+PULL = Option("ridge", "pull of a refitted map towards what it is, in mean squares of a feature", limits=(0, math.inf))
 
 KINDS = {
     "svcca": Kind(SVCCA, THRESHOLD, tag="cca", script="svcca_analysis.py"),
@@ -86,5 +89,6 @@ KINDS = {
     "covcorr": Kind(CovCorr),
     "delta_mean": Kind(DeltaMean),
     "ablation": Kind(Ablation, modes=("U",), draws=(4, 10), fed="ablation"),
+    "repair": Kind(Repair, (PULL,), modes=("T",), draws=(32, 32), fed="repair"),
 }
 MEASURES = {name: kind.measure for name, kind in KINDS.items() if kind.fed == "states"}  # those of hidden states

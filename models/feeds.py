@@ -1,4 +1,4 @@
-"""What measures are fed: the hidden states of an encoder, or its embeddings without some of its layers.
+"""What measures are fed: the hidden states of an encoder, its embeddings without some layers, or what a repair is fitted to.
 
 A feed gives, for some captions, tensors with one row a sample; a row of `measures.KINDS` names the one that it takes.
 """
@@ -12,6 +12,8 @@ from torch import Tensor
 from common.matrix_files import PER_TOKEN_MODES, MatrixSettings
 from measures.ablation import skipped_segments
 from models.encoders import Encoder
+from models.folding import find_place
+from models.segment_maps import read_repairs
 
 FORWARD_TOKENS = 4096  # in a forward pass: enough for full speed, few enough to stay in the cache of a CPU
 
@@ -86,7 +88,23 @@ def embedding_values(encoder: Encoder, _settings: MatrixSettings, _longest: int)
     return (1 + len(list(skipped_segments(encoder.num_layers)))) * encoder.dim
 
 
+def repairs(encoder: Encoder, tokens: Sequence[list[int]], _settings: MatrixSettings, longest: int) -> list[Tensor]:
+    """For each layer the inputs of its last linear map, its sum, and what that should be for each later state; a row a token."""
+    parts = []
+    with torch.inference_mode():
+        for batch in encoder.prepared_batches(tokens, max(1, FORWARD_TOKENS // longest)):
+            places = [find_place(encoder.stack, layer, batch.inputs) for layer in range(encoder.num_layers)]
+            parts.append(read_repairs(encoder, places, batch))
+    return [torch.cat(tensors) for tensors in zip(*parts, strict=True)]
+
+
+def repair_values(encoder: Encoder, _settings: MatrixSettings, longest: int) -> int:
+    num_layers, hidden_units = encoder.num_layers, 4  # as many widths as MLPs commonly have
+    return longest * encoder.width * (num_layers * (hidden_units + 1) + num_layers * (num_layers + 1) // 2)
+
+
 FEEDS = {
     "states": Feed(hidden_states, hidden_state_values),
     "ablation": Feed(embeddings_without_segments, embedding_values),
+    "repair": Feed(repairs, repair_values),
 }

@@ -21,13 +21,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from measures.ridge import RIDGE, RidgeSums
 from models.encoders import Batch, Encoder
 from models.folding import BlockMap, TableMap, apply_change, find_place
 from models.judging import Judge
 
 logger = logging.getLogger("comflp")
 
-RIDGE = 1e-2  # in mean squares of a feature
 TOKENS_A_FEATURE = 10  # below this the maps fit the captions rather than the language
 CAPTIONS = 4000  # of train, for the repair of one proposal
 HELD_OUT = 10  # one caption in so many judges the repairs
@@ -114,34 +114,6 @@ def repair(
         cuts = tuple(Cut(cut.segment, 0.0, cut.before, cut.before, "all together did not help") for cut in report.cuts)
         return encoder.drop(dropped_layers), Repair(cuts, report.samples, report.tokens, report.before, report.before)
     return pruned, report
-
-
-class Sums:
-    """Weighted least squares from sums in float64: memory does not grow with the samples."""
-
-    def __init__(self, has_bias: bool):
-        self.has_bias, self.gram, self.cross = has_bias, 0.0, 0.0
-
-    def add(self, features: Tensor, targets: Tensor, weights: Tensor | None = None) -> None:
-        """`features` (n, F), `targets` (n, D), `weights` (n,)."""
-        features = features.double()
-        if self.has_bias:
-            features = F.pad(features, (0, 1), value=1.0)
-        weighted = features.T if weights is None else (features * weights.double()[:, None]).T
-        self.gram = self.gram + weighted @ features
-        self.cross = self.cross + weighted @ targets.double()
-
-    def solve(self, ridge: float) -> Tensor:
-        """X, (F, D) or (F + 1, D) with the constant last, of the least |features X - targets|^2 + r |X|^2.
-
-        r is `ridge` times the mean square of a feature, summed; the constant is free. The targets are what the present weights
-        lack, so X, which is added to them, is small where the samples say nothing.
-        """
-        penalty = self.gram.diagonal().clone()
-        size = len(penalty) - self.has_bias
-        penalty[:size] = ridge * penalty[:size].mean() or 1.0  # features that are all zero change nothing
-        penalty[size:] = 0
-        return torch.linalg.solve(self.gram + penalty.diag(), self.cross)
 
 
 class Walk:
@@ -233,7 +205,7 @@ class Repairer:
 
     def fit_segment(self, place: BlockMap | TableMap, layer: int, last: int) -> Tensor:
         """The change of the weights that brings the sum to where h_last of the full model asks for it."""
-        sums = Sums(place.has_bias)
+        sums = RidgeSums(place.has_bias)
         for batch, inputs, lacks in self.read_lacks(place, layer, last):
             sums.add(inputs, lacks, None if self.weigh is None else self.weigh(batch)[batch.mask])
         return sums.solve(self.ridge)
@@ -247,7 +219,7 @@ class Repairer:
 
     def repair_projection(self) -> Cut:
         place = BlockMap(self.pruned.projection, None)
-        sums = Sums(place.has_bias)
+        sums = RidgeSums(place.has_bias)
         for number, batch in enumerate(self.walk.batches):
             features = self.pruned.features(self.walk.end(number), batch)
             current = self.pruned.projection(features)

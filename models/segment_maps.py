@@ -1,7 +1,7 @@
-"""The repair of every possible segment, from one pass over the full model: to measure them, and to score proposals repaired.
+"""The repair of every possible segment, from one pass over the full model: so the fine search can score proposals repaired.
 
-For each layer p: the Gram matrix of the inputs of its last linear map, and their products with what its sum lacks of every later state.
-From these sums comes the map of any segment [p + 1, b] without another pass. All maps are fitted on the full model's states;
+For each layer p: the Gram matrix of the inputs of its last linear map, and their products with what its sum lacks of every later state
+(`measures/repair.py`). From these sums comes the map of any segment [p + 1, b] without another pass. All maps are fitted on the full model's states;
 for one proposal `repair` does better, cut by cut on the states of the repaired model.
 """
 
@@ -11,10 +11,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from measures import Repair
 from models.encoders import Batch, Encoder
-from models.folding import apply_change, find_place
+from models.folding import BlockMap, TableMap, apply_change, find_place
 from models.judging import Judge
-from models.repair import FEWEST_CAPTIONS, RIDGE, Sums, hold_out, warn_of_few_tokens
+from models.repair import FEWEST_CAPTIONS, RIDGE, hold_out, warn_of_few_tokens
 
 CAPTIONS = 1000  # a few hundred give the same order of proposals; the winner is refitted with more
 JUDGES = 64  # a map is judged whenever it is first used, so by fewer samples than the repair of one proposal
@@ -44,41 +45,16 @@ class SegmentMaps:
         layers = range(encoder.num_layers)  # 0: the embeddings; nothing comes after layer L
         self.places = [find_place(encoder.stack, p, batches[0].inputs) for p in layers]
         warn_of_few_tokens(self.places, sum(int(batch.mask.sum()) for batch in batches), len(fitted))
-        sums = [_LaterSums(place is None or place.has_bias) for place in self.places]
+        self._measure = Repair(ridge, [place is None or place.has_bias for place in self.places])
         for batch in batches:
-            self._add(batch, sums)
-        self._changes = []
-        self._shares = np.eye(encoder.num_layers + 1)
-        for p, (place, of_layer) in enumerate(zip(self.places, sums, strict=True)):
-            changes, self._shares[p, p + 1 :] = of_layer.solve(ridge, can_change=place is not None)
-            self._changes.append(changes.to(encoder.device, torch.float32))
+            self._measure.update(read_repairs(encoder, self.places, batch))
+        self._changes = [changes.to(encoder.device, torch.float32) for changes in self._measure.changes()]
         self._held_states = [encoder.stack.hidden_states(**batch.inputs) for batch in self.judge.batches]
         self._steps: dict[tuple[int, int], float] = {}
 
-    def _add(self, batch: Batch, sums: list["_LaterSums"]) -> None:
-        stack = self.encoder.stack
-        hidden, context = stack.start(**batch.inputs)
-        states, read = [hidden], [(hidden, hidden)]
-        for layer in range(1, stack.num_layers + 1):
-            if layer < stack.num_layers:
-                read.append(self.places[layer].read(stack, states[-1], context, layer))
-                states.append(self.places[layer].state(read[-1][1]))
-            else:
-                states.append(stack.run(states[-1], context, [layer]))
-        real = torch.stack(states)[:, batch.mask]  # (L + 1, n, D)
-        for p, (place, (inputs, current)) in enumerate(zip(self.places, read, strict=True)):
-            current = current[batch.mask]
-            wanted = real[p + 1 :] if place is None else place.wanted(real[p + 1 :], current)
-            sums[p].add(inputs[batch.mask], wanted, current)
-
     def matrix(self) -> np.ndarray:
-        """(L + 1, L + 1), symmetric: M[i, j] is the share of the variance of h_j that layer i explains after its repair.
-
-        1 - |what is left| / |h_j - mean|, squares summed over the fitted tokens; 0 where it explains less than the mean alone.
-        In a post-norm block of layer i, h_j is taken as what its sum should be before the norm.
-        """
-        upper = np.triu(self._shares.clip(0, 1), 1)
-        return upper + upper.T + np.eye(len(upper))
+        """(L + 1, L + 1): the share of each later state that a layer explains after its repair; see `measures.Repair`."""
+        return self._measure.matrix()
 
     def fitted_change(self, p: int, b: int) -> Tensor:
         """The whole way from the present weights of layer p to those fitted to h_b: (F, D), or (F + 1, D) with the bias last."""
@@ -123,30 +99,19 @@ class SegmentMaps:
         return self.judge.best_step(embeddings_at)[0]
 
 
-class _LaterSums:
-    """Least squares from one layer's inputs to what its sum lacks of each later state."""
-
-    def __init__(self, has_bias: bool):
-        self._sums = Sums(has_bias)
-        self._lacking = self._squares = self._totals = self._number = 0.0
-
-    def add(self, inputs: Tensor, wanted: Tensor, current: Tensor) -> None:
-        """`inputs` (n, F); `wanted` (J, n, D), the sum for each later state; `current` (n, D), the sum as it is."""
-        wanted = wanted.double()
-        lacks = wanted - current
-        self._sums.add(inputs, lacks.transpose(0, 1).flatten(1))
-        self._lacking = self._lacking + lacks.square().sum((1, 2))
-        self._squares = self._squares + wanted.square().sum((1, 2))
-        self._totals = self._totals + wanted.sum(1)
-        self._number += inputs.shape[0]
-
-    def solve(self, ridge: float, can_change: bool) -> tuple[Tensor, np.ndarray]:
-        """(J, F [+ 1], D), the changes; and (J,), the share of the variance of each later state that is then explained."""
-        flat = self._sums.solve(ridge)
-        changes = flat.unflatten(1, self._totals.shape).transpose(0, 1)
-        if not can_change:
-            changes = torch.zeros_like(changes)
-        cross = self._sums.cross.unflatten(1, self._totals.shape).transpose(0, 1)
-        left = self._lacking - 2 * (changes * cross).sum((1, 2)) + (changes * (self._sums.gram @ changes)).sum((1, 2))
-        variance = self._squares - self._totals.square().sum(1) / self._number
-        return changes, (1 - left / variance.clamp(min=1e-12)).cpu().numpy()
+def read_repairs(encoder: Encoder, places: Sequence[BlockMap | TableMap | None], batch: Batch) -> list[Tensor]:
+    """What an update of `measures.Repair` holds, over the real tokens of a batch; `places`: of each layer but the last, from 0."""
+    stack = encoder.stack
+    hidden, context = stack.start(**batch.inputs)
+    states, read = [hidden], [(hidden if places[0] else hidden[..., :0], hidden)]
+    for layer in range(1, stack.num_layers):
+        read.append(places[layer].read(stack, states[-1], context, layer))
+        states.append(places[layer].state(read[-1][1]))
+    states.append(stack.run(states[-1], context, [stack.num_layers]))
+    states = torch.stack(states)[:, batch.mask]  # (L + 1, n, D)
+    tensors = []
+    for layer, (place, (inputs, current)) in enumerate(zip(places, read, strict=True)):
+        current = current[batch.mask]
+        later = states[layer + 1 :]
+        tensors += [inputs[batch.mask], current, *(place.wanted(later, current) if place else later)]
+    return tensors

@@ -27,7 +27,7 @@ VARIED = {
     "caption_column": "alt text",
     "streaming": True,
 }
-VARIED_OPTIONS = {"thre": 0.95, "thre_on": "variance", "estimator": "unbiased", "debiased": True}
+VARIED_OPTIONS = {"thre": 0.95, "thre_on": "variance", "estimator": "unbiased", "debiased": True, "ridge": 0.1}
 
 
 def settings_of_every_kind():

@@ -1,4 +1,4 @@
-"""What skipping layers does to the text embedding: the feed of the ablation, from script to search."""
+"""The feeds of the measures that see more than hidden states, ablation and repair, from script to search."""
 
 import json
 from copy import deepcopy
@@ -85,3 +85,32 @@ def test_the_search_reads_it_and_names_the_command_where_it_is_missing(places, f
     expected = coarse_search(matrix, 2, mode="beam", num_proposals=10, score="sum")
     found = json.loads(path.read_text())["proposals"]
     assert [tuple(p["dropped_layers"]) for p in found] == [proposal for proposal, _ in expected]
+
+
+def test_the_feed_of_repair_holds_inputs_sums_and_later_states(tiny_clip, tiny_pairs):
+    clip = load_clip(str(tiny_clip))
+    captions = load_pairs(str(tiny_pairs), "train", images=False).captions[:7]
+    tokens = clip.prepare(captions)
+    tensors = feeds.repairs(clip, tokens, MatrixSettings("repair"), max(map(len, tokens)))
+    assert len(tensors) == NUM_LAYERS * (NUM_LAYERS + 5) // 2
+    assert {len(tensor) for tensor in tensors} == {sum(map(len, tokens))}
+    with torch.no_grad():
+        (batch,) = clip.batches(captions, 7)
+        states = [state[batch.mask] for state in clip.stack.hidden_states(**batch.inputs)]
+    inputs, current, *later = tensors[2 + NUM_LAYERS : 2 + NUM_LAYERS + 5]  # of layer 1
+    linear = clip.stack.layers[0].mlp.fc2
+    torch.testing.assert_close(current, states[1])
+    assert inputs.shape[1] == linear.in_features
+    for found, expected in zip(later, states[2:], strict=True):
+        torch.testing.assert_close(found, expected)
+
+
+def test_the_matrix_of_repair_is_written_and_searched(places):
+    similarity_analysis.main(["--measure", "repair", "--batch_size", "10", "--iter_num", "5", *places])
+    (path,) = model_dir(Path(places[-1]), places[1]).glob("repair_mat_50T*.npy")
+    matrix = np.load(path)
+    assert matrix.shape == (NUM_LAYERS + 1, NUM_LAYERS + 1)
+    assert (matrix.diagonal() == 1).all() and (matrix >= 0).all() and (matrix <= 1).all()
+    flags = ["--num_layers", "4", "--num_clip_layers", "2", "--select_measure", "repair", "--bs", "10", "--iter", "5"]
+    search.main([*flags, "--coarse_search_only", "true", *places])
+    assert list(path.parent.glob("clip4to2_beam_repair_mat_50T*.json"))

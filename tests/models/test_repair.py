@@ -10,11 +10,12 @@ from torch import Tensor, nn
 from transformers import PreTrainedConfig, PreTrainedModel
 
 from data import load_pairs
+from measures.ridge import RidgeSums
 from models import judging
 from models import repair as module
 from models.encoders import Batch, Encoder, load_encoder, state_hash
 from models.layer_stack import LayerStack
-from models.repair import Cut, Sums, repair, repaired
+from models.repair import Cut, repair, repaired
 
 WIDTH, WORDS = 8, 30
 CAPTIONS = [" ".join(map(str, np.random.default_rng(i).integers(0, WORDS, 2 + i % 7))) for i in range(400)]
@@ -152,8 +153,8 @@ def test_repair_never_hurts_what_it_is_judged_by(clip: Encoder, captions: list[s
 
 
 def test_a_harmful_map_is_left_out(clip: Encoder, captions: list[str], monkeypatch) -> None:
-    solve = Sums.solve
-    monkeypatch.setattr(Sums, "solve", lambda sums, ridge: -5 * solve(sums, ridge))
+    solve = RidgeSums.solve
+    monkeypatch.setattr(RidgeSums, "solve", lambda sums, ridge: -5 * solve(sums, ridge))
     fixed, report = repair(clip, (2, 4), captions)
     assert weights(fixed) == weights(clip.drop((2, 4)))
     assert [(cut.segment, cut.step) for cut in report.cuts] == [((2, 2), 0.0), ((4, 4), 0.0), (None, 0.0)]
@@ -161,8 +162,8 @@ def test_a_harmful_map_is_left_out(clip: Encoder, captions: list[str], monkeypat
 
 
 def test_a_map_that_goes_too_far_is_damped(linear: LinearEncoder, monkeypatch) -> None:
-    solve = Sums.solve
-    monkeypatch.setattr(Sums, "solve", lambda sums, ridge: 2 * solve(sums, ridge))
+    solve = RidgeSums.solve
+    monkeypatch.setattr(RidgeSums, "solve", lambda sums, ridge: 2 * solve(sums, ridge))
     _, report = repair(linear, (2,), CAPTIONS, ridge=1e-10)
     assert report.cuts[0].step == 0.5
 
@@ -209,7 +210,7 @@ def test_weights_of_tokens_change_the_maps(clip: Encoder, captions: list[str]) -
 def test_sums_in_parts_give_the_least_squares_of_all(has_bias: bool) -> None:
     generator = np.random.default_rng(0)
     features, targets, counts = generator.normal(size=(50, 4)), generator.normal(size=(50, 3)), generator.random(50)
-    sums = Sums(has_bias)
+    sums = RidgeSums(has_bias)
     for rows in np.split(np.arange(50), [20, 21]):
         sums.add(*(torch.from_numpy(array[rows]) for array in (features, targets, counts)))
     full = np.c_[features, np.ones(50)] if has_bias else features

@@ -7,9 +7,9 @@ import pytest
 import torch
 
 from data import load_pairs
+from measures.ridge import RidgeSums
 from models.encoders import Encoder, load_encoder
 from models.folding import apply_change, find_place
-from models.repair import Sums
 from models.segment_maps import SegmentMaps
 
 
@@ -46,7 +46,7 @@ def test_one_pass_gives_the_ridge_regression_and_the_share_it_explains(
     clip: Encoder, captions: list[str], maps: SegmentMaps, p: int, b: int
 ) -> None:
     inputs, current, wanted = read_all(clip, maps, captions, p, b)
-    sums = Sums(True)
+    sums = RidgeSums(True)
     sums.add(torch.from_numpy(inputs), torch.from_numpy(wanted - current))
     expected = sums.solve(0.1)
     np.testing.assert_allclose(maps.fitted_change(p, b).numpy(), expected.numpy(), atol=1e-5)
@@ -63,8 +63,8 @@ def test_matrix_is_one_of_shares(maps: SegmentMaps) -> None:
 
 
 def test_a_map_that_does_not_help_is_left_out(clip: Encoder, captions: list[str], monkeypatch) -> None:
-    solve = Sums.solve
-    monkeypatch.setattr(Sums, "solve", lambda sums, ridge: -5 * solve(sums, ridge))
+    solve = RidgeSums.solve
+    monkeypatch.setattr(RidgeSums, "solve", lambda sums, ridge: -5 * solve(sums, ridge))
     assert SegmentMaps(clip, captions).change(2, 3) is None
 
 

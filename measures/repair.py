@@ -1,0 +1,84 @@
+"""Repair: what a layer explains of a later state once its last linear map is refitted in the place of the layers between."""
+
+from collections.abc import Sequence
+from math import isqrt
+from typing import Self
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from measures.base import symmetric_matrix
+from measures.checks import check_mergeable, check_samples, without_gradients
+from measures.ridge import RIDGE, LaterSums
+
+
+class Repair:
+    """Share of the variance of h_j that layer i explains after its repair, in [0, 1]: 1 - |what is left|^2 / |h_j - mean|^2.
+
+    Layer i ends in h_i = x + g W + c (`models/repair.py`); W and c are refitted by ridge least squares towards h_j, and x stays. So
+    unlike SVCCA it says what a map can do that is no new module. 0 where the layer explains less than the mean alone.
+
+    An update holds for each layer i = 0 .. L-1 (0: the embeddings) the tensors g (n, F), x + g W + c (n, D), and what that sum
+    should be for each of the states h_(i+1) .. h_L (n, D); with a norm after the sum, it should be what comes before the norm. A g
+    of no features says that the layer has no such map, so that it explains what it does as it is.
+
+    Args:
+        ridge: how hard W is pulled towards what it is, in mean squares of a feature of g.
+        biases: of each layer 0 .. L-1, whether its map has a constant c; None: all have.
+    """
+
+    per_draw = False
+    min_samples = 2
+
+    def __init__(self, ridge: float = RIDGE, biases: Sequence[bool] | None = None) -> None:
+        self.options: dict = {"ridge": ridge}
+        self._biases = biases
+        self.samples = 0
+        self._sums: list[LaterSums] = []  # of each layer but the last
+
+    @without_gradients
+    def update(self, tensors: Sequence[Tensor]) -> None:
+        """Add samples. Nothing of a layer but its sums is kept: (F + 1) (F + 1 + (L - i) D) numbers."""
+        num_layers = (isqrt(25 + 8 * len(tensors)) - 5) // 2
+        if num_layers < 1 or num_layers * (num_layers + 5) != 2 * len(tensors):
+            raise ValueError(f"expected L (L + 5) / 2 tensors for some number of layers L; found {len(tensors)}")
+        if self._sums and num_layers != len(self._sums):
+            raise ValueError(
+                f"expected the tensors of {len(self._sums)} layers, as in the first update; found {num_layers}"
+            )
+        if not all(bool(tensor.isfinite().all()) for tensor in tensors):
+            raise ValueError("the states have NaN or infinite values; look at the model's output for these samples")
+        self._sums = self._sums or [LaterSums(has_bias) for has_bias in self._biases or [True] * num_layers]
+        rest = list(tensors)
+        for layer, sums in enumerate(self._sums):
+            inputs, current, *wanted = rest[: 2 + num_layers - layer]
+            del rest[: 2 + num_layers - layer]
+            sums.add(inputs, torch.stack(wanted), current)
+        self.samples += len(tensors[0])
+
+    def merge(self, other: Self) -> None:
+        """Add the samples of another instance."""
+        check_mergeable(self, other)
+        if other.samples and not self.samples:
+            self._sums = [LaterSums(has_bias) for has_bias in self._biases or [True] * len(other._sums)]
+        if other.samples:
+            for mine, theirs in zip(self._sums, other._sums, strict=True):
+                mine.merge(theirs)
+        self.samples += other.samples
+
+    def changes(self) -> list[Tensor]:
+        """For each layer i the changes of its map towards each later state: (L - i, F [+ 1], D), the constant last, float64."""
+        return [sums.solve(self.options["ridge"]) for sums in self._sums]
+
+    def matrix(self) -> np.ndarray:
+        """The (L+1, L+1) matrix. ValueError below 2 samples."""
+        check_samples(self.samples)
+        matrix = np.eye(len(self._sums) + 1)
+        for layer, (sums, changes) in enumerate(zip(self._sums, self.changes(), strict=True)):
+            matrix[layer, layer + 1 :] = sums.explained(changes)
+        return symmetric_matrix(matrix)
+
+    def diagnostics(self) -> dict:
+        """`samples`."""
+        return {"samples": self.samples}

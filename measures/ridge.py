@@ -1,0 +1,81 @@
+"""Ridge least squares from sums in float64: memory does not grow with the samples."""
+
+from typing import Self
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+RIDGE = 1e-2  # in mean squares of a feature
+
+
+class RidgeSums:
+    """The sums of a regression of targets on features, weighted or not, with a free constant or without."""
+
+    def __init__(self, has_bias: bool):
+        self.has_bias, self.gram, self.cross = has_bias, 0.0, 0.0
+
+    def add(self, features: Tensor, targets: Tensor, weights: Tensor | None = None) -> None:
+        """`features` (n, F), `targets` (n, D), `weights` (n,)."""
+        features = features.double()
+        if self.has_bias:
+            features = F.pad(features, (0, 1), value=1.0)
+        weighted = features.T if weights is None else (features * weights.double()[:, None]).T
+        self.gram = self.gram + weighted @ features
+        self.cross = self.cross + weighted @ targets.double()
+
+    def merge(self, other: Self) -> None:
+        self.gram, self.cross = self.gram + other.gram, self.cross + other.cross
+
+    def solve(self, ridge: float) -> Tensor:
+        """X, (F, D) or (F + 1, D) with the constant last, of the least |features X - targets|^2 + r |X|^2.
+
+        r is `ridge` times the mean square of a feature, summed over the samples; the constant is free. Where the targets are what
+        weights lack, X is what to add to these weights, and small where the samples say nothing.
+        """
+        penalty = self.gram.diagonal().clone()
+        size = len(penalty) - self.has_bias
+        penalty[:size] = ridge * penalty[:size].mean() or 1.0  # features that are all zero change nothing
+        penalty[size:] = 0
+        return torch.linalg.solve(self.gram + penalty.diag(), self.cross)
+
+
+class LaterSums:
+    """Ridge least squares from the inputs of one layer's map to what its sum lacks of each of J later states."""
+
+    def __init__(self, has_bias: bool = True):
+        self._sums = RidgeSums(has_bias)
+        self._lacking = self._squares = self._totals = 0.0
+        self._samples = 0
+
+    def add(self, inputs: Tensor, wanted: Tensor, current: Tensor) -> None:
+        """`inputs` (n, F); `wanted` (J, n, D), the sum for each later state; `current` (n, D), the sum as it is."""
+        wanted = wanted.double()
+        lacks = wanted - current
+        self._sums.add(inputs, lacks.transpose(0, 1).flatten(1))
+        self._lacking = self._lacking + lacks.square().sum((1, 2))
+        self._squares = self._squares + wanted.square().sum((1, 2))
+        self._totals = self._totals + wanted.sum(1)
+        self._samples += len(inputs)
+
+    def merge(self, other: Self) -> None:
+        self._sums.merge(other._sums)
+        self._lacking, self._squares = self._lacking + other._lacking, self._squares + other._squares
+        self._totals, self._samples = self._totals + other._totals, self._samples + other._samples
+
+    def solve(self, ridge: float) -> Tensor:
+        """(J, F, D), or (J, F + 1, D) with the constant last: the changes of the weights; zeros where there is no feature."""
+        if len(self._sums.gram) <= self._sums.has_bias:
+            return torch.zeros_like(self._by_state(self._sums.cross))
+        return self._by_state(self._sums.solve(ridge))
+
+    def explained(self, changes: Tensor) -> np.ndarray:
+        """(J,): the share of each later state's variance that is explained with these changes; below 0 it is worse than the mean."""
+        cross, gram = self._by_state(self._sums.cross), self._sums.gram
+        left = self._lacking - 2 * (changes * cross).sum((1, 2)) + (changes * (gram @ changes)).sum((1, 2))
+        variance = self._squares - self._totals.square().sum(1) / self._samples
+        return torch.where(variance > 0, 1 - left / variance, 0).cpu().numpy()
+
+    def _by_state(self, flat: Tensor) -> Tensor:
+        return flat.unflatten(1, self._totals.shape).transpose(0, 1)
