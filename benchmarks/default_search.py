@@ -72,7 +72,7 @@ def matrices_of(clip: Clip, captions: list[str], seed: int, record: Record) -> d
     for names in groups.values():
         first = settings[names[0]]
         measures = {name: settings[name].new_measure() for name in names}
-        analysis.feed(clip, analysis.draw_captions(captions, first)[0], first, list(measures.values()), record)
+        analysis.feed(clip, analysis.draw_samples(captions, first)[0], first, list(measures.values()), record)
         matrices |= {name: measure.matrix() for name, measure in measures.items()}
     return matrices
 

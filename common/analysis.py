@@ -1,4 +1,4 @@
-"""Step 1: similarity between all layers of the text transformer, on captions of train.
+"""Step 1: similarity between all layers of the text transformer, on captions of train (or of the image tower, on its images).
 
 Captions go through the text transformer once; a measure sees their hidden states h_0 .. h_L, as one vector a caption or
 one a token (CoMFLP, Liu, Peng, Lee, Interspeech 2023, section 2.1). Matrix, picture and run record go to `exp/<model>/`
@@ -20,7 +20,7 @@ from tqdm import tqdm
 
 from common import plots
 from common.cli import caption_flags, format_table
-from common.files import model_dir, write_array, write_json
+from common.files import tower_dir, write_array, write_json
 from common.matrix_files import MatrixSettings
 from common.matrix_flags import analysis_settings
 from common.run import Record, Stopwatch, is_main_process, set_up, show_progress
@@ -38,9 +38,9 @@ def run(args: argparse.Namespace) -> None:
     device = set_up(args)
     record = Record(args, device)
     with record.warnings():
-        encoder = load_encoder(args.model, device=device)
+        encoder = load_encoder(args.model, args.tower, device)
         pairs = load_pairs(args.dataset, "train", **caption_flags(args, settings.num_captions))
-        draws = draw_captions(pairs.captions, settings)
+        draws = draw_samples(encoder.samples(pairs), settings)
         record.note(model=encoder.identity(), captions=len(draws[0]))
         record.note_data(data=pairs)
         encoder.model.to(getattr(torch, args.precision))
@@ -48,7 +48,7 @@ def run(args: argparse.Namespace) -> None:
     if not is_main_process():
         return
     record.note(**found.diagnostics[0] if len(draws) == 1 else {"draws": found.diagnostics})
-    path = settings.path(model_dir(args.exp_dir, args.model))
+    path = settings.path(tower_dir(args.exp_dir, args.model, args.tower))
     results = summarise(found)
     write_results(results, path, settings, record)
     print(result_table(results))
@@ -57,20 +57,21 @@ def run(args: argparse.Namespace) -> None:
 
 def measure_captions(encoder: Encoder, captions: Sequence[str], settings: MatrixSettings) -> np.ndarray:
     """The (L+1, L+1) matrix of an encoder, as the scripts make it: on captions drawn by the seed of the settings."""
-    return summarise(measure_draws(encoder, draw_captions(captions, settings), settings))[""]
+    return summarise(measure_draws(encoder, draw_samples(captions, settings), settings))[""]
 
 
-def draw_captions(captions: Sequence[str], settings: MatrixSettings) -> list[list[str]]:
-    """`repeats` lists of `batch_size` times `iter_num` captions, all at different places: the first of a seeded permutation."""
+def draw_samples(samples: Sequence, settings: MatrixSettings) -> list[list]:
+    """`repeats` lists of `batch_size` times `iter_num` captions (or images), all at different places: the first of a seeded
+    permutation."""
     needed = settings.num_captions
-    if needed > len(captions):
+    if needed > len(samples):
         repeats = f" times --repeats {settings.repeats}" if settings.repeats > 1 else ""
         raise ValueError(
             f"--batch_size {settings.batch_size} times --iter_num {settings.iter_num}{repeats} is {needed} captions; "
-            f"the train split of {settings.dataset} has {len(captions)}: ask for fewer"
+            f"the train split of {settings.dataset} has {len(samples)}: ask for fewer"
         )
-    order = np.random.default_rng(settings.seed).permutation(len(captions))
-    return [[captions[row] for row in rows] for rows in order[:needed].reshape(settings.repeats, -1)]
+    order = np.random.default_rng(settings.seed).permutation(len(samples))
+    return [[samples[row] for row in rows] for rows in order[:needed].reshape(settings.repeats, -1)]
 
 
 class Draws(NamedTuple):

@@ -43,36 +43,54 @@ positive_int = bounded(int, 1)
 
 
 # Of `data.load_pairs`; target_column for scripts whose task takes texts in the place of images.
+TOWERS = ("text", "vision")
 DATA_OPTIONS = ("image_column", "caption_column", "target_column", "image_root", "max_pairs")
 
 
 def add_common_flags(
-    parser: argparse.ArgumentParser, several_models: bool = False, *, max_pairs: bool = True, streaming: bool = False
+    parser: argparse.ArgumentParser,
+    several_models: bool = False,
+    *,
+    max_pairs: bool = True,
+    streaming: bool = False,
+    tower: bool = False,
+    target_column: bool = False,
 ) -> None:
     """The flags that every script has; with `several_models`, `--model` takes any number of them and `args.model` is a list.
 
-    `max_pairs`: for scripts that take all pairs of a split; `streaming`: for those that take a few captions of train.
+    `max_pairs`: for scripts that take all pairs of a split; `streaming`: for those that take a few captions of train; `tower`: for
+    those that work on any encoder; `target_column`: for those whose task may be a retrieval of texts.
     """
     group = parser.add_argument_group("common")
     several = {"nargs": "+", "default": [str(DEFAULT_MODEL)]} if several_models else {"default": str(DEFAULT_MODEL)}
     what = "CLIP models, the first being the reference" if several_models else "CLIP model"
     group.add_argument("--model", **several, help=f"{what}: local folder or hub name (default: the bundled one)")
+    if tower:
+        group.add_argument(
+            "--tower",
+            choices=TOWERS,
+            default=TOWERS[0],
+            help="whose layers: those of the text tower, or of the image tower, for which the texts stay as they are "
+            "(default: %(default)s)",
+        )
     group.add_argument(
         "--dataset",
         default=DEFAULT_DATASET,
         help="image-caption pairs: bundled name, local file or folder, or hub name (default: %(default)s)",
     )
-    _add_data_options(group, max_pairs, streaming)
+    _add_data_options(group, max_pairs, streaming, target_column)
     group.add_argument("--seed", type=bounded(int, 0), default=0, help="seed of every random choice (default: 0)")
     group.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto", help="default: cuda where present")
     group.add_argument("--threads", type=positive_int, help="CPU threads (default: torch's choice, one a core)")
     group.add_argument("--exp_dir", type=Path, default=EXP_DIR, help="where results are written (default: exp)")
 
 
-def _add_data_options(group: argparse._ArgumentGroup, max_pairs: bool, streaming: bool) -> None:
+def _add_data_options(group: argparse._ArgumentGroup, max_pairs: bool, streaming: bool, target_column: bool) -> None:
     add = group.add_argument
     add("--image_column", help="column of the images (default: found by its usual names)")
     add("--caption_column", help="column of the captions, or several: en,de (default: found by its usual names)")
+    if target_column:
+        add("--target_column", help="column of texts that are to be found, in the place of images (default: none)")
     add("--image_root", type=Path, help="folder where paths of images begin (default: that of the data)")
     if max_pairs:
         add(
@@ -96,8 +114,11 @@ def data_flags(args: argparse.Namespace) -> dict:
 
 
 def caption_flags(args: argparse.Namespace, num_captions: int) -> dict:
-    """The same for captions alone, of which so many are needed: of train, or of validation where there is no train."""
-    options = data_flags(args) | {"images": False, "or_validation": True}
+    """The same for captions alone, of which so many are needed: of train, or of validation where there is no train.
+
+    For an image tower with the images.
+    """
+    options = data_flags(args) | {"images": getattr(args, "tower", "text") == "vision", "or_validation": True}
     return options | ({"streaming": True, "max_pairs": num_captions} if args.streaming else {})
 
 

@@ -114,6 +114,12 @@ def read_lines(path: Path, what: str) -> list[str]:
     return lines
 
 
+def tower_dir(exp_dir: Path, model: str, tower: str) -> Path:
+    """The folder of what is found out about one tower: that of the model for `text`, else a folder of its name in that."""
+    folder = model_dir(exp_dir, model)
+    return folder if tower == "text" else folder / tower
+
+
 def model_dir(exp_dir: Path, model: str) -> Path:
     """The folder of a model's results: its path or hub name made safe. A model inside `exp_dir` is its own folder."""
     path = Path(model).resolve()

@@ -42,6 +42,7 @@ class MatrixSettings:
     dataset: str = DEFAULT_DATASET
     caption_column: str | None = None
     streaming: bool = False
+    tower: str = "text"  # says which folder, not which name
 
     def __post_init__(self) -> None:
         batch_size, iter_num = self.kind.draws
@@ -110,7 +111,7 @@ class MatrixSettings:
         flags |= {"mode": self.mode} if len(self.kind.modes) > 1 else {}
         flags |= {option.name: self.options[option.name] for option in self.kind.options if self._suffix(option)}
         others = {"pool": DEFAULT_POOL, "repeats": 1, "seed": 0, "dataset": DEFAULT_DATASET, "caption_column": None}
-        others |= {"streaming": False}
+        others |= {"streaming": False, "tower": "text"}
         flags |= {name: getattr(self, name) for name, default in others.items() if getattr(self, name) != default}
         for name, value in flags.items():
             words += [f"--{name}", str(value).lower() if isinstance(value, bool) else str(value)]
@@ -179,7 +180,8 @@ def warn_of_other_weights(settings: MatrixSettings, folder: Path, identity: dict
 
 
 def _how_to_make(settings: MatrixSettings, folder: Path, model: str) -> str:
-    exp_dir = EXP_DIR if folder == model_dir(EXP_DIR, model) else folder.parent
+    own = folder if settings.tower == "text" else folder.parent
+    exp_dir = EXP_DIR if own == model_dir(EXP_DIR, model) else own.parent
     return f"run: {settings.command(model, exp_dir)}"
 
 

@@ -80,7 +80,7 @@ def add_analysis_flags(parser: argparse.ArgumentParser, script: str) -> None:
         help="of the forward pass: float64 gives the same to 1e-9 on every machine, float32 is about twice as fast "
         "and within 1e-7 of it (default: %(default)s)",
     )
-    add_common_flags(parser, max_pairs=False, streaming=True)
+    add_common_flags(parser, max_pairs=False, streaming=True, tower=True)
 
 
 def add_pool_flag(parser: argparse._ActionsContainer) -> None:
@@ -105,6 +105,7 @@ def analysis_settings(args: argparse.Namespace) -> MatrixSettings:
         args.dataset,
         args.caption_column,
         args.streaming,
+        args.tower,
     )
     needed = settings.new_measure().min_samples  # refuses an option out of range before anything is read
     if settings.draw_size < needed:
@@ -141,7 +142,7 @@ def searched_matrices(args: argparse.Namespace) -> list[MatrixSettings]:
     if (measure == "combine") != bool(args.combine):
         raise ValueError("--select_measure combine and --combine MEASURE ... go together")
     _refuse_unused(args)
-    common = {name: getattr(args, name) for name in ("seed", "dataset", "caption_column", "streaming")}
+    common = {name: getattr(args, name) for name in ("seed", "dataset", "caption_column", "streaming", "tower")}
     if measure == "rand":
         return []
     if args.combine:

@@ -57,6 +57,10 @@ class Vision(Encoder):
 
     def batch(self, prepared: Sequence[Picture], rows: Iterable[int], length: int | None = None) -> Batch:
         images = [prepared[row].images[prepared[row].row] for row in rows]
+        if any(image is None for image in images):
+            raise ValueError(
+                f"an image of this batch of {len(images)} cannot be decoded; leave such pairs out of the data"
+            )
         pixels = self.text.preprocess(images).to(self.device, self.dtype)
         mask = torch.ones(len(images), self.max_length, dtype=torch.bool, device=self.device)
         return Batch(np.asarray(rows), {"pixel_values": pixels}, mask)

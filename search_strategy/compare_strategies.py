@@ -26,12 +26,12 @@ from common import (
     bounded,
     data_flags,
     format_table,
-    model_dir,
     positive_int,
     script,
     set_up,
     set_up_logging,
     show_progress,
+    tower_dir,
     write_json,
 )
 from common.matrix_files import MatrixSettings, read_matrix, warn_of_other_weights
@@ -61,7 +61,7 @@ AT_10 = "text_to_image_recall_at_10"
 
 def build_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description="Compare every way to choose the layers to drop.")
-    parser.add_argument("--num_layers", type=positive_int, required=True, help="text layers of the model")
+    parser.add_argument("--num_layers", type=positive_int, required=True, help="layers of the model's tower")
     parser.add_argument("--num_clip_layers", type=int, required=True, help="how many of them to drop")
     parser.add_argument("--all_k", type=boolean, default=False, help="the best proposal for every number of layers too")
     parser.add_argument(
@@ -83,13 +83,13 @@ def build_parser() -> argparse.ArgumentParser:
         default=SAMPLES_AT_ONCE,
         help="captions in a forward pass (default: %(default)s)",
     )
-    add_common_flags(parser, streaming=True)
+    add_common_flags(parser, streaming=True, tower=True, target_column=True)
     return parser
 
 
 def default_settings(args: argparse.Namespace) -> dict[str, MatrixSettings]:
     """Of the matrix of every measure."""
-    common = {name: getattr(args, name) for name in ("seed", "dataset", "caption_column", "streaming")}
+    common = {name: getattr(args, name) for name in ("seed", "dataset", "caption_column", "streaming", "tower")}
     return {name: MatrixSettings(name, **common) for name in KINDS}
 
 
@@ -177,13 +177,13 @@ def print_sizes(sizes: list[dict]) -> None:
 def main(argv: list[str] | None = None) -> None:
     args = build_parser().parse_args(argv)
     check_num_clip_layers(args.num_clip_layers, args.num_layers)
-    check_num_layers(args.num_layers, args.model)
-    folder = model_dir(args.exp_dir, args.model)
+    check_num_layers(args.num_layers, args.model, args.tower)
+    folder = tower_dir(args.exp_dir, args.model, args.tower)
     settings = default_settings(args)
     matrices = read_matrices(args, settings, folder)
     device = set_up(args)
     record = Record(args, device)
-    encoder = load_encoder(args.model, device=device)
+    encoder = load_encoder(args.model, args.tower, device)
     pairs = {split: load_pairs(args.dataset, split, **data_flags(args)) for split in ("validation", "test")}
     record.note_data(**pairs)
     options = {"loss_batch_size": args.loss_batch_size, "batch_size": args.text_batch_size}

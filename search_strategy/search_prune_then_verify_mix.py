@@ -25,12 +25,12 @@ from common import (
     data_flags,
     format_table,
     is_main_process,
-    model_dir,
     positive_int,
     script,
     set_up,
     set_up_logging,
     show_progress,
+    tower_dir,
 )
 from common.matrix_files import MatrixSettings, read_matrix, warn_of_other_weights
 from common.matrix_flags import add_search_flags, searched_matrices
@@ -77,7 +77,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         description="Search the layers to drop: coarse over a matrix, then fine by task loss."
     )
-    parser.add_argument("--num_layers", type=positive_int, required=True, help="text layers of the model")
+    parser.add_argument("--num_layers", type=positive_int, required=True, help="layers of the model's tower")
     parser.add_argument("--num_clip_layers", type=int, required=True, help="how many of them to drop")
     coarse = parser.add_argument_group("coarse search")
     coarse.add_argument("--search_mode", choices=tuple(SEARCH_MODES), default=SEARCH_MODE, help="default: %(default)s")
@@ -124,7 +124,7 @@ def build_parser() -> argparse.ArgumentParser:
         default=SAMPLES_AT_ONCE,
         help="captions in a forward pass (default: %(default)s)",
     )
-    add_common_flags(parser, streaming=True)
+    add_common_flags(parser, streaming=True, tower=True, target_column=True)
     return parser
 
 
@@ -135,8 +135,9 @@ def make_fine_search(
 
     Beside it the captions that the winner is repaired with; none without repair.
     """
-    encoder = load_encoder(args.model, device=device)
-    pairs = load_pairs(args.dataset, "validation", images=args.objective != Distance.objective, **data_flags(args))
+    encoder = load_encoder(args.model, args.tower, device)
+    images = args.tower == "vision" or args.objective != Distance.objective
+    pairs = load_pairs(args.dataset, "validation", images=images, **data_flags(args))
     identity = encoder.identity()
     record.note(model=identity)
     record.note_data(data=pairs)
@@ -224,8 +225,8 @@ def _percent(recall: dict[str, float] | None) -> list[float | None]:
 def main(argv: list[str] | None = None) -> None:
     args = build_parser().parse_args(argv)
     check_num_clip_layers(args.num_clip_layers, args.num_layers)
-    folder = model_dir(args.exp_dir, args.model)
-    check_num_layers(args.num_layers, args.model)
+    folder = tower_dir(args.exp_dir, args.model, args.tower)
+    check_num_layers(args.num_layers, args.model, args.tower)
     settings = searched_matrices(args)
     matrices = [read_matrix(of_matrix, folder, args.num_layers, args.model) for of_matrix in settings]
     matrix = combine(matrices) if args.combine else matrices[0] if matrices else None
