@@ -125,17 +125,15 @@ def find_block_map(stack: LayerStack, hidden: Tensor, context: list[Arguments], 
 
 def find_table_map(stack: LayerStack, **inputs) -> TableMap | None:
     """The embedding tables whose sum is h_0; None where h_0 is something else (normed, or made of patches)."""
-    tables, outputs = [], []
-
-    def note(module: nn.Module, _: tuple, output: Tensor) -> None:
-        tables.append(module)
-        outputs.append(output)
-
+    called: list[tuple[nn.Embedding, Tensor]] = []
     with ExitStack() as hooks:
         for module in stack.tower.modules():
             if isinstance(module, nn.Embedding):
-                hooks.enter_context(hooked(module, note))
+                hooks.enter_context(hooked(module, lambda module, _, output: called.append((module, output))))
         hidden, _ = stack.start(**inputs)
+    # other tables (relative positions, narrower embeddings) are no part of the sum
+    called = [(table, output) for table, output in called if output.shape[-1] == hidden.shape[-1]]
+    tables, outputs = [table for table, _ in called], [output for _, output in called]
     is_sum = len(outputs) > 0 and _close(sum(outputs[1:], outputs[0]), hidden)
     return TableMap(tables) if is_sum and len(set(tables)) == len(tables) else None
 

@@ -7,91 +7,16 @@ import pytest
 import torch
 import torch.nn.functional as F
 from accelerate.state import AcceleratorState
+from family_models import CHAIN, LENGTH, MODELS, write_json, write_modules, write_sentence_encoder
 from safetensors.torch import load_file
-from transformers import (
-    AutoModel,
-    AutoTokenizer,
-    BertConfig,
-    BertModel,
-    BertTokenizer,
-    CamembertConfig,
-    CamembertModel,
-    DistilBertConfig,
-    DistilBertModel,
-    ElectraConfig,
-    ElectraModel,
-    MPNetConfig,
-    MPNetModel,
-    RobertaConfig,
-    RobertaModel,
-    XLMRobertaConfig,
-    XLMRobertaModel,
-)
+from transformers import AutoModel, AutoTokenizer
 
 import clip_finetune_train
 from data import load_pairs
 from models import load_encoder
 from models.sentence_form import identity_map, is_identity
 
-PAD, START, END, VOCAB = 1, 2, 3, 300
-TOKENS = {"vocab_size": VOCAB, "pad_token_id": PAD, "bos_token_id": START, "eos_token_id": END}
-WIDTH = {"hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 4, "num_attention_heads": 2}
-LENGTH = 12
-AFTER_PADDING = {"max_position_embeddings": LENGTH + PAD + 1}
-MODELS = {
-    "bert": lambda: BertModel(BertConfig(**WIDTH, **TOKENS, max_position_embeddings=LENGTH)),
-    "camembert": lambda: CamembertModel(CamembertConfig(**WIDTH, **TOKENS, **AFTER_PADDING)),
-    "distilbert": lambda: DistilBertModel(
-        DistilBertConfig(
-            dim=16,
-            hidden_dim=24,
-            n_layers=4,
-            n_heads=2,
-            vocab_size=VOCAB,
-            pad_token_id=PAD,
-            max_position_embeddings=LENGTH,
-        )
-    ),
-    "electra": lambda: ElectraModel(ElectraConfig(**WIDTH, **TOKENS, embedding_size=8, max_position_embeddings=LENGTH)),
-    "mpnet": lambda: MPNetModel(MPNetConfig(**WIDTH, **TOKENS, **AFTER_PADDING)),
-    "roberta": lambda: RobertaModel(RobertaConfig(**WIDTH, **TOKENS, **AFTER_PADDING)),
-    "xlm-roberta": lambda: XLMRobertaModel(XLMRobertaConfig(**WIDTH, **TOKENS, **AFTER_PADDING)),
-}
-CHAIN = [("Transformer", ""), ("Pooling", "1_Pooling"), ("Normalize", "2_Normalize")]
 TEXTS = ["red square", "", "small blue triangle outline on the left", "a word that is unknown", "red " * 40]
-
-
-def write_json(path: Path, content: object) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(content))
-
-
-def write_modules(folder: Path, chain=CHAIN) -> None:
-    entries = [
-        {"idx": i, "name": str(i), "path": path, "type": f"sentence_transformers.models.{kind}"}
-        for i, (kind, path) in enumerate(chain)
-    ]
-    write_json(folder / "modules.json", entries)
-
-
-def write_folder(folder: Path, words: set[str], kind: str = "mpnet") -> Path:
-    """A sentence encoder with weights large enough for every layer to matter."""
-    torch.manual_seed(0)
-    model = MODELS[kind]()
-    with torch.no_grad():
-        for parameter in model.parameters():
-            parameter += 0.2 * torch.randn_like(parameter)
-    model.save_pretrained(folder)
-    special = ["[UNK]", "[PAD]", "[CLS]", "[SEP]", "[MASK]"]
-    vocab = {
-        word: number
-        for number, word in enumerate([*special, *sorted(words), *(f"unused{i}" for i in range(300))][:VOCAB])
-    }
-    BertTokenizer(vocab=vocab, model_max_length=100).save_pretrained(folder)
-    write_modules(folder)
-    write_json(folder / "1_Pooling/config.json", {"word_embedding_dimension": 16, "pooling_mode_mean_tokens": True})
-    write_json(folder / "sentence_bert_config.json", {"max_seq_length": 100, "do_lower_case": False})
-    return folder
 
 
 @pytest.fixture(scope="module")
@@ -106,7 +31,7 @@ def words(pairs) -> set[str]:
 
 @pytest.fixture
 def folder(tmp_path, words) -> Path:
-    return write_folder(tmp_path / "sentence", words)
+    return write_sentence_encoder(tmp_path / "sentence", words)
 
 
 def plain_embeddings(folder: Path, texts: list[str], pooling: str = "mean") -> torch.Tensor:
@@ -126,7 +51,7 @@ def plain_embeddings(folder: Path, texts: list[str], pooling: str = "mean") -> t
 
 @pytest.mark.parametrize("kind", MODELS)
 def test_embeddings_are_the_models_own_whatever_the_batch(tmp_path, words, kind):
-    folder = write_folder(tmp_path, words, kind)
+    folder = write_sentence_encoder(tmp_path, words, kind)
     encoder = load_encoder(str(folder))
     assert (encoder.num_layers, encoder.width, encoder.dim, encoder.max_length) == (4, 16, 16, LENGTH)
     expected = plain_embeddings(folder, TEXTS)

@@ -9,18 +9,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 from accelerate.state import AcceleratorState
-from tokenizers import Tokenizer, models, pre_tokenizers, processors
-from transformers import (
-    CLIPConfig,
-    CLIPImageProcessorPil,
-    CLIPModel,
-    MetaClip2Config,
-    MetaClip2Model,
-    PreTrainedTokenizerFast,
-    SiglipConfig,
-    SiglipImageProcessorPil,
-    SiglipModel,
-)
+from family_models import TOWER_LENGTH, write_clip, write_siglip
+from transformers import SiglipModel
 
 from data import load_pairs
 from models import load_encoder
@@ -30,54 +20,7 @@ from training.batches import TrainingData, load_split
 from training.loop import Settings, Trainer
 from training.losses import Objective
 
-VOCAB, LENGTH = 300, 8
-WIDTH = {"hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 4, "num_attention_heads": 2}
-IMAGES = {"image_size": 32, "patch_size": 16}
 TEXTS = ["red square", "small blue triangle", "", "large green hexagon outline at the far right of it all and more"]
-
-
-def write_tokenizer(folder: Path, words: set[str], end: int, pad: int) -> None:
-    """Words, and an end token after them."""
-    vocab = {f"[{number}]": number for number in range(VOCAB)}
-    names = {"[UNK]": 0, "</s>": end, "<pad>": pad} if pad != end else {"[UNK]": 0, "</s>": end}
-    names |= {word: number for number, word in enumerate(sorted(words), start=10)}
-    vocab = names | {name: number for name, number in vocab.items() if number not in names.values()}
-    tokenizer = Tokenizer(models.WordLevel(vocab, unk_token="[UNK]"))
-    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
-    tokenizer.post_processor = processors.TemplateProcessing(single="$A </s>", special_tokens=[("</s>", end)])
-    padding = "</s>" if pad == end else "<pad>"
-    fast = PreTrainedTokenizerFast(tokenizer_object=tokenizer, unk_token="[UNK]", eos_token="</s>", pad_token=padding)
-    fast.save_pretrained(folder)
-
-
-def scale_weights(model) -> None:
-    torch.manual_seed(0)
-    with torch.no_grad():
-        for parameter in model.parameters():
-            parameter += 0.2 * torch.randn_like(parameter)
-
-
-def write_siglip(folder: Path, words: set[str], pad: int = 1) -> Path:
-    text = {**WIDTH, "vocab_size": VOCAB, "max_position_embeddings": LENGTH, "pad_token_id": pad, "eos_token_id": 1}
-    config = SiglipConfig(text_config={**text, "bos_token_id": None}, vision_config=WIDTH | IMAGES)
-    model = SiglipModel(config)
-    scale_weights(model)
-    model.save_pretrained(folder)
-    write_tokenizer(folder, words, end=1, pad=pad)
-    SiglipImageProcessorPil(size={"height": 32, "width": 32}).save_pretrained(folder)
-    return folder
-
-
-def write_clip(folder: Path, words: set[str], meta: bool) -> Path:
-    """A CLIP, or a MetaCLIP 2, whose end token is 2 and not the largest of a caption."""
-    text = {**WIDTH, "vocab_size": VOCAB, "max_position_embeddings": LENGTH, "eos_token_id": 2, "bos_token_id": 3}
-    sizes = {"text_config": text | {"pad_token_id": 1}, "vision_config": WIDTH | IMAGES, "projection_dim": 12}
-    model = MetaClip2Model(MetaClip2Config(**sizes)) if meta else CLIPModel(CLIPConfig(**sizes))
-    scale_weights(model)
-    model.save_pretrained(folder)
-    write_tokenizer(folder, words, end=2, pad=1)
-    CLIPImageProcessorPil(size={"shortest_edge": 32}, crop_size={"height": 32, "width": 32}).save_pretrained(folder)
-    return folder
 
 
 @pytest.fixture(scope="module")
@@ -169,9 +112,9 @@ def test_the_mean_of_a_siglip_text_is_over_its_tokens(folders):
     for kind, num_tokens in (("siglip", 3), ("siglip with a padding token", 3)):
         encoder = load_encoder(str(folders[kind]))
         batch = encoder.batch(encoder.prepare(["red square"]), [0])
-        assert batch.inputs["input_ids"].shape == (1, LENGTH)
-        assert batch.lengths.tolist() == [LENGTH]
-        hidden = torch.randn(1, LENGTH, 16)
+        assert batch.inputs["input_ids"].shape == (1, TOWER_LENGTH)
+        assert batch.lengths.tolist() == [TOWER_LENGTH]
+        hidden = torch.randn(1, TOWER_LENGTH, 16)
         assert torch.allclose(encoder.pool(hidden, batch, "mean"), hidden[:, :num_tokens].mean(1), atol=1e-6)
         assert torch.equal(encoder.pool(hidden, batch, "eos"), hidden[:, -1])
 
@@ -270,7 +213,7 @@ def test_siglip_is_scored_by_its_own_loss(folders, pairs):
     encoder = load_encoder(str(folders["siglip"]))
     pairs, targets = encoder.embed_pairs(pairs)
     found = retrieval_task(encoder, targets, pairs.image_index).score(encoder.embeddings(pairs.captions))
-    inputs = encoder.processor.tokenizer(pairs.captions, padding="max_length", max_length=LENGTH, truncation=True)
+    inputs = encoder.processor.tokenizer(pairs.captions, padding="max_length", max_length=TOWER_LENGTH, truncation=True)
     pixels = encoder.preprocess([pairs.images[i] for i in range(60)])
     with torch.no_grad():
         loss = encoder.model(torch.tensor(inputs["input_ids"]), pixel_values=pixels, return_loss=True).loss
