@@ -22,18 +22,9 @@ import torch.nn.functional as F
 from torch import Tensor
 from transformers import get_cosine_schedule_with_warmup
 
-from common import (
-    Record,
-    add_common_flags,
-    data_flags,
-    format_table,
-    model_dir,
-    positive_int,
-    script,
-    set_up,
-    write_json,
-)
-from models import Clip, load_clip
+from benchmarks.frame import Bench, make_parser
+from common import data_flags, format_table, positive_int, script
+from models import Clip
 from tasks.retrieval import symmetric_cross_entropy
 from training.batches import EpochBatches, Split, TrainingData, load_split
 from training.loop import Settings, Trainer, make_optimizer
@@ -101,14 +92,12 @@ LOOPS: dict[str, Epoch] = {
 
 
 def build_parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(description="Training throughput of our loop against the plain one.")
+    parser = make_parser("Training throughput of our loop against the plain one.")
     parser.add_argument("--batch_size", type=positive_int, default=256, help="pairs in a step (default: 256)")
     parser.add_argument("--steps", type=positive_int, default=8, help="steps in an epoch (default: 8)")
     parser.add_argument(
         "--repeats", type=positive_int, default=3, help="epochs of each loop; the median counts (default: 3)"
     )
-    parser.add_argument("--out", type=Path, help="also write the rows to this JSON file")
-    add_common_flags(parser)
     return parser
 
 
@@ -121,11 +110,10 @@ def first_pairs(split: Split, number: int) -> Split:
 @script
 def main(argv: Sequence[str] | None = None) -> None:
     args = build_parser().parse_args(argv)
-    device = set_up(args)
-    record = Record(args, device)
-    full = load_clip(args.model, device)
-    with record.timed("image_embeddings"):
-        cache_dir = model_dir(args.exp_dir, args.model) / "cache"
+    bench = Bench(args)
+    full = bench.encoder
+    with bench.record.timed("image_embeddings"):
+        cache_dir = bench.folder / "cache"
         split = load_split(full, args.dataset, "train", options=data_flags(args), cache_dir=cache_dir)
     split = first_pairs(split, args.steps * args.batch_size)
     settings = Settings(1, args.batch_size, lr=LR, weight_decay=0.1, warmup_steps=0, seed=args.seed)
@@ -139,8 +127,7 @@ def main(argv: Sequence[str] | None = None) -> None:
             logger.info("%s: mean loss %.5f, %.2f s", name, losses[name], seconds[name][-1])
     speed = {name: len(split.pairs) / median(values) for name, values in seconds.items()}
     rows = [(name, losses[name], speed[name], speed[name] / speed["plain"]) for name in LOOPS]
-    if args.out:
-        write_json(args.out, {"rows": rows, "record": record.content()})
+    bench.write(rows=rows)
     print(format_table(rows, HEADERS, floatfmt=("", ".4f", ".0f", ".1f")))
 
 

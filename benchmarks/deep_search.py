@@ -11,26 +11,12 @@ refinement by swaps. Random: `--times` as many proposals as the largest of these
 
 import argparse
 from functools import partial
-from pathlib import Path
 
 import numpy as np
 
-from common import (
-    Record,
-    add_common_flags,
-    analysis,
-    data_flags,
-    format_table,
-    model_dir,
-    positive_int,
-    script,
-    set_up,
-    show_progress,
-    write_json,
-)
+from benchmarks.frame import Bench, make_parser
+from common import Record, analysis, format_table, positive_int, script
 from common.matrix_files import MatrixSettings
-from data import load_pairs
-from models import load_clip
 from search_strategy.fine import FineSearch
 from search_strategy.proposals import check_num_clip_layers
 from search_strategy.rivals import Outcome, greedy_by_loss, random_draws, run_strategy, search_for
@@ -47,32 +33,27 @@ def default_searches(fine: FineSearch, captions: list[str], k: int, seeds: range
 
 
 def build_parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(description="The default search of a deep model against greedy and random ones.")
+    parser = make_parser("The default search of a deep model against greedy and random ones.")
     parser.add_argument("--num_clip_layers", type=int, required=True, help="layers to drop")
     parser.add_argument("--num_pairs", type=positive_int, default=250, help="validation pairs (default: 250)")
     parser.add_argument("--num_seeds", type=positive_int, default=3, help="of the calibration captions (default: 3)")
     parser.add_argument("--times", type=positive_int, default=20, help="as many random proposals (default: 20)")
-    parser.add_argument("--out", type=Path, help="also write the rows as JSON")
-    add_common_flags(parser)
     return parser
 
 
 @script
 def main(argv: list[str] | None = None) -> None:
     args = build_parser().parse_args(argv)
-    device = set_up(args)
-    record = Record(args, device)
-    clip, k = load_clip(args.model, device), args.num_clip_layers
-    check_num_clip_layers(k, clip.num_layers)
-    pairs = load_pairs(args.dataset, "validation", **data_flags(args))
-    captions = load_pairs(args.dataset, "train", images=False, **data_flags(args)).captions
-    cache = model_dir(args.exp_dir, args.model) / "cache"
-    fine = FineSearch.from_pairs(clip, pairs, cache, progress=show_progress())
+    bench = Bench(args)
+    k, num_layers = args.num_clip_layers, bench.encoder.num_layers
+    check_num_clip_layers(k, num_layers)
+    captions = bench.pairs("train", images=False).captions
+    fine = bench.fine_search(bench.pairs("validation"))
     fine = fine.on_rows(range(min(args.num_pairs, fine.num_samples)))
-    outcomes = default_searches(fine, captions, k, range(args.num_seeds), record)
+    outcomes = default_searches(fine, captions, k, range(args.num_seeds), bench.record)
     num_random = args.times * max(outcome.proposals_evaluated for outcome in outcomes)
     outcomes.append(
-        run_strategy("greedy by task loss", lambda own: greedy_by_loss(own.objectives, clip.num_layers, k), fine)
+        run_strategy("greedy by task loss", lambda own: greedy_by_loss(own.objectives, num_layers, k), fine)
     )
     outcomes += random_draws(fine, k, num_random, np.random.default_rng(args.seed))
     full = fine.full_model()
@@ -91,9 +72,7 @@ def main(argv: list[str] | None = None) -> None:
     headers = ("search", "task loss", "R@10, %", "proposals", "layer calls", "unshared", "seconds")
     print(format_table(rows, headers, ("", ".4f", ".1f", "", "", "", ".1f")))
     print(f"full model: task loss {full.figures['task_loss']:.4f}; {fine.num_samples} pairs")
-    if args.out:
-        content = {"rows": [dict(zip(headers, row, strict=True)) for row in rows], "record": record.content()}
-        write_json(args.out, content)
+    bench.write(rows=[dict(zip(headers, row, strict=True)) for row in rows])
 
 
 if __name__ == "__main__":

@@ -11,29 +11,15 @@ import argparse
 from collections import defaultdict
 from dataclasses import dataclass, field
 from itertools import combinations
-from pathlib import Path
 from statistics import median
 
 import numpy as np
 
-from common import (
-    Record,
-    add_common_flags,
-    analysis,
-    bounded,
-    data_flags,
-    format_table,
-    model_dir,
-    positive_int,
-    script,
-    set_up,
-    show_progress,
-    write_json,
-)
+from benchmarks.frame import Bench, make_parser
+from common import Record, analysis, bounded, format_table, positive_int, script
 from common.matrix_files import MatrixSettings
-from data import load_pairs
 from measures import KINDS
-from models import Clip, load_clip
+from models import Clip
 from search_strategy.coarse import SCORES, coarse_search
 from search_strategy.fine import FineSearch, distinct_prefixes
 from search_strategy.proposals import Proposal, kept_layers
@@ -129,52 +115,44 @@ def _row(search_name: str, way: str, found: list[Found], best: float, greedy: fl
     return {
         "search": search_name,
         "way": way,
-        "true_best": sum(one.value == best for one in found),
+        "true_best": sum(each.value == best for each in found),
         "runs": len(found),
-        "worst_regret": max(one.value for one in found) - best,
-        "not_worse_than_greedy": sum(one.value <= greedy for one in found),
-        "layer_calls_median": int(median(one.layer_calls for one in found)),
-        "layer_calls_most": max(one.layer_calls for one in found),
-        "unshared_median": int(median(one.layer_calls_unshared for one in found)),
-        "proposals_median": int(median(one.proposals for one in found)),
+        "worst_regret": max(each.value for each in found) - best,
+        "not_worse_than_greedy": sum(each.value <= greedy for each in found),
+        "layer_calls_median": int(median(each.layer_calls for each in found)),
+        "layer_calls_most": max(each.layer_calls for each in found),
+        "unshared_median": int(median(each.layer_calls_unshared for each in found)),
+        "proposals_median": int(median(each.proposals for each in found)),
     }
 
 
 def build_parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(description="How often the search finds the true best, and at what cost.")
+    parser = make_parser("How often the search finds the true best, and at what cost.")
     parser.add_argument("--num_clip_layers", type=positive_int, nargs="+", default=[3, 6, 8], help="default: 3 6 8")
     parser.add_argument("--num_seeds", type=positive_int, default=5, help="of the calibration captions (default: 5)")
     parser.add_argument("--search_mode", choices=("beam", "exact"), default="beam", help="default: beam")
     parser.add_argument(
         "--refine", type=bounded(int, 0), default=REFINE_ROUNDS, help="rounds of refinement (default: %(default)s)"
     )
-    parser.add_argument("--out", type=Path, help="also write the rows as JSON")
-    add_common_flags(parser)
     return parser
 
 
 @script
 def main(argv: list[str] | None = None) -> None:
     args = build_parser().parse_args(argv)
-    device = set_up(args)
-    record = Record(args, device)
-    clip = load_clip(args.model, device)
-    captions = load_pairs(args.dataset, "train", images=False, **data_flags(args)).captions
-    matrices = {seed: matrices_of(clip, captions, seed, record) for seed in range(args.num_seeds)}
-    cache = model_dir(args.exp_dir, args.model) / "cache"
-    fine = FineSearch.from_pairs(
-        clip, load_pairs(args.dataset, "validation", **data_flags(args)), cache, progress=show_progress()
-    )
+    bench = Bench(args)
+    captions = bench.pairs("train", images=False).captions
+    matrices = {seed: matrices_of(bench.encoder, captions, seed, bench.record) for seed in range(args.num_seeds)}
+    fine = bench.fine_search(bench.pairs("validation"))
     rows = []
     for k in args.num_clip_layers:
-        subsets = list(combinations(range(1, clip.num_layers + 1), k))
-        with record.timed("all_subsets"):
+        subsets = list(combinations(range(1, bench.encoder.num_layers + 1), k))
+        with bench.record.timed("all_subsets"):
             table = dict(zip(subsets, fine.objectives(subsets), strict=True))
         rows += judge(args, table, run_greedy(fine, k), matrices)
         print(format_table([list(row.values()) for row in rows if row["num_clip_layers"] == k], list(rows[0])))
         print()
-    if args.out:
-        write_json(args.out, {"rows": rows, "record": record.content()})
+    bench.write(rows=rows)
 
 
 if __name__ == "__main__":

@@ -18,20 +18,10 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-from common import (
-    Record,
-    add_common_flags,
-    boolean,
-    data_flags,
-    format_table,
-    positive_int,
-    script,
-    set_up,
-    show_progress,
-    write_json,
-)
-from data import ImageCaptionPairs, load_pairs
-from models import Clip, load_clip
+from benchmarks.frame import Bench, make_parser
+from common import boolean, format_table, positive_int, script, show_progress
+from data import ImageCaptionPairs
+from models import Clip
 from search_strategy.fine import FineSearch
 from search_strategy.proposals import Proposal, random_proposals
 from search_strategy.verify import race
@@ -96,22 +86,18 @@ def search_everything(clip: Clip, pairs: ImageCaptionPairs, num_clip_layers: int
 
 
 def build_parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(description="Time the fine search against the plain way.")
+    parser = make_parser("Time the fine search against the plain way.")
     parser.add_argument("--num_clip_layers", type=positive_int, default=6, help="layers to drop (default: 6)")
     parser.add_argument("--num_proposals", type=positive_int, default=10, help="random proposals (default: 10)")
     parser.add_argument("--all_subsets", type=boolean, default=False, help="evaluate every proposal of the size too")
-    parser.add_argument("--out", type=Path, help="also write the figures as JSON")
-    add_common_flags(parser)
     return parser
 
 
 @script
 def main(argv: list[str] | None = None) -> None:
     args = build_parser().parse_args(argv)
-    device = set_up(args)
-    record = Record(args, device)
-    clip = load_clip(args.model, device)
-    pairs = load_pairs(args.dataset, "validation", **data_flags(args))
+    bench = Bench(args)
+    clip, pairs = bench.encoder, bench.pairs("validation")
     generator = np.random.default_rng(args.seed)
     proposals = random_proposals(clip.num_layers, args.num_clip_layers, args.num_proposals, generator)
     content = {"compare": compare(clip, pairs, proposals), "pairs": len(pairs)}
@@ -120,8 +106,7 @@ def main(argv: list[str] | None = None) -> None:
         content["all_subsets"] = search_everything(clip, pairs, args.num_clip_layers, args.seed)
         headers = ("search", "seconds", "pairs evaluated", "layer calls", "rank of its winner")
         print(format_table(content["all_subsets"], headers, ("", ".1f", "", "", "")))
-    if args.out:
-        write_json(args.out, content | {"record": record.content()})
+    bench.write(**content)
 
 
 if __name__ == "__main__":

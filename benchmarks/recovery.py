@@ -13,20 +13,9 @@ import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
-from common import (
-    Record,
-    add_common_flags,
-    bounded,
-    data_flags,
-    format_table,
-    model_dir,
-    positive_int,
-    script,
-    set_up,
-    show_progress,
-    write_json,
-)
-from models import Clip, load_clip
+from benchmarks.frame import Bench, make_parser
+from common import bounded, data_flags, format_table, positive_int, script, show_progress
+from models import Clip
 from search_strategy.proposals import check_dropped_layers, parse_clip_layers
 from training.batches import Split, TrainingData, load_split
 from training.loop import Settings, Trainer
@@ -66,7 +55,7 @@ def train(
 
 
 def build_parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(description="Steps of fine-tuning to shares of the full model's recall.")
+    parser = make_parser("Steps of fine-tuning to shares of the full model's recall.")
     add = parser.add_argument
     add("--clip_layers", required=True, help="layers to drop: [[2, 3], [5, 5]] or 2-3,5")
     add(
@@ -82,19 +71,16 @@ def build_parser() -> argparse.ArgumentParser:
     add("--max_epoch", type=positive_int, default=4, help="epochs that the learning rate is planned for (default: 4)")
     add("--batch_size", type=positive_int, default=256, help="default: 256")
     add("--lr", type=bounded(float, 0), default=3e-4, help="default: 3e-4")
-    add("--out", type=Path, help="also write the curves to this JSON file")
-    add_common_flags(parser)
     return parser
 
 
 @script
 def main(argv: Sequence[str] | None = None) -> None:
     args = build_parser().parse_args(argv)
-    device = set_up(args)
-    record = Record(args, device)
-    full = load_clip(args.model, device)
+    bench = Bench(args)
+    full = bench.encoder
     dropped = check_dropped_layers(parse_clip_layers(args.clip_layers), full.num_layers)
-    cache_dir = model_dir(args.exp_dir, args.model) / "cache"
+    cache_dir = bench.folder / "cache"
     train_split, validation = (
         load_split(
             full, args.dataset, split, options=data_flags(args), cache_dir=cache_dir, teacher_text=split == "train"
@@ -107,8 +93,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         name = f"distilled by feature, weight {weight:g}" if weight else "contrastive loss alone"
         curves[name] = train(full.drop(dropped), train_split, validation, settings, weight, args.num_epochs, args.every)
         logger.info("%s: R@10 %.4f before, %.4f after", name, curves[name][0][1], curves[name][-1][1])
-    if args.out:
-        write_json(args.out, {"full": recall, "curves": curves, "record": record.content()})
+    bench.write(full=recall, curves=curves)
     rows = [(name, *(curve.steps_to(share * recall) for share in args.shares)) for name, curve in curves.items()]
     print(format_table(rows, ("steps to a share of the full R@10", *(f"{share:.0%}" for share in args.shares))))
     print(f"full model: R@10 {recall:.4f}; an epoch has {len(train_split.pairs) // args.batch_size} steps")

@@ -12,28 +12,16 @@ import argparse
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from pathlib import Path
 
 import numpy as np
 import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from common import (
-    Record,
-    add_common_flags,
-    data_flags,
-    format_table,
-    model_dir,
-    positive_int,
-    script,
-    set_up,
-    show_progress,
-    write_json,
-)
-from data import load_pairs
+from benchmarks.frame import Bench, make_parser
+from common import format_table, positive_int, script, show_progress
 from measures.ridge import RidgeSums
-from models import Encoder, load_encoder
+from models import Encoder
 from models.encoders import Batch
 from models.folding import BlockMap, TableMap, apply_change, find_place
 from models.repair import CAPTIONS, Cut, Repairer, draw_captions
@@ -194,36 +182,30 @@ def print_rows(rows: list[dict]) -> None:
 
 
 def build_parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(description="What each choice of the repair is worth.")
+    parser = make_parser("What each choice of the repair is worth.")
     parser.add_argument("--num_clip_layers", type=positive_int, default=6, help="layers to drop (default: %(default)s)")
     parser.add_argument(
         "--clip_layers", nargs="+", help="proposals to repair, such as 7-12 3,5,7 (default: three usual ones)"
     )
     parser.add_argument("--captions", type=positive_int, default=CAPTIONS, help="of train (default: %(default)s)")
     parser.add_argument("--split", choices=("validation", "test"), default="validation", help="default: validation")
-    parser.add_argument("--out", type=Path, help="also write the figures as JSON")
-    add_common_flags(parser)
     return parser
 
 
 @script
 def main(argv: list[str] | None = None) -> None:
     args = build_parser().parse_args(argv)
-    device = set_up(args)
-    record = Record(args, device)
-    encoder = load_encoder(args.model, device=device)
-    pairs = load_pairs(args.dataset, args.split, **data_flags(args))
-    train = load_pairs(args.dataset, "train", **data_flags(args) | {"images": False, "max_pairs": None})
+    bench = Bench(args)
+    encoder, pairs = bench.encoder, bench.pairs(args.split)
+    train = bench.pairs("train", images=False, max_pairs=None)
     captions = draw_captions(train.captions, args.seed, max(args.captions, *NUMBERS))
-    fine = FineSearch.from_pairs(encoder, pairs, model_dir(args.exp_dir, args.model) / "cache")
-    record.note(model=encoder.identity())
-    record.note_data(data=pairs)
+    fine = bench.fine_search(pairs)
+    bench.record.note_data(data=pairs)
     proposals = usual_proposals(encoder.num_layers, args.num_clip_layers, args.seed)
     if args.clip_layers:
         proposals = [parse_clip_layers(text) for text in args.clip_layers]
     rows = compare_ways(encoder, proposals, captions, args.captions, fine)
-    if args.out:
-        write_json(args.out, {"rows": rows, "record": record.content()})
+    bench.write(rows=rows)
     print_rows(rows)
 
 

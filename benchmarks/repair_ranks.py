@@ -15,24 +15,12 @@ from pathlib import Path
 import numpy as np
 from scipy.stats import spearmanr
 
-from common import (
-    Record,
-    add_common_flags,
-    data_flags,
-    format_table,
-    model_dir,
-    positive_int,
-    script,
-    set_up,
-    show_progress,
-    write_json,
-)
-from data import load_pairs
-from models import load_encoder
+from benchmarks.frame import Bench, make_parser
+from common import format_table, positive_int, script
 from models.repair import draw_captions
 from models.segment_maps import CAPTIONS, SegmentMaps
 from search_strategy.coarse import SCORES, coarse_score
-from search_strategy.fine import Evaluation, FineSearch
+from search_strategy.fine import Evaluation
 
 
 def read_matrices(folder: Path, num_layers: int) -> Iterator[tuple[str, np.ndarray]]:
@@ -73,41 +61,34 @@ def describe_change(left_out: list[Evaluation], repaired: list[Evaluation], full
 
 
 def build_parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(description="What each measure foretells: the loss left out, or repaired.")
+    parser = make_parser("What each measure foretells: the loss left out, or repaired.")
     parser.add_argument("--num_clip_layers", type=positive_int, default=6, help="layers to drop (default: %(default)s)")
     parser.add_argument("--captions", type=positive_int, default=CAPTIONS, help="of train (default: %(default)s)")
-    parser.add_argument("--out", type=Path, help="also write the figures as JSON")
-    add_common_flags(parser)
     return parser
 
 
 @script
 def main(argv: list[str] | None = None) -> None:
     args = build_parser().parse_args(argv)
-    device = set_up(args)
-    record = Record(args, device)
-    encoder = load_encoder(args.model, device=device)
-    folder = model_dir(args.exp_dir, args.model)
-    pairs = load_pairs(args.dataset, "validation", **data_flags(args))
-    train = load_pairs(args.dataset, "train", **data_flags(args) | {"images": False, "max_pairs": None})
-    record.note(model=encoder.identity())
+    bench = Bench(args)
+    encoder, pairs = bench.encoder, bench.pairs("validation")
+    train = bench.pairs("train", images=False, max_pairs=None)
+    record = bench.record
     record.note_data(data=pairs)
     with record.timed("maps"):
         maps = SegmentMaps(encoder, draw_captions(train.captions, args.seed, args.captions))
-    fine = FineSearch.from_pairs(encoder, pairs, folder / "cache", maps=maps, progress=show_progress())
+    fine = bench.fine_search(pairs, maps=maps)
     subsets = list(combinations(range(1, encoder.num_layers + 1), args.num_clip_layers))
     with record.timed("repaired"):
         repaired = fine.evaluate(subsets)
     with record.timed("left_out"):
         left_out = fine.without_maps().evaluate(subsets)
-    matrices = [*read_matrices(folder, encoder.num_layers), ("repair", maps.matrix())]
+    matrices = [*read_matrices(bench.folder, encoder.num_layers), ("repair", maps.matrix())]
     ranks = [row for name, matrix in matrices for row in rank_matrix(name, matrix, left_out, repaired)]
     change = describe_change(left_out, repaired, fine.full_model().objective)
-    if args.out:
-        both = zip(subsets, left_out, repaired, strict=True)
-        proposals = [(proposal, plain.objective, mended.objective) for proposal, plain, mended in both]
-        content = {"ranks": ranks, "change": change, "proposals": proposals, "record": record.content()}
-        write_json(args.out, content)
+    both = zip(subsets, left_out, repaired, strict=True)
+    proposals = [(proposal, plain.objective, mended.objective) for proposal, plain, mended in both]
+    bench.write(ranks=ranks, change=change, proposals=proposals)
     headers = ("matrix", "score", "Spearman, left out", "Spearman, repaired")
     print(format_table([tuple(row.values()) for row in ranks], headers, ("", "", ".2f", ".2f")))
     for name, value in change.items():
