@@ -33,7 +33,6 @@ def test_command_line_prints_a_table_and_writes_the_rows(tmp_path, capsys):
     main(["--sizes", "4", "8", "--beam_up_to", "4", "--repeats", "1", "--out", str(out)])
     small, large = json.loads(out.read_text())["rows"]
     assert (small["num_layers"], small["num_clip_layers"], small["num_missed"]) == (4, 2, 0)
-    assert small["ratio"] == small["beam_seconds"] / small["exact_seconds"] > 0
     assert large["num_layers"] == 8
     assert large["beam_seconds"] is large["ratio"] is large["num_missed"] is None
     assert "missed by the beam" in capsys.readouterr().out

@@ -6,6 +6,7 @@ import logging
 import os
 import subprocess
 import sys
+import time
 from dataclasses import fields
 from pathlib import Path
 
@@ -166,15 +167,16 @@ def test_a_folder_is_whole_or_as_it_was(tmp_path):
 def test_a_record_says_how_a_result_was_made(tmp_path):
     args = parse("--seed", "7", "--device", "cpu")
     record = Record(args, "cpu")
-    with record.timed("forward"):
-        pass
+    for _ in range(2):
+        with record.timed("forward"):
+            time.sleep(0.01)
     record.note(samples=3, place=ROOT / "exp" / "x")
     content = record.content()
     assert content["flags"]["seed"] == 7
     assert content["flags"]["model"] == "exp/iconclip"
     assert content["place"] == "exp/x"
-    assert content["seconds_forward"] >= 0 and content["seconds"] >= content["seconds_forward"]
-    assert content["versions"]["torch"].startswith("2.13.0")
+    assert content["seconds"] >= content["seconds_forward"] >= 0.02
+    assert content["versions"]["torch"] == torch.__version__
     write_json(tmp_path / "record.json", content)
 
 

@@ -39,7 +39,6 @@ def test_the_icons_are_the_most_similar_in_order(clip, pairs):
     found = icon_search.search(clip, "red square", images, top=5)
     similarity = (images @ clip.embeddings(["red square"])[0]).tolist()
     assert found.images == sorted(range(60), key=lambda i: -similarity[i])[:5]
-    assert found.milliseconds > 0
 
 
 def test_an_image_that_cannot_be_decoded_comes_last(clip, pairs):
