@@ -93,13 +93,15 @@ class FineSearch:
         objective: str = "task_loss",
         loss_batch_size: int = LOSS_BATCH_SIZE,
         maps: SegmentMaps | None = None,
+        fit_scale: bool = True,
         batch_size: int = SAMPLES_AT_ONCE,
         progress: bool = False,
     ) -> "FineSearch":
         """On pairs as they are loaded: targets computed or read from the cache; none where none is needed.
 
         objective: `task_loss` (contrastive loss), `recall` (minus R@10, mean of both directions) or `embedding` (mean of
-        1 - cosine between the embeddings of the pruned and of the full model). ValueError for any other.
+        1 - cosine between the embeddings of the pruned and of the full model). ValueError for any other. fit_scale: losses
+        at the scale that is best for the full model on these pairs, so that the search does not choose by calibration.
         """
         if objective not in OBJECTIVES:
             raise ValueError(f"objective is {objective!r}; expected one of {', '.join(OBJECTIVES)}")
@@ -110,6 +112,8 @@ class FineSearch:
                 pairs, targets = encoder.embed_pairs(pairs, cache_dir, progress)
             options = {"objective": objective, "batch_size": loss_batch_size}
             task = retrieval_task(encoder, targets, pairs.image_index, **options)
+            if fit_scale:
+                task = task.fit_scale(encoder.embeddings(encoder.samples(pairs)))
         return cls(encoder, encoder.samples(pairs), task, maps=maps, batch_size=batch_size, progress=progress)
 
     def without_memory(self) -> "FineSearch":

@@ -10,13 +10,23 @@ import numpy as np
 
 from common import DEFAULT_DATASET, DEFAULT_MODEL, Record, safe_name, write_json
 from common.matrix_files import LONGEST_TAG
-from search_strategy.coarse import coarse_score
+from search_strategy.coarse import BEAM_SIZE, SCORES, coarse_score
 from search_strategy.fine import Evaluation
 from search_strategy.proposals import Proposal, kept_layers, segments
-from search_strategy.verify import Scored, Verification
+from search_strategy.verify import NUM_PROPOSALS, REFINE_ROUNDS, SCORE, Scored, Verification
 from tasks.base import Scores
 
-NOISE = 0.05  # a proposal at least as good as the winner in more than this share of resamples is within noise of it
+NOISE = 0.05  # a proposal whose p-value is greater is within noise of the winner
+
+
+CHOICES = {  # flags of a search that are in the name of its result, and their defaults
+    "score": SCORE,
+    "objective": "task_loss",
+    "topk_num": NUM_PROPOSALS,
+    "beam_size": BEAM_SIZE,
+    "refine": REFINE_ROUNDS,
+    "race": False,
+}
 
 
 def result_path(folder: Path, num_layers: int, num_clip_layers: int, search_mode: str, tag: str) -> Path:
@@ -28,21 +38,24 @@ def result_tag(
     measure: str,
     matrix_tags: Sequence[str],
     *,
-    score: str,
-    objective: str,
     seed: int,
     dataset: str,
     max_pairs: int | None,
     repair: bool,
+    coarse_search_only: bool = False,
+    **choices: object,
 ) -> str:
-    """The end of the name: the matrix, and what is not at its default."""
+    """The end of the name: the matrix, and what is not at its default, so that no result replaces one that was made otherwise.
+
+    `choices`: those of `CHOICES` that were made.
+    """
     matrix = {"rand": f"rand_seed{seed}", "combine": "combine_" + "_".join(matrix_tags)}
     parts = [matrix.get(measure) or matrix_tags[0]]
-    parts += [f"score_{score}"] if score != "mean" else []
-    parts += [objective] if objective != "task_loss" else []
     parts += [] if repair else ["left_out"]
     parts += [safe_name(dataset)] if measure == "rand" and dataset != DEFAULT_DATASET else []
     parts += [f"max{max_pairs}"] if max_pairs else []
+    parts += [f"{name}_{value}" for name, value in choices.items() if value != CHOICES[name]]
+    parts += ["coarse"] if coarse_search_only else []
     tag = "_".join(parts)
     if len(tag) <= LONGEST_TAG:
         return tag
@@ -53,7 +66,14 @@ def coarse_rows(scored: Scored, num_layers: int) -> list[dict]:
     """The `proposals` of a result after the coarse search alone."""
     return [
         describe_layers(proposal, num_layers)
-        | {"rank": rank, "coarse_score": score, "task_loss": None, "recall": None, "found_by": "coarse"}
+        | {
+            "rank": rank,
+            "coarse_score": score,
+            "objective": None,
+            "task_loss": None,
+            "recall": None,
+            "found_by": "coarse",
+        }
         for rank, (proposal, score) in enumerate(scored, start=1)
     ]
 
@@ -61,11 +81,15 @@ def coarse_rows(scored: Scored, num_layers: int) -> list[dict]:
 def verified_rows(
     verification: Verification, scored: Scored, matrix: np.ndarray | None, num_layers: int, score: str
 ) -> list[dict]:
-    """The `proposals` of a result, ranked by the objective; with `left_out`, the figures without repair, where there is one."""
+    """The `proposals` of a result, ranked by the objective; with `left_out`, the figures without repair, where there is one.
+
+    Their coarse score is the mean where `score` is `both`.
+    """
     proposed, rows = dict(scored), []
+    score = score if score in SCORES else "mean"
     left_out = verification.left_out or [None] * len(verification.ranked)
-    ranked = zip(verification.ranked, verification.share_not_worse, left_out, strict=True)
-    for rank, (evaluation, share, without) in enumerate(ranked, start=1):
+    ranked = zip(verification.ranked, verification.p_values, left_out, strict=True)
+    for rank, (evaluation, p_value, without) in enumerate(ranked, start=1):
         proposal = evaluation.dropped_layers
         found = {
             "rank": rank,
@@ -73,8 +97,8 @@ def verified_rows(
             **describe_evaluation(evaluation),
             **({} if without is None else {"left_out": describe_evaluation(without)}),
             "found_by": "coarse" if proposal in proposed else "refine",
-            "share_not_worse": share,
-            "within_noise": rank > 1 and share > NOISE,
+            "p_value": p_value,
+            "within_noise": rank > 1 and p_value > NOISE,
         }
         rows.append(describe_layers(proposal, num_layers) | found)
     return rows

@@ -45,6 +45,7 @@ from search_strategy.coarse import BEAM_SIZE, SCORES, SEARCH_MODES, coarse_searc
 from search_strategy.fine import OBJECTIVES, SAMPLES_AT_ONCE, FineSearch
 from search_strategy.proposals import Proposal, check_num_clip_layers, random_proposals, segments
 from search_strategy.results import (
+    CHOICES,
     coarse_rows,
     describe_evaluation,
     describe_figures,
@@ -56,12 +57,14 @@ from search_strategy.results import (
 from search_strategy.verify import (
     NUM_PROPOSALS,
     REFINE_ROUNDS,
+    SCORE,
     SEARCH_MODE,
     Scored,
     Verification,
     rank_correlation,
     verify,
 )
+from search_strategy.verify import propose as propose_from
 from tasks.base import LOSS_BATCH_SIZE
 from tasks.distance import Distance
 from tasks.retrieval import RECALL_AT
@@ -82,7 +85,10 @@ def build_parser() -> argparse.ArgumentParser:
     coarse = parser.add_argument_group("coarse search")
     coarse.add_argument("--search_mode", choices=tuple(SEARCH_MODES), default=SEARCH_MODE, help="default: %(default)s")
     coarse.add_argument(
-        "--score", choices=tuple(SCORES), default="mean", help="over the segments (default: mean, as published)"
+        "--score",
+        choices=(*SCORES, "both"),
+        default=SCORE,
+        help="over the segments: mean, as published, sum, or the best by both (default: %(default)s)",
     )
     coarse.add_argument("--beam_size", type=positive_int, default=BEAM_SIZE, help="default: %(default)s")
     coarse.add_argument(
@@ -182,7 +188,9 @@ def log_missed(args: argparse.Namespace, scored: list, matrix: np.ndarray | None
     """Say what beam or greedy missed, where the exact answer is quick to get."""
     if matrix is None or args.search_mode not in ("beam", "greedy") or args.num_layers > MAX_LAYERS_TO_CHECK:
         return
-    exact = coarse_search(matrix, args.num_clip_layers, mode="exact", num_proposals=len(scored), score=args.score)
+    scored = scored[: args.topk_num]  # of both scores, the published one
+    score = published_score(args)
+    exact = coarse_search(matrix, args.num_clip_layers, mode="exact", num_proposals=len(scored), score=score)
     missed, proposals = missed_by(scored, exact)
     best = f"; the best of them: {segments(proposals[0][0])} with {proposals[0][1]:{SCORE_FORMAT}}" if missed else ""
     logger.info("%s missed %d of the true %d best%s", args.search_mode, missed, len(scored), best)
@@ -231,7 +239,8 @@ def main(argv: list[str] | None = None) -> None:
     matrices = [read_matrix(of_matrix, folder, args.num_layers, args.model) for of_matrix in settings]
     matrix = combine(matrices) if args.combine else matrices[0] if matrices else None
     tags = [of_matrix.tag for of_matrix in settings]
-    choice = {name: getattr(args, name) for name in ("score", "objective", "seed", "dataset", "max_pairs", "repair")}
+    names = ("seed", "dataset", "max_pairs", "repair", "coarse_search_only", *CHOICES)
+    choice = {name: getattr(args, name) for name in names}
     tag = result_tag(args.select_measure, tags, **choice)
     result = result_path(folder, args.num_layers, args.num_clip_layers, args.search_mode, tag)
     device = set_up(args)
@@ -283,14 +292,20 @@ def propose(args: argparse.Namespace, matrix: np.ndarray | None, generator: np.r
     if matrix is None:
         drawn = random_proposals(args.num_layers, args.num_clip_layers, args.topk_num, generator)
         return [(proposal, None) for proposal in drawn]
-    return coarse_search(
+    score = published_score(args) if args.coarse_search_only else args.score
+    return propose_from(
         matrix,
         args.num_clip_layers,
+        score=score,
         mode=args.search_mode,
         num_proposals=args.topk_num,
         beam_size=args.beam_size,
-        score=args.score,
     )
+
+
+def published_score(args: argparse.Namespace) -> str:
+    """The score of the ranking that is shown: of `both` that of the paper."""
+    return "mean" if args.score == "both" else args.score
 
 
 def log_facts(facts: dict, correlation: float | None) -> None:

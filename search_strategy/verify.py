@@ -8,14 +8,15 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
-from scipy.stats import spearmanr
+from scipy.stats import norm, spearmanr
 
-from search_strategy.coarse import coarse_search
+from search_strategy.coarse import BEAM_SIZE, coarse_score, coarse_search
 from search_strategy.fine import Evaluation, FineSearch
 from search_strategy.proposals import Proposal, kept_layers
 from tasks.base import LOSS_BATCH_SIZE
 
 SEARCH_MODE = "beam"
+SCORE = "both"
 NUM_PROPOSALS = 10
 REFINE_ROUNDS = 20
 
@@ -29,7 +30,7 @@ class Verification:
 
     full_model: Evaluation
     ranked: list[Evaluation]
-    share_not_worse: list[float]  # of each of `ranked`, against the first
+    p_values: list[float]  # of each of `ranked`, that it is worse than the first by chance alone
     left_out: list[Evaluation] | None = None  # of each of `ranked` without its repair; None where nothing is repaired
     facts: dict = field(default_factory=dict)
 
@@ -38,11 +39,35 @@ class Verification:
         return self.ranked[0].dropped_layers
 
 
+def propose(
+    matrix: np.ndarray,
+    num_clip_layers: int,
+    *,
+    score: str = SCORE,
+    mode: str = SEARCH_MODE,
+    num_proposals: int = NUM_PROPOSALS,
+    beam_size: int = BEAM_SIZE,
+) -> Scored:
+    """The proposals of the coarse search: the best by the mean, as published, or by the sum, or with `both` those of the mean
+    and then those of the sum that are not among them, each with its mean.
+
+    Which score foretells the loss better depends on how a model was trained, so the fine search starts from the best of both.
+    """
+    options = {"mode": mode, "num_proposals": num_proposals, "beam_size": beam_size}
+    if score != "both":
+        return coarse_search(matrix, num_clip_layers, score=score, **options)
+    published = coarse_search(matrix, num_clip_layers, score="mean", **options)
+    known = {proposal for proposal, _ in published}
+    by_sum = [proposal for proposal, _ in coarse_search(matrix, num_clip_layers, score="sum", **options)]
+    return published + [(proposal, coarse_score(matrix, proposal)) for proposal in by_sum if proposal not in known]
+
+
 def search(
     fine: FineSearch,
     matrix: np.ndarray,
     num_clip_layers: int,
     *,
+    score: str = SCORE,
     mode: str = SEARCH_MODE,
     num_proposals: int = NUM_PROPOSALS,
     use_race: bool = False,
@@ -50,7 +75,7 @@ def search(
     generator: np.random.Generator,
 ) -> Verification:
     """The default search, from a matrix (L+1, L+1) to a winner, and changes of it."""
-    scored = coarse_search(matrix, num_clip_layers, mode=mode, num_proposals=num_proposals)
+    scored = propose(matrix, num_clip_layers, score=score, mode=mode, num_proposals=num_proposals)
     proposals = [proposal for proposal, _ in scored]
     return verify(fine, proposals, use_race=use_race, refine_rounds=refine_rounds, generator=generator)
 
@@ -88,13 +113,13 @@ def verify(
         "pairs": fine.num_samples,
     }
     values = np.stack([evaluation.values for evaluation in ranked])
-    shares = share_not_worse(values, values[0], generator).tolist()
+    p_values = p_values_of_worse(values, values[0]).tolist()
     left_out = None
     if fine.maps:
         plain = fine.without_maps()
         left_out = plain.evaluate(evaluation.dropped_layers for evaluation in ranked)
         facts["layer_calls_left_out"] = round(plain.layer_calls)
-    return Verification(full_model, ranked, shares, left_out, facts)
+    return Verification(full_model, ranked, p_values, left_out, facts)
 
 
 def race(
@@ -151,19 +176,25 @@ def swaps(proposal: Proposal, spared: int, num_layers: int) -> list[Proposal]:
     return [tuple(sorted({*others, layer})) for layer in kept_layers(proposal, num_layers)]
 
 
-def share_not_worse(
-    values: np.ndarray, winner: np.ndarray, generator: np.random.Generator, num_resamples: int = 1000
-) -> np.ndarray:
-    """Bootstrap over pairs: for each proposal the share of resamples in which it is at least as good as the winner.
+def p_values_of_worse(values: np.ndarray, winner: np.ndarray) -> np.ndarray:
+    """For each proposal the p-value of being as good as the winner, although it came out worse: a paired z-test over pairs.
 
-    `values`: (K, n) per pair, smaller is better; `winner`: (n,) likewise. 0.5 says that nothing tells them apart; below
-    0.05 the winner is better beyond the noise of these pairs. Returns (K,).
+    The winner was picked as the best of K on the same pairs, so by luck alone it is ahead of each. With m others in the running
+    the chance that one of them is ahead of a given proposal by so many standard errors is at most m times that of one
+    (Bonferroni), and this is the p-value. In the running are those within three standard errors of the winner. A pair's loss is
+    taken as it is, with the negatives of its batch.
+
+    `values`: (K, n) per pair, smaller is better; `winner`: (n,) likewise. Returns (K,), 1 where nothing is different.
     """
-    differences = (values - winner).T  # (n, K)
-    num_pairs = len(winner)
-    counts = generator.multinomial(num_pairs, np.full(num_pairs, 1 / num_pairs), size=num_resamples)  # (resamples, n)
-    means = counts @ differences / num_pairs
-    return ((means < 0) + 0.5 * (means == 0)).mean(axis=0)
+    differences = values - winner
+    measured = differences.mean(axis=1)
+    errors = differences.std(axis=1) / np.sqrt(values.shape[1])
+    in_the_running = np.count_nonzero(measured <= 3 * errors)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        distances = np.where(
+            measured == 0, 0.0, measured / errors
+        )  # in standard errors; a constant difference: infinite
+    return np.minimum(1.0, in_the_running * norm.sf(distances))
 
 
 def rank_correlation(scored: Scored, ranked: list[Evaluation]) -> float | None:

@@ -1,10 +1,13 @@
 """Retrieval: contrastive task loss and recall of pairs, of which one side is fixed (the images of CLIP: the index)."""
 
+import math
 from collections.abc import Sequence
+from typing import Self
 
 import numpy as np
 import torch
 import torch.nn.functional as F
+from scipy.optimize import minimize_scalar
 from torch import Tensor
 
 from tasks.base import LOSS_BATCH_SIZE, Contrasted, Scores, Task
@@ -43,7 +46,7 @@ class Retrieval(Task):
 
     def score(self, embeddings: Tensor) -> Scores:
         """`figures`: task_loss, recall at 1, 5 and 10 in both directions as fractions, and the mean of these six."""
-        return self.score_pairs(embeddings, self.images.to(embeddings))
+        return self.score_pairs(*self.sides(embeddings))
 
     def score_pairs(self, text: Tensor, image: Tensor) -> Scores:
         """The same from both sides, with a value for each text."""
@@ -57,6 +60,26 @@ class Retrieval(Task):
             return Scores(losses, figures)
         both_ways = hits["text_to_image"][10].double() + hits["image_to_text"][10][self.image_index].double()
         return Scores(-both_ways / 2, figures)
+
+    def sides(self, embeddings: Tensor) -> tuple[Tensor, Tensor]:
+        """Texts (n, d) and images (m, d), of which one is what is scored."""
+        return embeddings, self.images.to(embeddings)
+
+    def fit_scale(self, embeddings: Tensor) -> Self:
+        """The same task at the scale in 1..100, CLIP's limits, at which the loss of these embeddings is least.
+
+        With a bias, which belongs to its scale, the task itself.
+        """
+        if self.logit_bias is not None:
+            return self
+        text, image = self.sides(embeddings)
+
+        def loss(log_scale: float) -> float:
+            scale = math.exp(log_scale)
+            return pair_losses(text, image[self.image_index], scale, self.batch_size, self.image_index).mean().item()
+
+        fitted = minimize_scalar(loss, bounds=(0, math.log(100)), method="bounded", options={"xatol": 1e-3})
+        return type(self)(self.images, self.image_index, math.exp(fitted.x), **self._options())
 
     def on_rows(self, rows: Sequence[int]) -> "Retrieval":
         return Retrieval(self.images, self.image_index[torch.as_tensor(rows)], *self._loss(), **self._options())
@@ -78,8 +101,11 @@ class ImageRetrieval(Retrieval):
     def __init__(self, texts: Tensor, image_index: np.ndarray | Tensor, *loss: float | None, **options: object):
         super().__init__(texts, image_index, *loss, **options)
 
+    def sides(self, embeddings: Tensor) -> tuple[Tensor, Tensor]:
+        return self.images.to(embeddings), embeddings
+
     def score(self, embeddings: Tensor) -> Scores:
-        values, figures = self.score_pairs(self.images.to(embeddings), embeddings)
+        values, figures = self.score_pairs(*self.sides(embeddings))
         sums = torch.zeros(len(embeddings), dtype=values.dtype, device=values.device)
         sums.index_add_(0, self.image_index, values)
         return Scores(sums / self.image_index.bincount(minlength=len(embeddings)), figures)

@@ -5,15 +5,21 @@ import os
 
 import pytest
 
-from search_strategy.results import newest_result, read_result, result_path, result_tag
+from common import DEFAULT_DATASET
+from search_strategy.results import CHOICES, newest_result, read_result, result_path, result_tag
 
-ASKED = {"score": "mean", "objective": "task_loss", "seed": 0, "dataset": "icons", "max_pairs": None, "repair": True}
+ASKED = {"seed": 0, "dataset": DEFAULT_DATASET, "max_pairs": None, "repair": True, **CHOICES}
 
 
 def test_names_hold_the_matrix_and_what_is_not_at_its_default(tmp_path):
     assert result_tag("dc", ["dc_mat"], **ASKED) == "dc_mat"
-    assert result_tag("dc", ["dc_mat"], **ASKED | {"score": "sum", "objective": "recall"}) == "dc_mat_score_sum_recall"
+    assert (
+        result_tag("dc", ["dc_mat"], **ASKED | {"score": "sum", "objective": "recall"})
+        == "dc_mat_score_sum_objective_recall"
+    )
     assert result_tag("dc", ["dc_mat"], **ASKED | {"max_pairs": 9}) == "dc_mat_max9"
+    assert result_tag("dc", ["dc_mat"], **ASKED, coarse_search_only=True) == "dc_mat_coarse"
+    assert result_tag("dc", ["dc_mat"], **ASKED | {"refine": 0, "topk_num": 20}) == "dc_mat_topk_num_20_refine_0"
     assert result_tag("dc", ["dc_mat"], **ASKED | {"repair": False}) == "dc_mat_left_out"
     assert result_tag("rand", [], **ASKED | {"seed": 3, "dataset": "a/b"}) == "rand_seed3_a--b"
     assert result_path(tmp_path, 12, 4, "beam", "dc_mat").name == "clip12to8_beam_dc_mat.json"

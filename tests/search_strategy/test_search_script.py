@@ -61,7 +61,7 @@ def test_coarse_search_alone_writes_the_best_proposals(run, mode, capsys):
 
 
 def test_fine_search_ranks_by_task_loss_and_keeps_the_record(run, capsys):
-    result = run("--topk_num", "4", "--refine", "0")
+    result = run("--topk_num", "4", "--refine", "0", "--score", "mean")
     losses = [p["task_loss"] for p in result["proposals"]]
     assert len(losses) == 4 and losses == sorted(losses)
     assert result["winner"]["task_loss"] == losses[0]
@@ -149,7 +149,7 @@ def test_sum_score_is_searched_and_named(run):
         result["winner"]["coarse_score"]
         == coarse_search(run.matrix, 2, mode="exact", num_proposals=1, score="sum")[0][1]
     )
-    assert list(run.folder.glob("clip4to2_exact_*_score_sum.json"))
+    assert list(run.folder.glob("clip4to2_exact_*_score_sum_coarse.json"))
 
 
 def test_wrong_numbers_of_layers_are_errors_with_both_numbers(fails, run):
@@ -211,4 +211,4 @@ def test_flags_that_would_change_nothing_are_refused(fails, flags, message):
 def test_a_first_try_on_few_pairs_has_a_name_of_its_own(run):
     result = run("--topk_num", "2", "--refine", "0", "--max_pairs", "25")
     assert result["record"]["data"]["captions"] == result["record"]["data"]["images"] == 25
-    assert list(run.folder.glob("clip4to2_beam_dc_*_max25.json"))
+    assert list(run.folder.glob("clip4to2_beam_dc_*_max25_*.json"))

@@ -8,8 +8,9 @@ import pytest
 from common import DEFAULT_DATASET, DEFAULT_MODEL
 from data import load_pairs
 from models import load_clip
+from search_strategy.coarse import coarse_score, coarse_search
 from search_strategy.fine import FineSearch
-from search_strategy.verify import climb, race, share_not_worse, swaps, verify
+from search_strategy.verify import climb, p_values_of_worse, propose, race, swaps, verify
 from tasks.distance import Distance
 
 
@@ -107,14 +108,45 @@ def test_race_is_the_same_for_the_same_seed():
     assert runs[0] == runs[1] != runs[2]
 
 
-def test_bootstrap_tells_a_clear_loser_from_a_tie():
+def test_p_values_tell_a_clear_loser_from_a_tie():
     rng = np.random.default_rng(0)
     winner = rng.normal(size=500)
-    values = np.stack([winner, winner + rng.normal(scale=0.1, size=500) + 0.1, winner[rng.permutation(500)]])
-    shares = share_not_worse(values, winner, np.random.default_rng(1))
-    assert shares[0] == 0.5
-    assert shares[1] == 0
-    assert 0.3 < shares[2] < 0.7
+    values = np.stack(
+        [winner, winner + rng.normal(scale=0.1, size=500) + 0.1, winner[rng.permutation(500)], winner + 1]
+    )
+    p_values = p_values_of_worse(values, winner)
+    assert p_values[0] == 1  # nothing tells it from itself
+    assert p_values[1] < 1e-6
+    assert p_values[2] > 0.2
+    assert p_values[3] == 0  # worse by the same on every pair
+
+
+def test_p_values_account_for_having_picked_the_best_of_many():
+    """Of 60 proposals that are equally good, few are called worse than the one that came out best by chance."""
+    called = pointwise = 0
+    for trial in range(40):
+        rng = np.random.default_rng(trial)
+        values = rng.normal(size=(60, 400))
+        winner = values[values.mean(1).argmin()]
+        called += (p_values_of_worse(values, winner) < 0.05).sum()
+        differences = values - winner
+        errors = differences.std(1).clip(1e-9) / 20
+        pointwise += (differences.mean(1) / errors > 1.645).sum()
+    assert pointwise > 0.4 * 40 * 60
+    assert called < 0.08 * 40 * 60
+
+
+def test_both_scores_give_the_published_proposals_first_and_then_those_of_the_sum():
+    matrix = np.random.default_rng(3).uniform(0.5, 1, (13, 13))
+    matrix = (matrix + matrix.T) / 2
+    by_mean, by_sum = (
+        coarse_search(matrix, 6, mode="beam", num_proposals=10, score=score) for score in ("mean", "sum")
+    )
+    both = propose(matrix, 6)
+    assert both[:10] == by_mean
+    assert {p for p, _ in both} == {p for p, _ in by_mean} | {p for p, _ in by_sum}
+    assert all(score == coarse_score(matrix, proposal) for proposal, score in both)
+    assert propose(matrix, 6, score="sum") == by_sum
 
 
 # --- on the bundled model: a race among all ways to drop two layers against evaluating every one

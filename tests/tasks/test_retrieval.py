@@ -120,3 +120,16 @@ def test_any_caption_of_an_image_counts():
 def test_an_image_without_a_caption_is_no_hit():
     image = torch.eye(4)
     assert retrieval_recall(image[:3], image, torch.arange(3))["image_to_text_recall_at_1"] == 0.75
+
+
+def test_the_fitted_scale_is_the_best_of_a_fine_grid():
+    generator = torch.Generator().manual_seed(0)
+    image = torch.nn.functional.normalize(torch.randn(60, 8, generator=generator), dim=-1)
+    text = torch.nn.functional.normalize(image + 0.5 * torch.randn(60, 8, generator=generator), dim=-1)
+    for task, scored in ((Retrieval(image, torch.arange(60), 99.0, batch_size=20), text),):
+        fitted = task.fit_scale(scored)
+        grid = [pair_losses(text, image, scale, 20).mean().item() for scale in torch.linspace(1, 100, 400).tolist()]
+        assert fitted.score(scored).figures["task_loss"] <= min(grid) + 1e-5
+        assert fitted.score(scored).figures["task_loss"] < task.score(scored).figures["task_loss"] - 0.1
+    biased = Retrieval(image, torch.arange(60), 10.0, -10.0)
+    assert biased.fit_scale(text) is biased
