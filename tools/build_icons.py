@@ -1,8 +1,9 @@
 """Build the bundled data set: icons from open icon sets, each with its name as a caption.
 
 Every icon of the Iconify sets below is rendered to a 32x32 grey image, black on white, and captioned with its
-name ("account-multiple-check-outline" becomes "account multiple check outline"). Validation and test captions are
-chosen by the hash of the caption, so that no caption is in two splits and a rebuild gives the same bytes.
+name ("account-multiple-check-outline" becomes "account multiple check outline"). Icons are split by *concept*, the words of the
+caption without those of style, in the order of a hash, so that no concept is in two splits and a rebuild gives the same bytes;
+an icon that is nearly the same as one of validation or test is left out of what comes later.
 
 Not needed to use the project. To rebuild, with `npm` on the path (it downloads the pinned sets, 10 MB):
 
@@ -12,16 +13,24 @@ Not needed to use the project. To rebuild, with `npm` on the path (it downloads 
 
 import argparse
 import hashlib
+import io
 from collections import Counter
 from pathlib import Path
 
 import datasets
+import numpy as np
+from PIL import Image
 from tqdm import tqdm
 
 from data import BUNDLED
 from tools.icon_sets import ICON_SETS, SIZE_WORDS, collect, render
 
-SPLIT_SIZES = {"validation": 2_000, "test": 2_000, "train": 56_000}  # in this order: held-out captions are chosen first
+SPLIT_SIZES = {"validation": 2_000, "test": 2_000, "train": 56_000}  # in this order: held-out concepts are chosen first
+STYLE_WORDS = frozenset(
+    ("alt", "baseline", "bold", "duotone", "fill", "filled", "light", "line", "o", "outline", "outlined", "regular")
+    + ("round", "rounded", "sharp", "simple", "solid", "thin", "twotone", "variant")
+)
+NEAR = 0.1  # root mean square difference, of 1, below which two icons are nearly the same
 
 README = """---
 pretty_name: Icons and their names
@@ -47,8 +56,11 @@ configs:
 |---|---|---|
 {splits}
 
-No caption is in two splits. Captions are unique within validation and within test; in train, icons of several sets can
-share one. The order within a split is random.
+No *concept* is in two splits: captions with the same words apart from those of style ({styles}) are
+all in one. No icon of one split is nearly the same as one of another: every two differ by at least {near} (root mean square,
+pixels in 0..1). What is left: words are shared (a test icon "bell off" beside "bell" and "camera off" in train), and
+families of icons look alike. Captions are unique within validation and within test; in train, icons of several sets can share
+one. The order within a split is random.
 
 ## Sources
 
@@ -61,7 +73,7 @@ The npm packages `@iconify-json/<set>`, rendered and renamed, nothing else chang
 ## How it is made
 
 `tools/build_icons.py` downloads the versions above, skips hidden icons, turns `-` into spaces, removes bare size numbers
-({sizes}), drops repeats of a caption within a set, renders, and splits by the hash of the caption. With the versions of
+({sizes}), drops repeats of a caption within a set, renders, and splits by the hash of the concept. With the versions of
 `requirements.txt` a rebuild gives the same bytes:
 
     pip install -r requirements.txt resvg-py==0.5.0 pypng==0.20220715.0
@@ -74,25 +86,59 @@ def digest(*parts: str) -> str:
     return hashlib.sha256("\0".join(parts).encode()).hexdigest()
 
 
+def concept(caption: str) -> str:
+    """The words of a caption without those of style, in alphabetical order; all of them where nothing else is left."""
+    return " ".join(sorted(set(caption.split()) - STYLE_WORDS)) or caption
+
+
 def split(rows: list[dict]) -> dict[str, list[dict]]:
-    """Rows of each split: disjoint by caption; one row a caption in validation and test."""
-    captions = sorted({row["caption"] for row in rows}, key=digest)
-    num_validation, num_test = SPLIT_SIZES["validation"], SPLIT_SIZES["test"]
-    of_caption = dict.fromkeys(captions[:num_validation], "validation")
-    of_caption |= dict.fromkeys(captions[num_validation : num_validation + num_test], "test")
-    splits, seen = {name: [] for name in SPLIT_SIZES}, set()
-    for row in sorted(rows, key=lambda row: digest(row["icon_set"], row["caption"])):
-        name = of_caption.get(row["caption"], "train")
-        if name == "train" or row["caption"] not in seen:
-            seen.add(row["caption"])
-            splits[name].append(row)
-    return {name: splits[name][:size] for name, size in SPLIT_SIZES.items()}
+    """Rows of each split: by concept, and without icons that are nearly the same as one of an earlier split.
+
+    Rows of one concept go into one split. Validation and test have one row a caption.
+    """
+    rows = sorted(rows, key=lambda row: digest(row["icon_set"], row["caption"]))
+    images = pictures([row["png"] for row in rows])
+    of_concept: dict[str, list[int]] = {}
+    for number, row in enumerate(rows):
+        of_concept.setdefault(concept(row["caption"]), []).append(number)
+    concepts = iter(sorted(of_concept, key=digest))
+    splits, near = {}, np.zeros(len(rows), dtype=bool)
+    for name, size in SPLIT_SIZES.items():
+        part: dict[str | int, int] = {}  # one row a caption; in train any number
+        while len(part) < size and (key := next(concepts, None)) is not None:
+            for number in of_concept[key]:
+                if not near[number]:
+                    part.setdefault(number if name == "train" else rows[number]["caption"], number)
+        numbers = sorted(list(part.values())[:size])
+        splits[name] = [rows[number] for number in numbers]
+        if name != "train":
+            near |= near_any(images, images[numbers])
+    return splits
+
+
+def pictures(files: list[bytes]) -> np.ndarray:
+    """(n, 1024) float32 in 0..1 of icons as PNGs."""
+    return (
+        np.stack([np.asarray(Image.open(io.BytesIO(file)).convert("L"), dtype=np.float32).ravel() for file in files])
+        / 255
+    )
+
+
+def near_any(some: np.ndarray, others: np.ndarray, chunk: int = 4096) -> np.ndarray:
+    """(n,) booleans: which of `some` (n, 1024) differ from any of `others` (m, 1024) by less than `NEAR`, root mean square."""
+    squares, limit = np.square(others).sum(1), NEAR**2 * some.shape[1]
+    found = []
+    for start in range(0, len(some), chunk):
+        part = some[start : start + chunk]
+        distances = np.square(part).sum(1)[:, None] + squares - 2 * part @ others.T  # (chunk, m), squared
+        found.append((distances < limit).any(1))
+    return np.concatenate(found)
 
 
 def write_parquet(rows: list[dict], path: Path) -> None:
-    """Render the rows and write one split."""
+    """Write one split."""
     columns = {
-        "image": [{"bytes": render(row["svg"]), "path": None} for row in tqdm(rows, desc=path.name, disable=None)],
+        "image": [{"bytes": row["png"], "path": None} for row in rows],
         "caption": [row["caption"] for row in rows],
         "icon_set": [row["icon_set"] for row in rows],
     }
@@ -123,6 +169,8 @@ def describe(splits: dict[str, list[dict]], infos: dict[str, dict]) -> str:
         splits="\n".join(f"| {n} | {len(splits[n]):,} | {len({r['caption'] for r in splits[n]}):,} |" for n in names),
         sources="\n".join(sources),
         sizes=", ".join(sorted(SIZE_WORDS)),
+        styles=", ".join(sorted(STYLE_WORDS)),
+        near=NEAR,
     )
 
 
@@ -138,6 +186,8 @@ def build_parser() -> argparse.ArgumentParser:
 def main(argv: list[str] | None = None) -> None:
     args = build_parser().parse_args(argv)
     rows, infos = collect(args.download_dir)
+    for row in tqdm(rows, desc="icons", disable=None):
+        row["png"] = render(row["svg"])
     splits = split(rows)
     for name, split_rows in splits.items():
         write_parquet(split_rows, args.output_dir / f"{name}.parquet")
