@@ -16,7 +16,7 @@ from safetensors import SafetensorError
 ROOT = Path(__file__).resolve().parents[1]
 EXP_DIR = ROOT / "exp"
 DEFAULT_MODEL = EXP_DIR / "iconclip"
-DEFAULT_DATASET = "icons"
+DEFAULT_DATASET = "scenes"
 
 
 @contextlib.contextmanager

@@ -14,7 +14,7 @@ from pathlib import Path
 from tokenizers import models, pre_tokenizers, trainers
 from transformers import CLIPConfig, CLIPImageProcessorPil, CLIPModel, CLIPProcessor, CLIPTokenizer
 
-from common import atomic_folder, check_new_folder, positive_int, script
+from common import DEFAULT_DATASET, atomic_folder, check_new_folder, positive_int, script
 from data import load_pairs
 
 START, END = "<|startoftext|>", "<|endoftext|>"
@@ -72,7 +72,7 @@ def write_weights(config: CLIPConfig, vision_from: str, output_dir: Path) -> Non
 def build_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description="Write the configuration and tokenizer of an untrained CLIP.")
     parser.add_argument("--output_dir", type=Path, required=True, help="folder to write")
-    parser.add_argument("--dataset", default="icons", help="captions of its train split make the tokenizer")
+    parser.add_argument("--dataset", default=DEFAULT_DATASET, help="captions of its train split make the tokenizer")
     parser.add_argument("--num_merges", type=positive_int, default=2500, help="BPE merges (default: 2500)")
     parser.add_argument("--max_length", type=positive_int, default=32, help="tokens in a caption (default: 32)")
     parser.add_argument("--width", type=positive_int, default=128, help="of both towers (default: 128)")

@@ -7,7 +7,16 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from tasks.retrieval import in_rounds, pair_losses, recall_hits, retrieval_recall, symmetric_cross_entropy, task_loss
+from tasks.retrieval import (
+    ImageRetrieval,
+    Retrieval,
+    in_rounds,
+    pair_losses,
+    recall_hits,
+    retrieval_recall,
+    symmetric_cross_entropy,
+    task_loss,
+)
 
 
 def unit_rows(n, d, seed):
@@ -126,7 +135,11 @@ def test_the_fitted_scale_is_the_best_of_a_fine_grid():
     generator = torch.Generator().manual_seed(0)
     image = torch.nn.functional.normalize(torch.randn(60, 8, generator=generator), dim=-1)
     text = torch.nn.functional.normalize(image + 0.5 * torch.randn(60, 8, generator=generator), dim=-1)
-    for task, scored in ((Retrieval(image, torch.arange(60), 99.0, batch_size=20), text),):
+    index = torch.arange(60)
+    for task, scored in (
+        (Retrieval(image, index, 99.0, batch_size=20), text),
+        (ImageRetrieval(text, index, 99.0, batch_size=20), image),
+    ):
         fitted = task.fit_scale(scored)
         grid = [pair_losses(text, image, scale, 20).mean().item() for scale in torch.linspace(1, 100, 400).tolist()]
         assert fitted.score(scored).figures["task_loss"] <= min(grid) + 1e-5
