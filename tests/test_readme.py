@@ -50,7 +50,8 @@ def test_the_pipeline_of_the_readme_runs_in_its_order(tiny_clip, tiny_pairs, tmp
         assert done.returncode == 0, f"{line}\n{done.stderr}"
     assert {path.suffix for path in tmp_path.glob("*/dc_mat_*")} == {".npy", ".png", ".json"}
     assert {path.suffix for path in tmp_path.glob("*/cca_mat_*")} == {".npy", ".png", ".json"}
-    assert len(list(tmp_path.glob("*/clip4to2_beam_dc*.json"))) == 1
+    found = {path.stem.endswith("_coarse") for path in tmp_path.glob("*/clip4to2_beam_dc*.json")}
+    assert found == {True, False}  # the verified result is another file
     assert (tmp_path / "clip12to6_exp1" / "model.safetensors").exists()
 
 
