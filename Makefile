@@ -13,9 +13,9 @@ demo: .venv/run
 	cd search_strategy && ../$(BIN)/python search_prune_then_verify_mix.py --num_layers 12 --num_clip_layers 6 --search_mode beam --select_measure dc --coarse_search_only true
 	cd search_strategy && ../$(BIN)/python search_prune_then_verify_mix.py --num_layers 12 --num_clip_layers 6 --search_mode beam --select_measure dc
 	rm -rf exp/$(OUT) exp/$(OUT).states
-	$(BIN)/python clip_finetune_train.py --output_dir $(OUT) --resume_epoch 0 --num_layers 12 --num_clip_layers 6 --max_epoch 2
+	$(BIN)/python clip_finetune_train.py --output_dir $(OUT) --resume_epoch 0 --num_layers 12 --num_clip_layers 6 --max_epoch 1 --max_pairs 12000
 	$(BIN)/python evaluate_clip.py --model exp/iconclip exp/$(OUT)
-	$(BIN)/python -m examples.icon_search "heart filled" --split train --pruned exp/$(OUT)
+	$(BIN)/python -m examples.icon_search "a red heart left of a blue star" --pruned exp/$(OUT)
 
 test: .venv/dev lint
 	$(BIN)/python -m pytest

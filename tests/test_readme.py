@@ -67,3 +67,14 @@ def test_every_file_that_the_readme_links_to_exists():
     links = [link for link in re.findall(r"\]\(([^)#]+)\)", README) if not link.startswith("http")]
     assert links
     assert not [link for link in links if not (ROOT / link).exists()]
+
+
+def test_what_runs_write_under_exp_is_ignored_and_the_bundled_model_is_not():
+    def ignored(path: str) -> bool:
+        return subprocess.run(["git", "check-ignore", "-q", "--no-index", path], cwd=ROOT).returncode == 0
+
+    written = ("dc_mat_mean_bs4_iter10.npy", "clip12to6_beam_dc.json", "cache/x.npy", "evaluation.png")
+    assert all(ignored(f"exp/iconclip/{name}") for name in written)
+    assert ignored("exp/clip12to6_exp1/model.safetensors") and ignored("exp/clip12to6_exp1.states/0001/state.json")
+    assert not any(ignored(f"exp/iconclip/{name}") for name in ("README.md", "config.json", "model.safetensors"))
+    assert not ignored("results/iconclip/dc_mat_mean_bs4_iter10.npy")
