@@ -25,11 +25,11 @@ from common import (
     boolean,
     bounded,
     data_flags,
-    model_dir,
     positive_int,
     script,
     seed_everything,
     set_up,
+    tower_dir,
 )
 from models import Encoder, load_encoder
 from models.encoders import check_num_layers, read_tower_config
@@ -71,7 +71,7 @@ def build_parser() -> argparse.ArgumentParser:
         default=Settings.keep_epochs,
         help="how many of the last epochs can be gone on from: a number or all (default: %(default)s)",
     )
-    add("--num_layers", type=positive_int, required=True, help="text layers of the model")
+    add("--num_layers", type=positive_int, required=True, help="layers of the model's tower")
     add("--num_clip_layers", type=int, required=True, help="how many of them to drop (0: the full model)")
     add("--clip_layers", help="layers to drop: [[2, 3], [5, 5]] or 2-3,5 (default: the winner of the search)")
     add("--search_result", type=Path, help="result file to take the winner from (default: the newest of this model)")
@@ -118,7 +118,7 @@ def build_parser() -> argparse.ArgumentParser:
     add("--compile", type=boolean, default=False, help="compile the text layers (default: false)")
     add("--num_workers", type=bounded(int, 0), default=0, help="processes that decode images ahead (default: 0)")
     add("--report_to", choices=("none", "tensorboard"), default="none", help="default: none")
-    add_common_flags(parser)
+    add_common_flags(parser, tower=True, target_column=True)
     return parser
 
 
@@ -141,6 +141,12 @@ def check_flags(args: argparse.Namespace, device: str) -> None:
 def broken_rules(args: argparse.Namespace, device: str) -> Iterator[str]:
     if not args.images and args.distill_mode != "feature":
         yield "--images false trains by --distill_mode feature"
+    if args.tower == "vision" and not args.images:
+        yield "--tower vision needs images: pass --images true"
+    if args.tower == "vision" and (args.clip_mode == "scratch" or args.negatives):
+        yield "--clip_mode scratch and --negatives are for --tower text"
+    if args.target_column and not args.images:
+        yield "--images false takes captions alone: leave out --target_column"
     if not args.images and not args.freeze_vision:
         yield "--images false needs --freeze_vision true"
     if args.negatives and not (args.freeze_vision and args.images):
@@ -178,7 +184,7 @@ def load_start(args: argparse.Namespace, device: str) -> tuple[Encoder | None, E
     """The model as it is, where its weights are used; and one with fresh weights, where it is trained from scratch."""
     scratch = args.clip_mode == "scratch"
     needs_full = not scratch or args.freeze_vision or args.distill_mode != "none"
-    full = load_encoder(args.model, device=device) if needs_full else None
+    full = load_encoder(args.model, args.tower, device) if needs_full else None
     if not scratch:
         return full, None
     seed_everything(args.seed)  # of the fresh weights, whatever was drawn before
@@ -189,7 +195,7 @@ def make_run(args: argparse.Namespace, full: Encoder | None, embedder: Encoder) 
     """Data, loss and settings. `embedder`: the model whose embeddings of images and captions are taken."""
     settings = Settings(**{field.name: getattr(args, field.name) for field in fields(Settings)})
     objective = Objective(args.distill_mode, args.distill_weight, args.temperature, args.negatives)
-    cache_dir = model_dir(args.exp_dir, args.model) / "cache"
+    cache_dir = tower_dir(args.exp_dir, args.model, args.tower) / "cache"
     data = load_data(full, embedder, args.dataset, data_flags(args), settings, objective, args.images, cache_dir)
     images = data.train.image_embeddings
     if args.negatives and args.negatives > len(images):
@@ -202,9 +208,9 @@ def make_run(args: argparse.Namespace, full: Encoder | None, embedder: Encoder) 
 def main(argv: list[str] | None = None) -> None:
     args = build_parser().parse_args(argv)
     device = set_up(args)
-    check_num_layers(args.num_layers, args.model)
+    check_num_layers(args.num_layers, args.model, args.tower)
     check_num_clip_layers(args.num_clip_layers, args.num_layers, fewest=0)
-    fill_in(args, read_tower_config(args.model).hidden_size)
+    fill_in(args, read_tower_config(args.model, args.tower).hidden_size)
     check_flags(args, device)
     sizes = args.schedule or [args.num_layers, args.num_layers - args.num_clip_layers]
     stages = plan_stages(sizes, run_dir(args.exp_dir, args.output_dir), args.max_epoch, args.resume_epoch)
@@ -213,7 +219,7 @@ def main(argv: list[str] | None = None) -> None:
         check_output_dir(stage.output_dir, stage.resume_epoch, stage.first_epoch)
     choice = None
     if args.clip_mode == "finetune" and not args.schedule:
-        folder = model_dir(args.exp_dir, args.model)
+        folder = tower_dir(args.exp_dir, args.model, args.tower)
         numbers = args.num_layers, args.num_clip_layers
         choice = choose_layers(args.clip_layers, args.search_result, folder, args.model, *numbers)
     full, encoder = load_start(args, device)

@@ -153,6 +153,7 @@ def newest_result(folder: Path, model: str, num_layers: int, num_clip_layers: in
         command = f"search_strategy/search_prune_then_verify_mix.py --num_layers {num_layers}"
         command += f" --num_clip_layers {num_clip_layers} --search_mode beam --select_measure dc"
         command += "" if Path(model).resolve() == DEFAULT_MODEL else f" --model {model}"
+        command += " --tower vision" if folder.name == "vision" else ""
         coarse = f"; {found[0].path.name} is of the coarse search alone" if found else ""
         raise FileNotFoundError(
             f"no search result: looked for {pattern}{coarse}; run: python {command}; or pass --clip_layers"

@@ -29,9 +29,14 @@ class Split:
     image_embeddings: Tensor | None
     teacher_text: Tensor | None
 
+    @property
+    def captions_alone(self) -> bool:
+        """Whether there is no other side of the pairs."""
+        return self.pairs.images is None and self.pairs.targets is None
+
     def figures(self, encoder: Encoder, frozen_vision: bool = True) -> dict[str, float]:
         """Task loss and recall of a model; without images the mean distance 2 - 2 cos to the teacher's text embeddings."""
-        if self.pairs.images is None:
+        if self.captions_alone:
             text = encoder.embeddings(encoder.samples(self.pairs))
             distance = (text - self.teacher_text.to(text.device)).square().sum(-1).mean()
             return {"feature_distance": distance.item()}
@@ -54,7 +59,7 @@ class TrainingData:
     def identity(self) -> dict:
         """What must be equal in a run that goes on."""
         pairs = self.train.pairs
-        return {"images": pairs.images is not None, "captions": pairs.identity()["captions_sha256"]}
+        return {"images": not self.train.captions_alone, "captions": pairs.identity()["captions_sha256"]}
 
 
 def selection_score(figures: dict[str, float]) -> float:
@@ -82,7 +87,7 @@ def load_split(
     embeddings = None
     if images and image_embeddings:
         pairs, embeddings = encoder.embed_pairs(pairs, cache_dir, progress)
-    elif images:
+    elif pairs.images is not None:
         pairs = pairs.without_images(np.array([image is None for image in pairs.images]))
     return Split(pairs, embeddings, cached_embeddings(encoder, pairs, cache_dir) if teacher_text else None)
 

@@ -111,7 +111,7 @@ class Trainer:
         self.output_dir, self.states, self.card = output_dir, EpochStates(output_dir), card
         self.history: list[dict] = []
         self.accelerator = make_accelerator(settings, encoder.device.type == "cpu", output_dir)
-        captions_alone = data.train.pairs.images is None
+        captions_alone = data.train.captions_alone
         self.towers = TrainedTowers(
             encoder,
             train_vision=not settings.freeze_vision,

@@ -173,10 +173,10 @@ def choose_layers(
 def search(encoder: Encoder, num_clip_layers: int, data: TrainingData, seed: int, use_repair: bool = True) -> Choice:
     """The layers to drop from a model. Without images the fine search is by the distance to the model's own embeddings."""
     generator = np.random.default_rng(seed)
-    captions, settings = data.train.pairs.captions, MatrixSettings("dc", seed=seed)
-    # as many batches as there are, where captions are few
-    batches = max(1, min(settings.iter_num, len(captions) // settings.batch_size))
-    matrix = measure_captions(encoder, captions, replace(settings, iter_num=batches))
+    train, settings = encoder.samples(data.train.pairs), MatrixSettings("dc", seed=seed)
+    # as many batches as there are, where samples are few
+    batches = max(1, min(settings.iter_num, len(train) // settings.batch_size))
+    matrix = measure_captions(encoder, train, replace(settings, iter_num=batches))
     pairs, images = data.validation.pairs, data.validation.image_embeddings
     samples = encoder.samples(pairs)
     if images is None:
@@ -185,7 +185,7 @@ def search(encoder: Encoder, num_clip_layers: int, data: TrainingData, seed: int
         task = retrieval_task(encoder, images.to(encoder.device), pairs.image_index)
     maps = None
     if use_repair:
-        maps = SegmentMaps(encoder, draw_captions(encoder.samples(data.train.pairs), seed, MAP_CAPTIONS))
+        maps = SegmentMaps(encoder, draw_captions(train, seed, MAP_CAPTIONS))
     found = verify.search(FineSearch(encoder, samples, task, maps=maps), matrix, num_clip_layers, generator=generator)
     return Choice(found.winner, "a search of this stage")
 

@@ -1,13 +1,17 @@
 """Every family through the scripts: a matrix, then a search of which the winner is the best of all."""
 
 import json
+import re
 from itertools import combinations
 
 import pytest
+from accelerate.state import AcceleratorState
 from family_models import write_sentence_encoder, write_siglip
 
+import clip_finetune_train
 import dc_analysis
 from data import load_pairs
+from models import load_encoder
 from search_strategy import search_prune_then_verify_mix
 
 KINDS = {
@@ -74,3 +78,42 @@ def test_a_search_of_repaired_proposals(models, tiny_pairs, text_pairs, tmp_path
     search_prune_then_verify_mix.main([*common, *KINDS[kind], *sizes, "--repair", "true"])
     (result,) = list(tmp_path.rglob("clip*.json"))
     assert json.loads(result.read_text())["winner"]["task_loss"] > 0
+
+
+@pytest.mark.parametrize("kind", ["clip vision", "siglip", "siglip vision", "sentence"])
+def test_a_training_that_starts_from_the_repaired_model(models, tiny_pairs, text_pairs, tmp_path, kind):
+    AcceleratorState._reset_state(reset_partial_state=True)
+    data, layers = text_pairs if kind == "sentence" else tiny_pairs, 2 if kind == "clip vision" else 4
+    flags = [
+        "--model",
+        str(models[kind.split()[0]]),
+        "--dataset",
+        str(data),
+        "--exp_dir",
+        str(tmp_path),
+        "--device",
+        "cpu",
+    ]
+    flags += ["--num_layers", str(layers), "--num_clip_layers", "1", "--clip_layers", "2", "--batch_size", "20"]
+    clip_finetune_train.main([*flags, *KINDS[kind], "--output_dir", "run", "--max_epoch", "2"])
+    report = json.loads((tmp_path / "run/report.json").read_text())
+    assert set(report["test"]) == {"full", "pruned", "repaired", "fine-tuned"}
+    assert all(0 <= figures["mean_recall"] <= 1 for figures in report["test"].values())
+    tower = "vision" if "vision" in kind else "text"
+    assert load_encoder(str(tmp_path / "run"), tower).num_layers == layers - 1
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        ("--tower vision --images false --distill_mode feature", "--tower vision needs images"),
+        ("--tower vision --negatives 3", "--clip_mode scratch and --negatives are for --tower text"),
+        ("--images false --target_column text", "--images false takes captions alone"),
+        ("--tower vision --clip_mode finetune", "no search result: .*vision.*--tower vision; or pass --clip_layers"),
+    ],
+)
+def test_flags_of_towers_that_do_not_go_together(models, tmp_path, capsys, flags, message):
+    common = ["--model", str(models["siglip"]), "--exp_dir", str(tmp_path), "--device", "cpu", "--output_dir", "run"]
+    with pytest.raises(SystemExit):
+        clip_finetune_train.main([*common, "--num_layers", "4", "--num_clip_layers", "1", *flags.split()])
+    assert re.search(message, capsys.readouterr().err)
