@@ -4,7 +4,8 @@
     python compare_strategies.py --num_layers 12 --num_clip_layers 6 --all_k true
 
 Needs the matrices of all measures (the message says how to make those that are missing). Choices are made on validation;
-the figures of `test` are a report. Writes compare_clip<L>to<L-k>.json and .png under exp/<model>/, and with `--all_k`
+the figures of `test` are a report. All choices, losses and ranks are of repaired proposals, with those left out without repair
+beside them; with `--repair false` of these alone. Writes compare_clip<L>to<L-k>.json and .png under exp/<model>/, and with `--all_k`
 compare_clip<L>_all_k.json and .png: the best proposal found for every number of layers.
 """
 
@@ -38,9 +39,12 @@ from common.matrix_files import MatrixSettings, read_matrix, warn_of_other_weigh
 from common.plots import quality_curve, strategy_panel
 from data import load_pairs
 from measures import KINDS
-from models import check_num_layers, load_encoder
+from models import Encoder, check_num_layers, load_encoder
+from models.repair import draw_captions
+from models.segment_maps import CAPTIONS as MAP_CAPTIONS
+from models.segment_maps import SegmentMaps
 from search_strategy.fine import SAMPLES_AT_ONCE, Evaluation, FineSearch
-from search_strategy.proposals import check_num_clip_layers, segments
+from search_strategy.proposals import Proposal, check_num_clip_layers, segments
 from search_strategy.results import describe_figures
 from search_strategy.rivals import (
     AllSubsets,
@@ -63,6 +67,12 @@ def build_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description="Compare every way to choose the layers to drop.")
     parser.add_argument("--num_layers", type=positive_int, required=True, help="layers of the model's tower")
     parser.add_argument("--num_clip_layers", type=int, required=True, help="how many of them to drop")
+    parser.add_argument(
+        "--repair",
+        type=boolean,
+        default=True,
+        help="compare proposals with a linear map in the place of what they drop (default: true)",
+    )
     parser.add_argument("--all_k", type=boolean, default=False, help="the best proposal for every number of layers too")
     parser.add_argument(
         "--max_subsets", type=positive_int, default=5000, help="evaluate all subsets up to so many (default: 5000)"
@@ -114,18 +124,21 @@ def run_panel(args: argparse.Namespace, fine: FineSearch, matrices: dict[str, np
     return sorted(outcomes, key=lambda outcome: outcome.evaluation.objective)
 
 
-def describe(outcome: Outcome, truth: AllSubsets | None, test: Evaluation) -> dict:
+def describe(outcome: Outcome, truth: AllSubsets | None, fine: FineSearch, test: FineSearch) -> dict:
     """One row of the comparison as it is written."""
     proposal = outcome.evaluation.dropped_layers
     return {
         "strategy": outcome.strategy,
         "segments": segments(proposal),
-        **describe_figures(outcome.evaluation),
         "rank": truth.rank(proposal) if truth else None,
         "regret": truth.regret(proposal) if truth else None,
-        **describe_test(test),
+        **describe_both(fine, test, proposal),
         **{name: value for name, value in asdict(outcome).items() if name not in ("strategy", "evaluation")},
     }
+
+
+def describe_both(fine: FineSearch, test: FineSearch, proposal: Proposal) -> dict:
+    return describe_figures(fine.evaluate([proposal])[0]) | describe_test(test.evaluate([proposal])[0])
 
 
 def describe_test(evaluation: Evaluation) -> dict:
@@ -139,8 +152,16 @@ def print_panel(rows: list[dict], judged: list[dict], full_recall: float) -> Non
         + (r["layer_calls_unshared"], r["seconds"], 100 * r["test_recall"][AT_10] / full_recall)
         for r in rows
     ]
-    headers = ("strategy", "dropped layers", "task loss", "rank", "proposals", "layer calls", "unshared", "seconds")
-    print(format_table(lines, (*headers, "test R@10, % of full"), ("", "", ".4f", "", "", "", "", ".1f", ".1f")))
+    headers = ["strategy", "dropped layers", "task loss", "rank", "proposals", "layer calls", "unshared", "seconds"]
+    headers, formats = [*headers, "test R@10, % of full"], ["", "", ".4f", "", "", "", "", ".1f", ".1f"]
+    if "left_out" in rows[0]:
+        without = [row["left_out"] for row in rows]
+        lines = [
+            (*line, w["task_loss"], 100 * w["test_recall"][AT_10] / full_recall)
+            for line, w in zip(lines, without, strict=True)
+        ]
+        headers, formats = [*headers, "left out: task loss", "test R@10, % of full"], [*formats, ".4f", ".1f"]
+    print(format_table(lines, headers, formats))
     if judged:
         scores = [
             (j["measure"], j["score"], j["spearman"], *j["rank_of_best_within"].values(), j["regret_at_10"])
@@ -187,8 +208,9 @@ def main(argv: list[str] | None = None) -> None:
     pairs = {split: load_pairs(args.dataset, split, **data_flags(args)) for split in ("validation", "test")}
     record.note_data(**pairs)
     options = {"loss_batch_size": args.loss_batch_size, "batch_size": args.text_batch_size}
+    maps = make_maps(args, encoder) if args.repair else None
     fine, test = (
-        FineSearch.from_pairs(encoder, of_split, folder / "cache", progress=show_progress(), **options)
+        FineSearch.from_pairs(encoder, of_split, folder / "cache", maps=maps, progress=show_progress(), **options)
         for of_split in pairs.values()
     )
     identity = encoder.identity()
@@ -196,16 +218,22 @@ def main(argv: list[str] | None = None) -> None:
     with record.warnings():
         for of_measure in settings.values():
             warn_of_other_weights(of_measure, folder, identity)
-    part = f"_max{args.max_pairs}" if args.max_pairs else ""
+    part = (f"_max{args.max_pairs}" if args.max_pairs else "") + ("" if args.repair else "_left_out")
     path = folder / f"compare_clip{args.num_layers}to{args.num_layers - args.num_clip_layers}{part}.json"
     set_up_logging(path.with_suffix(".log"))
     compare(args, fine, test, matrices, record, path)
     if args.all_k:
-        path = folder / f"compare_clip{args.num_layers}_all_k.json"
+        path = folder / f"compare_clip{args.num_layers}_all_k{part}.json"
         sizes = compare_sizes(args, fine, test, matrices["dc"])
         write_json(path, {"sizes": sizes, "record": record.content()})
         quality_curve(sizes, path.with_suffix(".png"))
         print_sizes(sizes)
+
+
+def make_maps(args: argparse.Namespace, encoder: Encoder) -> SegmentMaps:
+    options = {"images": encoder.tower == "vision", "or_validation": True}
+    train = load_pairs(args.dataset, "train", **data_flags(args) | options)
+    return SegmentMaps(encoder, draw_captions(encoder.samples(train), args.seed, MAP_CAPTIONS))
 
 
 def compare(
@@ -219,7 +247,11 @@ def compare(
     """The panel on validation, with the figures on test, in a file, a picture and a table."""
     truth = find_truth(args, fine, record)
     outcomes = run_panel(args, fine, matrices)
-    rows = [describe(outcome, truth, test.evaluate([outcome.evaluation.dropped_layers])[0]) for outcome in outcomes]
+    rows = [describe(outcome, truth, fine, test) for outcome in outcomes]
+    if fine.maps:
+        plain = fine.without_maps(), test.without_maps()
+        for row, outcome in zip(rows, outcomes, strict=True):
+            row["left_out"] = describe_both(*plain, outcome.evaluation.dropped_layers)
     judged = judge_scores(matrices, args.num_clip_layers, truth) if truth else []
     full = describe_figures(fine.full_model()) | {"test_recall": describe_figures(test.full_model())["recall"]}
     content = {"full_model": full, "strategies": rows, "coarse_scores": judged, "record": record.content()}

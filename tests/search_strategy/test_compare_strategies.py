@@ -12,6 +12,8 @@ from common.matrix_files import MatrixSettings
 from data import load_pairs
 from measures import KINDS
 from models import load_clip
+from models.repair import draw_captions
+from models.segment_maps import SegmentMaps
 from search_strategy import compare_strategies as script
 from search_strategy.coarse import SCORES, coarse_score
 from search_strategy.fine import FineSearch
@@ -59,8 +61,8 @@ def matrices(folder, tiny_pairs):
 @pytest.fixture(scope="module")
 def comparison(folder, flags, matrices):
     """The files of one run with every number of layers."""
-    script.main([*flags, "--all_k", "true"])
-    return [json.loads((folder / f"compare_clip4{tag}.json").read_text()) for tag in ("to2", "_all_k")]
+    script.main([*flags, "--all_k", "true", "--repair", "false"])
+    return [json.loads((folder / f"compare_clip4{tag}_left_out.json").read_text()) for tag in ("to2", "_all_k")]
 
 
 def test_missing_matrices_are_named_with_the_commands_that_make_them(tiny_clip, tiny_pairs, tmp_path, capsys):
@@ -83,6 +85,21 @@ def test_every_row_has_the_loss_of_its_layers_and_its_rank_among_all(comparison,
         assert row["rank"] == 1 + sum(loss < losses[proposal] for loss in losses.values())
         assert row["regret"] == pytest.approx(losses[proposal] - min(losses.values()), abs=1e-6)
     assert [row["task_loss"] for row in rows] == sorted(row["task_loss"] for row in rows)
+
+
+def test_with_repair_rows_have_the_losses_of_both_ways(flags, folder, matrices, losses, tiny_clip, tiny_pairs, capsys):
+    script.main(flags)
+    clip, train = load_clip(str(tiny_clip)), load_pairs(str(tiny_pairs), "train", images=False)
+    maps = SegmentMaps(clip, draw_captions(train.captions, 0))
+    pairs = load_pairs(str(tiny_pairs), "validation")
+    fine = FineSearch.from_pairs(clip, pairs, loss_batch_size=20, maps=maps)
+    repaired = dict(zip(SUBSETS, fine.objectives(SUBSETS), strict=True))
+    for row in json.loads((folder / "compare_clip4to2.json").read_text())["strategies"]:
+        proposal = tuple(layer for first, last in row["segments"] for layer in range(first, last + 1))
+        assert row["task_loss"] == pytest.approx(repaired[proposal], abs=1e-6)
+        assert row["rank"] == 1 + sum(loss < repaired[proposal] for loss in repaired.values())
+        assert row["left_out"]["task_loss"] == pytest.approx(losses[proposal], abs=1e-6)
+    assert "left out: task loss" in capsys.readouterr().out
 
 
 def test_every_strategy_is_there_with_what_it_cost(comparison):
@@ -131,8 +148,8 @@ def test_every_number_of_layers_has_its_best_proposal(comparison, losses):
 
 def test_tables_and_pictures_are_written(comparison, folder):
     for tag in ("to2", "_all_k"):
-        assert (folder / f"compare_clip4{tag}.png").read_bytes().startswith(b"\x89PNG")
-    assert "ours: exact and refine (dc)" in (folder / "compare_clip4to2.log").read_text()
+        assert (folder / f"compare_clip4{tag}_left_out.png").read_bytes().startswith(b"\x89PNG")
+    assert "ours: exact and refine (dc)" in (folder / "compare_clip4to2_left_out.log").read_text()
 
 
 def test_without_the_truth_there_are_no_ranks(folder, flags, matrices, comparison):
