@@ -34,7 +34,7 @@ from common import (
 )
 from common.matrix_files import safe_name
 from data import SPLITS, ImageCaptionPairs, load_labels, load_pairs
-from models import Clip, load_clip
+from models import Encoder, load_encoder
 from models.open_clip_folder import find_open_clip
 from models.speed import measure_milliseconds
 from tasks.retrieval import retrieval_task
@@ -68,7 +68,7 @@ def build_parser() -> argparse.ArgumentParser:
     zero_shot.add_argument(
         "--label_column", help="column of the classes, as names or line numbers from 0 (default: words of the captions)"
     )
-    add_common_flags(parser, several_models=True)
+    add_common_flags(parser, several_models=True, target_column=True)
     return parser
 
 
@@ -86,18 +86,18 @@ def read_zero_shot(args: argparse.Namespace, pairs: ImageCaptionPairs) -> tuple[
     return labels, templates, classes_in_captions(labels, pairs.captions, pairs.image_index)
 
 
-def evaluate(clip: Clip, pairs: ImageCaptionPairs, images: torch.Tensor, zero_shot: tuple) -> dict:
-    """All figures of a model, flat. `images`: the embeddings of the images of `pairs`."""
+def evaluate(encoder: Encoder, pairs: ImageCaptionPairs, targets: torch.Tensor, zero_shot: tuple) -> dict:
+    """All figures of a model, flat. `targets`: the embeddings of the images of `pairs`, or of their other texts."""
     labels, templates, right = zero_shot
-    figures = {"text_layers": clip.num_layers, "text_parameters": clip.num_parameters()}
-    task = retrieval_task(clip, images, pairs.image_index)
-    figures |= {"weights_bytes": weights_bytes(clip.name)} | task.score(clip.embeddings(pairs.captions)).figures
+    figures = {"text_layers": encoder.num_layers, "text_parameters": encoder.num_parameters()}
+    task = retrieval_task(encoder, targets, pairs.image_index)
+    figures |= {"weights_bytes": weights_bytes(encoder.name)} | task.score(encoder.embeddings(pairs.captions)).figures
     if labels:
-        figures |= zero_shot_accuracy(images, class_embeddings(clip.embeddings, labels, templates), right)
+        figures |= zero_shot_accuracy(targets, class_embeddings(encoder.embeddings, labels, templates), right)
     for size, captions in TIMED_CAPTIONS.items():
         for length in ("full_length", "cut"):
             figures[f"milliseconds_batch_{size}_{length}"] = measure_milliseconds(
-                clip, pairs.captions[:captions], size, full_length=length == "full_length"
+                encoder, pairs.captions[:captions], size, full_length=length == "full_length"
             )
     return figures
 
@@ -182,21 +182,23 @@ def main(argv: list[str] | None = None) -> None:
     device = set_up(args)
     record = Record(args, device)
     cache = model_dir(args.exp_dir, args.model[0]) / "cache"
-    clips = [load_clip(model, device) for model in args.model]
+    encoders = [load_encoder(model, device=device) for model in args.model]
+    if args.labels and args.target_column:
+        raise ValueError("--labels classifies images: leave out --target_column")
     pairs = load_pairs(args.dataset, args.split, **data_flags(args))
     read_zero_shot(args, pairs)  # wrong labels are found before the work
     record.note_data(data=pairs)
     figures = []
-    for clip in clips:
-        images = clip.image_embeddings(pairs.images, cache, progress=show_progress())
-        broken = torch.isnan(images).any(1)
-        kept = pairs.without_images(broken.cpu().numpy())
-        figures.append(evaluate(clip, kept, images[~broken], read_zero_shot(args, kept)))
+    for encoder in encoders:
+        # of texts the reference makes the index, which stays; images may have been trained with
+        embedder = encoders[0] if args.target_column else encoder
+        kept, targets = embedder.embed_pairs(pairs, cache, show_progress())
+        figures.append(evaluate(encoder, kept, targets, read_zero_shot(args, kept)))
     names = short_names(args.model)
     path = result_path(args, names)
     models = [
-        {"name": name, **clip.identity(), **of_model}
-        for name, clip, of_model in zip(names, clips, figures, strict=True)
+        {"name": name, **encoder.identity(), **of_model}
+        for name, encoder, of_model in zip(names, encoders, figures, strict=True)
     ]
     write_json(path, {"models": models, "data": kept.identity(), "rule": RULE, "record": record.content()})
     draw(names, figures, path.with_suffix(".png"), f"{args.dataset}, {args.split}: {len(kept):,} captions")

@@ -3,7 +3,7 @@
 import argparse
 from pathlib import Path
 
-from common import Record, add_common_flags, data_flags, model_dir, set_up, show_progress, write_json
+from common import Record, add_common_flags, data_flags, set_up, show_progress, tower_dir, write_json
 from data import ImageCaptionPairs, load_pairs
 from models import load_encoder
 from search_strategy.fine import FineSearch
@@ -12,7 +12,7 @@ from search_strategy.fine import FineSearch
 def make_parser(description: str) -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=description)
     parser.add_argument("--out", type=Path, help="also write the figures to this JSON file")
-    add_common_flags(parser)
+    add_common_flags(parser, tower=True, target_column=True)
     return parser
 
 
@@ -27,8 +27,8 @@ class Bench:
     def __init__(self, args: argparse.Namespace):
         self.args, device = args, set_up(args)
         self.record = Record(args, device)
-        self.encoder = load_encoder(args.model, device=device)
-        self.folder = model_dir(args.exp_dir, args.model)
+        self.encoder = load_encoder(args.model, args.tower, device)
+        self.folder = tower_dir(args.exp_dir, args.model, args.tower)
         self.record.note(model=self.encoder.identity())
 
     def pairs(self, split: str, **changes: object) -> ImageCaptionPairs:

@@ -10,9 +10,11 @@ from family_models import write_sentence_encoder, write_siglip
 
 import clip_finetune_train
 import dc_analysis
+import evaluate_clip
 from data import load_pairs
 from models import load_encoder
 from search_strategy import search_prune_then_verify_mix
+from tasks.retrieval import retrieval_task
 
 KINDS = {
     "clip vision": ["--tower", "vision"],
@@ -101,6 +103,26 @@ def test_a_training_that_starts_from_the_repaired_model(models, tiny_pairs, text
     assert all(0 <= figures["mean_recall"] <= 1 for figures in report["test"].values())
     tower = "vision" if "vision" in kind else "text"
     assert load_encoder(str(tmp_path / "run"), tower).num_layers == layers - 1
+
+
+@pytest.mark.parametrize("kind", ["siglip", "sentence"])
+def test_an_evaluation_beside_the_pruned_model(models, tiny_pairs, text_pairs, tmp_path, kind):
+    load_encoder(str(models[kind])).drop([2]).save(tmp_path / "pruned")
+    data = text_pairs if kind == "sentence" else tiny_pairs
+    names = ["--model", str(models[kind]), str(tmp_path / "pruned")]
+    evaluate_clip.main([*names, *KINDS[kind], "--dataset", str(data), "--exp_dir", str(tmp_path), "--device", "cpu"])
+    (result,) = tmp_path.rglob("evaluation_*.json")
+    full, pruned = json.loads(result.read_text())["models"]
+    assert (full["text_layers"], pruned["text_layers"]) == (4, 3)
+    pairs = load_pairs(
+        str(data), "test", **dict(zip(("target_column", "caption_column"), KINDS[kind][1::2], strict=False))
+    )
+    pairs, targets = load_encoder(str(models[kind])).embed_pairs(pairs)  # the index is the full model's
+    pruned_encoder = load_encoder(str(tmp_path / "pruned"))
+    expected = retrieval_task(pruned_encoder, targets, pairs.image_index).score(
+        pruned_encoder.embeddings(pairs.captions)
+    )
+    assert pruned["task_loss"] == pytest.approx(expected.figures["task_loss"])
 
 
 @pytest.mark.parametrize(
