@@ -27,12 +27,13 @@ from common import (
     format_table,
     model_dir,
     read_lines,
+    safe_name,
     script,
     set_up,
+    shorten,
     show_progress,
     write_json,
 )
-from common.matrix_files import safe_name
 from data import SPLITS, ImageCaptionPairs, load_labels, load_pairs
 from models import Encoder, load_encoder
 from models.open_clip_folder import find_open_clip
@@ -124,7 +125,7 @@ def result_path(args: argparse.Namespace, names: Sequence[str]) -> Path:
     parts += [safe_name(args.dataset)] if args.dataset != DEFAULT_DATASET else []
     parts += [f"max{args.max_pairs}"] if args.max_pairs else []
     parts += ["vs", *map(safe_name, names[1:])] if len(names) > 1 else []
-    return model_dir(args.exp_dir, args.model[0]) / f"{'_'.join(parts)}.json"
+    return model_dir(args.exp_dir, args.model[0]) / f"{shorten('_'.join(parts))}.json"
 
 
 def print_table(names: Sequence[str], figures: Sequence[dict]) -> None:

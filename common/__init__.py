@@ -12,6 +12,7 @@ from common.files import (
     model_dir,
     read_lines,
     safe_name,
+    shorten,
     tower_dir,
     write_array,
     write_json,

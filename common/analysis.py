@@ -41,7 +41,7 @@ def run(args: argparse.Namespace) -> None:
         encoder = load_encoder(args.model, args.tower, device)
         pairs = load_pairs(args.dataset, "train", **caption_flags(args, settings.num_captions))
         draws = draw_samples(encoder.samples(pairs), settings)
-        record.note(model=encoder.identity(), captions=len(draws[0]))
+        record.note(model=encoder.identity(), dataset=settings.dataset_name, captions=len(draws[0]))
         record.note_data(data=pairs)
         encoder.model.to(getattr(torch, args.precision))
         found = measure_draws(encoder, draws, settings, baseline=args.baseline, stopwatch=record)

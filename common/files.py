@@ -17,6 +17,7 @@ ROOT = Path(__file__).resolve().parents[1]
 EXP_DIR = ROOT / "exp"
 DEFAULT_MODEL = EXP_DIR / "iconclip"
 DEFAULT_DATASET = "scenes"
+LONGEST_NAME = 200  # characters of a name before its ending; file systems take names of 255 bytes
 
 
 @contextlib.contextmanager
@@ -128,12 +129,23 @@ def model_dir(exp_dir: Path, model: str) -> Path:
     if path.is_dir():
         path = path.relative_to(ROOT) if path.is_relative_to(ROOT) else path
         model = path.name if path.parent in (Path("."), EXP_DIR.relative_to(ROOT)) else str(path)
-    return exp_dir / safe_name(model)
+    return exp_dir / shorten(safe_name(model))
 
 
 def safe_name(text: str) -> str:
-    """A path or hub name as (part of) a file name."""
-    return re.sub(r"[^A-Za-z0-9._-]+", "--", text.strip("/"))
+    """A path or hub name as (part of) a file name: `/` becomes `--`. Where more is replaced, a hash keeps names apart."""
+    text = text.strip("/")
+    name = re.sub(r"[^A-Za-z0-9._-]+", "--", text)
+    return name if name.replace("--", "/") == text else f"{name}_{_short_hash(text)}"
+
+
+def shorten(name: str) -> str:
+    """The name of a file, without its ending, cut where file systems would not take it; a hash keeps names apart."""
+    return name if len(name) <= LONGEST_NAME else f"{name[:LONGEST_NAME]}_{_short_hash(name)}"
+
+
+def _short_hash(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()[:8]
 
 
 def plain(value: object) -> object:

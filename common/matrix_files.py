@@ -14,13 +14,12 @@ from pathlib import Path
 
 import numpy as np
 
-from common.files import DEFAULT_DATASET, DEFAULT_MODEL, EXP_DIR, ROOT, model_dir, safe_name
+from common.files import DEFAULT_DATASET, DEFAULT_MODEL, EXP_DIR, ROOT, model_dir, safe_name, shorten
 from measures import KINDS, Measure
 from measures.table import Kind, Option
 
 PER_TOKEN_MODES = ("T", "seq")  # nothing is pooled
 DEFAULT_POOL = "mean"
-LONGEST_TAG = 200  # characters; file systems take names of 255 bytes
 
 
 @dataclass(frozen=True)
@@ -75,6 +74,14 @@ class MatrixSettings:
         return self.batch_size if self.kind.measure.per_draw else self.batch_size * self.iter_num
 
     @property
+    def dataset_name(self) -> str:
+        """The same for every way to write the path of a local data set: absolute, or from the project's folder where it is there."""
+        path = Path(self.dataset).resolve()
+        if not os.path.exists(path):  # which, unlike `path.exists()`, takes a name that is too long
+            return self.dataset
+        return str(path.relative_to(ROOT) if path.is_relative_to(ROOT) else path)
+
+    @property
     def num_captions(self) -> int:
         """Captions of all draws."""
         return self.batch_size * self.iter_num * self.repeats
@@ -90,11 +97,11 @@ class MatrixSettings:
             (f"_{self.pool}", self.pool != DEFAULT_POOL),
             (f"_rep{self.repeats}", self.repeats > 1),
             (f"_seed{self.seed}", self.seed != 0),
-            (f"_{_dataset_name(self.dataset)}", self.dataset != DEFAULT_DATASET),
+            (f"_{safe_name(self.dataset_name)}", self.dataset != DEFAULT_DATASET),
             (f"_{safe_name(self.caption_column or '')}", self.caption_column),
             ("_streaming", self.streaming),
         )
-        return name + "".join(suffix for suffix, used in suffixes if used)
+        return shorten(name + "".join(suffix for suffix, used in suffixes if used))
 
     def _suffix(self, option: Option) -> str:
         return option.suffix(self.options[option.name], self.kind.defaults[option.name])
@@ -127,19 +134,11 @@ def pools(measure: str, mode: str) -> bool:
     return KINDS[measure].fed == "states" and mode not in PER_TOKEN_MODES
 
 
-def _dataset_name(dataset: str) -> str:
-    """The same for every way to write the path of a local data set."""
-    path = Path(dataset).resolve()
-    if not path.exists():
-        return safe_name(dataset)
-    return safe_name(str(path.relative_to(ROOT) if path.is_relative_to(ROOT) else path))
-
-
 def read_matrix(settings: MatrixSettings, folder: Path, num_layers: int, model: str) -> np.ndarray:
     """The (L+1, L+1) matrix of these settings.
 
-    Raises FileNotFoundError where it is missing and ValueError where it is not a finite symmetric matrix of that size;
-    both say how to make it.
+    Raises FileNotFoundError where it is missing, and ValueError where it is not a finite symmetric matrix of that size, or
+    its record names other data; both say how to make it.
     """
     path = settings.path(folder)
     how = _how_to_make(settings, folder, model)
@@ -159,24 +158,34 @@ def read_matrix(settings: MatrixSettings, folder: Path, num_layers: int, model: 
         raise ValueError(f"{path}: found {np.sum(~np.isfinite(matrix))} entries that are NaN or infinite; {how}")
     if not np.allclose(matrix, matrix.T, rtol=0, atol=1e-9):
         raise ValueError(f"{path}: not symmetric, by up to {np.abs(matrix - matrix.T).max():.2g}; {how}")
+    made_of = _read_record(path).get("dataset")
+    if made_of not in (None, settings.dataset_name):
+        raise ValueError(f"{path}: made of the data set {made_of}, expected {settings.dataset_name}; {how}")
     return (matrix + matrix.T) / 2
 
 
 def warn_of_other_weights(settings: MatrixSettings, folder: Path, identity: dict) -> None:
     """Warn where the record beside a matrix names other weights than those of the model, as `Clip.identity` gives them."""
     path = settings.path(folder)
-    try:
-        made_of = json.loads(path.with_suffix(".json").read_text(encoding="utf-8"))["model"]
-        other = made_of["weights_sha256"] != identity["weights_sha256"]
-    except (OSError, ValueError, KeyError, TypeError):
-        return  # a matrix without a record of ours: nothing to compare
-    if other:
+    made_of = _read_record(path).get("model")
+    if not isinstance(made_of, dict) or "weights_sha256" not in made_of:
+        return  # nothing to compare
+    if made_of["weights_sha256"] != identity["weights_sha256"]:
         warnings.warn(
             f"{path}: made of other weights ({made_of.get('name')}, {made_of['weights_sha256'][:12]}) than the model "
             f"searched ({identity['name']}, {identity['weights_sha256'][:12]}), so the proposals may be poor ones; to "
             f"make it again, {_how_to_make(settings, folder, identity['name'])}",
             stacklevel=2,
         )
+
+
+def _read_record(path: Path) -> dict:
+    """The record beside a matrix; empty for a matrix without a record of ours."""
+    try:
+        record = json.loads(path.with_suffix(".json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return record if isinstance(record, dict) else {}
 
 
 def _how_to_make(settings: MatrixSettings, folder: Path, model: str) -> str:

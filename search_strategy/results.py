@@ -1,6 +1,5 @@
 """The result of a search as a file: its name, its rows, writing it, the newest one, and the winner in it."""
 
-import hashlib
 import json
 from collections.abc import Sequence
 from pathlib import Path
@@ -8,8 +7,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from common import DEFAULT_DATASET, DEFAULT_MODEL, Record, safe_name, write_json
-from common.matrix_files import LONGEST_TAG
+from common import DEFAULT_DATASET, DEFAULT_MODEL, Record, safe_name, shorten, write_json
 from search_strategy.coarse import BEAM_SIZE, SCORES, coarse_score
 from search_strategy.fine import Evaluation
 from search_strategy.proposals import Proposal, kept_layers, segments
@@ -56,10 +54,7 @@ def result_tag(
     parts += [f"max{max_pairs}"] if max_pairs else []
     parts += [f"{name}_{value}" for name, value in choices.items() if value != CHOICES[name]]
     parts += ["coarse"] if coarse_search_only else []
-    tag = "_".join(parts)
-    if len(tag) <= LONGEST_TAG:
-        return tag
-    return f"{tag[:LONGEST_TAG]}_{hashlib.sha256(tag.encode()).hexdigest()[:8]}"
+    return shorten("_".join(parts))
 
 
 def coarse_rows(scored: Scored, num_layers: int) -> list[dict]:

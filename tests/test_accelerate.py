@@ -24,7 +24,7 @@ LAUNCH = [
     "1",
 ]
 LAUNCH += ["--num_cpu_threads_per_process", "1", "--mixed_precision", "no", "--dynamo_backend", "no"]
-DRAWS = ["--batch_size", "5", "--iter_num", "7"]  # an odd number: the parts are not equal
+DRAWS = ["--precision", "float64", "--batch_size", "5", "--iter_num", "7"]  # an odd number: the parts are not equal
 COMMANDS = [
     (svcca_analysis, DRAWS),
     (dc_analysis, DRAWS),

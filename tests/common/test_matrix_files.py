@@ -12,7 +12,7 @@ import pytest
 import dc_analysis
 import similarity_analysis
 import svcca_analysis
-from common import DEFAULT_MODEL, EXP_DIR, ROOT, files, model_dir, safe_name, write_array, write_json
+from common import DEFAULT_MODEL, EXP_DIR, ROOT, write_array, write_json
 from common.matrix_files import MatrixSettings, found_matrices, pools, read_matrix, warn_of_other_weights
 from common.matrix_flags import analysis_settings
 from measures import KINDS
@@ -55,7 +55,8 @@ def settings_of_every_kind():
         (MatrixSettings("dc", {"estimator": "unbiased"}, mode="seq"), "dc_mat_seq_bs4_iter10_unbiased.npy"),
         (MatrixSettings("pwcca", {"thre_on": "variance"}), "pwcca_mat_9600U_svthre0.99_variance.npy"),
         (MatrixSettings("cka", {"debiased": True}, repeats=3, seed=2), "cka_mat_9600U_debiased_rep3_seed2.npy"),
-        (MatrixSettings("cosine", dataset="a/b c"), "cosine_mat_9600U_a--b--c.npy"),
+        (MatrixSettings("cosine", dataset="a/b-c.d_e"), "cosine_mat_9600U_a--b-c.d_e.npy"),
+        (MatrixSettings("cosine", dataset="a/b c"), "cosine_mat_9600U_a--b--c_0af99a60.npy"),
         (MatrixSettings("ablation"), "ablation_mat_40U.npy"),
         (MatrixSettings("cosine", caption_column="title"), "cosine_mat_9600U_title.npy"),
         (MatrixSettings("dc", streaming=True), "dc_mat_mean_bs4_iter10_streaming.npy"),
@@ -100,6 +101,13 @@ def test_the_path_of_a_data_set_counts_not_its_spelling(tmp_path, monkeypatch):
     spellings = ("pairs", "./pairs/", str(tmp_path / "pairs"))
     assert len({MatrixSettings("dc", dataset=spelling).tag for spelling in spellings}) == 1
     assert MatrixSettings("dc", dataset="other").tag != MatrixSettings("dc", dataset="pairs").tag
+
+
+def test_data_sets_whose_names_differ_in_any_character_share_no_file():
+    names = ("a/b", "a--b", "a b", "a/ b", "a//b", "\u7532", "\u4e59", "a" * 300, "a" * 299 + "b")
+    tags = [MatrixSettings("dc", dataset=name).tag for name in names]
+    assert len(set(tags)) == len(tags)
+    assert all(len(f".{tag}.1234567_baseline.npy".encode()) <= 255 for tag in tags)
 
 
 # --- commands
@@ -211,6 +219,17 @@ def test_a_folder_without_matrices(tmp_path):
     assert found_matrices(tmp_path) == found_matrices(tmp_path / "nowhere") == "none"
 
 
+def test_a_matrix_whose_record_names_other_data_is_refused(tmp_path):
+    settings = MatrixSettings("dc", dataset="someone/photos")
+    path = settings.path(tmp_path)
+    write_array(path, SYMMETRIC)
+    write_json(path.with_suffix(".json"), {"dataset": "someone/drawings"})
+    with pytest.raises(ValueError, match="made of the data set someone/drawings, expected someone/photos; run: python"):
+        read_matrix(settings, tmp_path, 2, "model")
+    write_json(path.with_suffix(".json"), {"dataset": "someone/photos"})
+    assert np.array_equal(read_matrix(settings, tmp_path, 2, "model"), SYMMETRIC)
+
+
 IDENTITY = {"name": "m", "weights_sha256": "a" * 64, "text_layers": 2}
 
 
@@ -229,26 +248,3 @@ def test_the_same_weights_and_matrices_without_a_record_are_taken_as_they_are(tm
         write_json(settings.path(tmp_path).with_suffix(".json"), content)
     warn_of_other_weights(settings, tmp_path, IDENTITY)
     assert not recwarn.list
-
-
-# --- folders of models
-
-
-def test_results_go_to_a_folder_named_after_the_model(tmp_path):
-    assert model_dir(tmp_path, "openai/clip-vit-base") == tmp_path / "openai--clip-vit-base"
-    assert model_dir(tmp_path, str(ROOT / "tests" / "models")) == tmp_path / "tests--models"
-    (tmp_path / "my clip").mkdir()
-    elsewhere = model_dir(tmp_path / "exp", str(tmp_path / "my clip"))
-    assert elsewhere == tmp_path / "exp" / safe_name(str(tmp_path / "my clip"))
-
-
-def test_results_of_a_model_under_exp_go_by_its_name_alone(tmp_path, monkeypatch):
-    monkeypatch.setattr(files, "ROOT", tmp_path)
-    monkeypatch.setattr(files, "EXP_DIR", tmp_path / "exp")
-    (tmp_path / "exp" / "my clip").mkdir(parents=True)
-    assert model_dir(tmp_path / "new", str(tmp_path / "exp" / "my clip")) == tmp_path / "new" / "my--clip"
-
-
-def test_results_of_a_model_inside_the_folder_of_results_go_to_the_model(tmp_path):
-    (tmp_path / "mine").mkdir()
-    assert model_dir(tmp_path, str(tmp_path / "mine")) == tmp_path / "mine"

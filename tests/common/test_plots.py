@@ -81,10 +81,6 @@ def test_a_segment_is_outlined_where_the_coarse_score_reads_it(drawn):
     assert all(patch.get_width() == patch.get_height() == 1 for patch in outlined)
     labels = [text for text in ax.texts if text.get_text().startswith("drop")]
     assert [label.get_text() for label in labels] == ["drop 2-3", "drop 5"]
-    assert [label.get_position()[0] for label in labels] == [2, 4.5]  # above the middle of h1..h3 and of h4..h5
-    assert all(label.get_position()[1] < -0.5 for label in labels)
-    brackets = [(line.get_xdata().min().round(), line.get_xdata().max().round()) for line in ax.lines]
-    assert brackets == [(1, 3), (4, 5)]
 
 
 def test_the_matrix_keeps_its_place_when_segments_are_drawn(drawn):

@@ -22,7 +22,6 @@ from common import (
     boolean,
     bounded,
     data_flags,
-    model_dir,
     positive_int,
     script,
     seed_everything,
@@ -109,19 +108,6 @@ def test_an_absent_device_says_what_to_pass_instead():
     with pytest.raises(ValueError, match="--device cuda: .* no CUDA device; pass --device cpu"):
         select_device("cuda")
     assert select_device("auto") == "cpu"
-
-
-def test_a_model_folder_inside_exp_is_its_own_result_folder(tmp_path):
-    (tmp_path / "mine").mkdir()
-    assert model_dir(tmp_path, str(tmp_path / "mine")) == tmp_path / "mine"
-
-
-def test_hub_names_and_far_folders_become_safe_names(tmp_path):
-    exp_dir = tmp_path / "exp"
-    assert model_dir(exp_dir, "openai/clip-vit-base-patch32").name == "openai--clip-vit-base-patch32"
-    (tmp_path / "a folder").mkdir()
-    name = model_dir(exp_dir, str(tmp_path / "a folder")).name
-    assert "/" not in name and " " not in name and name.endswith("a--folder")
 
 
 def test_a_failed_write_leaves_the_old_file_and_nothing_else(tmp_path):

@@ -1,0 +1,49 @@
+"""Names of files and folders: readable, safe, and different for what is different."""
+
+import pytest
+
+from common import ROOT, files, model_dir, safe_name, shorten
+
+
+@pytest.mark.parametrize(
+    ("text", "name"),
+    [
+        ("icons", "icons"),
+        ("openai/clip-vit-base-patch32", "openai--clip-vit-base-patch32"),
+        ("/data/pairs.v2/train_1", "data--pairs.v2--train_1"),
+        ("a b", "a--b_c8687a08"),
+    ],
+)
+def test_plain_names_stay_readable_and_others_get_a_hash(text, name):
+    assert safe_name(text) == name
+
+
+def test_names_that_differ_in_any_character_stay_different():
+    names = ("a/b", "a--b", "a b", "a/ b", "a+b", "a---b", "a-/b", "\u7532", "\u4e59", "\u7532/b")
+    assert len({safe_name(name) for name in names}) == len(names)
+
+
+def test_long_names_are_cut_and_stay_different():
+    assert shorten("a" * 200) == "a" * 200
+    first, second = shorten("a" * 300 + "1"), shorten("a" * 300 + "2")
+    assert first != second and len(first) == len(second) == 209
+
+
+def test_results_go_to_a_folder_named_after_the_model(tmp_path):
+    assert model_dir(tmp_path, "openai/clip-vit-base") == tmp_path / "openai--clip-vit-base"
+    assert model_dir(tmp_path, str(ROOT / "tests" / "models")) == tmp_path / "tests--models"
+    (tmp_path / "my clip").mkdir()
+    elsewhere = model_dir(tmp_path / "exp", str(tmp_path / "my clip"))
+    assert elsewhere == tmp_path / "exp" / safe_name(str(tmp_path / "my clip"))
+
+
+def test_results_of_a_model_under_exp_go_by_its_name_alone(tmp_path, monkeypatch):
+    monkeypatch.setattr(files, "ROOT", tmp_path)
+    monkeypatch.setattr(files, "EXP_DIR", tmp_path / "exp")
+    (tmp_path / "exp" / "my clip").mkdir(parents=True)
+    assert model_dir(tmp_path / "new", str(tmp_path / "exp" / "my clip")) == tmp_path / "new" / safe_name("my clip")
+
+
+def test_results_of_a_model_inside_the_folder_of_results_go_to_the_model(tmp_path):
+    (tmp_path / "mine").mkdir()
+    assert model_dir(tmp_path, str(tmp_path / "mine")) == tmp_path / "mine"
