@@ -9,4 +9,4 @@ done
 cd search_strategy
 python search_prune_then_verify_mix.py --num_layers 12 --num_clip_layers 6 --search_mode beam --select_measure dc
 python search_prune_then_verify_mix.py --num_layers 12 --num_clip_layers 6 --search_mode beam --select_measure dc --repair false
-python compare_strategies.py --num_layers 12 --num_clip_layers 6
+python compare_strategies.py --num_layers 12 --num_clip_layers 6 --max_pairs 1000 --repair false
