@@ -64,7 +64,7 @@ class Thing:
 
 @dataclass(frozen=True)
 class Scene:
-    """Things in the places of a layout, on a ground; `seed` moves them a little and chooses the words of the captions."""
+    """Things in the places of a layout, on a ground; `seed` chooses the quarters that the layout leaves open, and moves them a little."""
 
     layout: str
     things: tuple[Thing, ...]
@@ -139,7 +139,7 @@ BESIDE = (
     ("{} to the right of {}", 1, 0),
 )
 STACKED = (("{} above {}", 0, 1), ("{} below {}", 1, 0), ("{} over {}", 0, 1), ("{} under {}", 1, 0))
-# How a pair and what is above, below, left or right of it are said: {pair}, {one}, and {both}, "both" or "which are".
+# How a pair and what is above, below, left or right of it are said.
 WHOLES = {
     "above": ("{pair}, both above {one}", "{one} below {pair}", "{pair}, and under them {one}"),
     "below": ("{pair}, both below {one}", "{one} above {pair}", "{pair}, and over them {one}"),
@@ -150,7 +150,6 @@ WHOLES = {
 
 def captions(scene: Scene, number: int = 2) -> list[str]:
     """`number` ways to say what is in the scene; every scene of a group is said in the same ways."""
-    # The group's own words: the seeds of its scenes are consecutive, so the remainder is taken off.
     return [_caption(scene, np.random.default_rng((_words_seed(scene), way))) for way in range(number)]
 
 
