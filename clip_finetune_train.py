@@ -5,10 +5,11 @@
     python clip_finetune_train.py --output_dir captions_alone --num_layers 12 --num_clip_layers 6 --images false
     accelerate launch --multi_gpu --num_processes 2 clip_finetune_train.py --device cpu ...
 
-The image tower is frozen and its embeddings are computed once, so stored image embeddings stay valid. exp/<output_dir>/ is the
-checkpoint of the best epoch on validation, with its model card, train.log, metrics.jsonl, curves.png and report.json; the states
-to go on from are in exp/<output_dir>.states/. The pruned model is repaired before it is trained (`models/repair.py`); with
-`--max_epoch 0` that is all, in seconds. With `--clip_mode scratch` what is trained starts from fresh weights.
+The image tower is frozen and its embeddings are computed once, so stored image embeddings stay valid. exp/<output_dir>/
+is the checkpoint of the best epoch on validation, with its model card, train.log, metrics.jsonl, curves.png and
+report.json; the states to go on from are in exp/<output_dir>.states/. The pruned model is repaired before it is trained
+(`models/repair.py`); with `--max_epoch 0` that is all, in seconds. With `--clip_mode scratch` what is trained starts
+from fresh weights.
 """
 
 import argparse

@@ -1,12 +1,13 @@
-"""The figures of one CLIP, or of several side by side: retrieval, zero-shot classification, size and speed of the text tower.
+"""The figures of one CLIP, or of several side by side: retrieval, zero-shot classification, size and speed.
 
     python evaluate_clip.py --model exp/iconclip exp/clip12to6_exp1
     python evaluate_clip.py --model exp/iconclip exp/clip12to6_exp1 --labels examples/icon_labels.txt \
         --templates examples/icon_templates.txt
 
-The first model is the reference. Writes evaluation_<split>*.json and .png to its folder under exp/. Zero-shot classification
-needs `--labels`, and the right answer from `--label_column`; without one, a label is right for an image where a caption of
-the image has it as a word, and images without any are left out. That is how the icons are used: "heart" for "heart filled".
+The first model is the reference. Writes evaluation_<split>*.json and .png to its folder under exp/. Zero-shot
+classification needs `--labels`, and the right answer from `--label_column`; without one, a label is right for an image
+where a caption of the image has it as a word, and images without any are left out. That is how the icons are used:
+"heart" for "heart filled".
 """
 
 import argparse
@@ -113,7 +114,7 @@ def weights_bytes(model: str) -> int:
 
 
 def short_names(models: Sequence[str]) -> list[str]:
-    """The last part of each model's path, the last two for a `best` or `last`; the whole names where two would be equal."""
+    """The last part of each model's path, two for a `best` or `last`; the whole names where two would be equal."""
     paths = [Path(model) for model in models]
     names = ["/".join(path.parts[-2:]) if path.name in ("best", "last") else path.name for path in paths]
     return names if len(set(names)) == len(names) else list(models)

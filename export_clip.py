@@ -1,16 +1,17 @@
-"""Export a CLIP for other runtimes, load the export in its own runtime, and compare it with the original on real captions.
+"""Export a CLIP for other runtimes, load the export there, and compare it with the original on real captions.
 
     python export_clip.py --model exp/clip12to6_exp1 --to onnx
     python export_clip.py --model exp/clip12to6_exp1 --to open_clip
     python export_clip.py --model exp/clip12to6_exp1 --to text
 
-onnx: the text encoder alone, text_encoder.onnx, from `input_ids` (batch, length), both free, to `text_embeds` (batch, d),
-L2-normalised unless `--normalize false`. Ids after the first end token are never read, so padding needs no mask.
+onnx: the text encoder alone, text_encoder.onnx, from `input_ids` (batch, length), both free, to `text_embeds` (batch,
+d), L2-normalised unless `--normalize false`. Ids after the first end token are never read, so padding needs no mask.
 open_clip: both towers, for `open_clip.create_model_from_pretrained("local-dir:<folder>")`.
 text: the text encoder alone, for `CLIPTextModelWithProjection.from_pretrained("<folder>")`.
 
-Each goes to a folder with the tokenizer and an export.json. A difference above 1e-4 of an embedding's length is an error, and
-no folder is left. Everything runs on the CPU. The runtimes of onnx and open_clip are in requirements-export.txt.
+Each goes to a folder with the tokenizer and an export.json. A difference above 1e-4 of an embedding's length is an
+error, and no folder is left. Everything runs on the CPU. The runtimes of onnx and open_clip are in
+requirements-export.txt.
 """
 
 import argparse

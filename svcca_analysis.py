@@ -4,8 +4,8 @@
     python svcca_analysis.py --mode T --baseline true
     python svcca_analysis.py --model openai/clip-vit-base-patch32 --dataset path/to/pairs --pool eos
 
-Writes exp/<model>/cca_mat_<captions><mode>_svthre<thre>.npy, its picture (.png) and its run record (.json). Batches only
-say how many captions are seen, batch_size times iter_num: the measure takes them together.
+Writes exp/<model>/cca_mat_<captions><mode>_svthre<thre>.npy, its picture (.png) and its run record (.json). Batches
+only say how many captions are seen, batch_size times iter_num: the measure takes them together.
 """
 
 import argparse

@@ -2,7 +2,7 @@
 
     python -m benchmarks.bench_measures --threads 2                # everything; most of the time is the plain SVCCA
     python -m benchmarks.bench_measures --threads 2 --pairs 10     # the plain SVCCA on 10 pairs, its total extrapolated
-    python -m benchmarks.bench_measures --quick true               # a look at the tables in seconds, of no meaning otherwise
+    python -m benchmarks.bench_measures --quick true               # a look at the tables in seconds, no more
 
 The hidden states are made like a residual stream: a random walk over layers, features of unequal spread in a basis of
 each step's own, float32. Three parts: SVCCA of all pairs of layers, against recomputing it for every pair, and against
@@ -73,7 +73,7 @@ def fastest(
 
 
 def in_own_process(function: Callable, *args: object) -> object:
-    """The result of a function in a fresh process: what others left in the heap changes peaks and the cost of memory."""
+    """The result of a function in a fresh process: what others left in the heap changes peaks and costs."""
     with multiprocessing.get_context("spawn").Pool(1) as pool:
         return pool.apply(function, args)
 

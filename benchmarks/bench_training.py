@@ -1,11 +1,11 @@
 """Training throughput: our loop against the plain one, and what each part of the difference is worth.
 
     python -m benchmarks.bench_training
-    python -m benchmarks.bench_training --model openai/clip-vit-base-patch32 --dataset my_pairs --batch_size 128 --steps 3
+    python -m benchmarks.bench_training --model openai/clip-vit-base-patch32 --dataset my_pairs --steps 3
 
-All loops fine-tune the same model, without every other layer, on the same batches with the same optimiser, so their mean losses
-must be equal to rounding. The plain loop is what one writes first: every step decodes the images and runs them through the
-frozen tower, and captions are padded to the model's length.
+All loops fine-tune the same model, without every other layer, on the same batches with the same optimiser, so their
+mean losses must be equal to rounding. The plain loop is what one writes first: every step decodes the images and runs
+them through the frozen tower, and captions are padded to the model's length.
 """
 
 import argparse

@@ -1,12 +1,14 @@
 """A depth where not all subsets can be known: the default search against greedy and against many more random proposals.
 
     python -m tools.deepen_clip --output_dir exp/iconclip24
-    python clip_finetune_train.py --model exp/iconclip24 --output_dir iconclip24_tuned --num_layers 24 --num_clip_layers 0 --layerdrop 0.2 --max_epoch 2 --lr 5e-4
+    python clip_finetune_train.py --model exp/iconclip24 --output_dir iconclip24_tuned --num_layers 24 \\
+        --num_clip_layers 0 --layerdrop 0.2 --max_epoch 2 --lr 5e-4
     python -m benchmarks.deep_search --model exp/iconclip24_tuned --num_clip_layers 12
 
-The default search: distance correlation on its default captions (drawn anew for every seed), beam of 10, the ten best verified,
-refinement by swaps. Random: `--times` as many proposals as the largest of these searches evaluated. All losses are on the first
-`--num_pairs` validation pairs; layer calls are those a batch of captions needs, with shared prefixes.
+The default search: distance correlation on its default captions (drawn anew for every seed), beam of 10, the ten best
+verified, refinement by swaps. Random: `--times` as many proposals as the largest of these searches evaluated. All
+losses are on the first `--num_pairs` validation pairs; layer calls are those a batch of captions needs, with shared
+prefixes.
 """
 
 import argparse

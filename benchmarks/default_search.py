@@ -1,10 +1,10 @@
-"""Does the search find the true best of all subsets, and at what cost? Every measure, several depths and calibration seeds.
+"""Does the search find the true best of all subsets, and at what cost? Every measure, several depths and seeds.
 
     python -m benchmarks.default_search --num_clip_layers 3 6 8 --num_seeds 5 --out build/default_search.json
 
-Every proposal of each size is evaluated once on the validation pairs. With that table the searches are replayed: the coarse
-search of each measure's matrix (made anew for every seed, from other captions), and the refinement from its ten best. Layer
-calls are the distinct prefixes of kept layers: those of a fine search that keeps its hidden states.
+Every proposal of each size is evaluated once on the validation pairs. With that table the searches are replayed: the
+coarse search of each measure's matrix (made anew for every seed, from other captions), and the refinement from its ten
+best. Layer calls are the distinct prefixes of kept layers: those of a fine search that keeps its hidden states.
 """
 
 import argparse

@@ -1,11 +1,11 @@
-"""Fine search against the plain way: each pruned model rebuilt, and run on its images and on captions padded to full length.
+"""Fine search against the plain way: each pruned model rebuilt, and run on images and on captions at full length.
 
     python -m benchmarks.fine_search --num_proposals 10
     python -m benchmarks.fine_search --all_subsets true
 
-Both ways give the task loss of the same proposals on the same pairs in one run; the largest difference is printed beside the
-times. Ours is timed with the image embeddings in the cache, and without. With --all_subsets our time for every proposal of the
-size, the race among them, and the rank of its winner are printed too.
+Both ways give the task loss of the same proposals on the same pairs in one run; the largest difference is printed
+beside the times. Ours is timed with the image embeddings in the cache, and without. With --all_subsets our time for
+every proposal of the size, the race among them, and the rank of its winner are printed too.
 """
 
 import argparse
@@ -31,7 +31,7 @@ from tasks.retrieval import task_loss
 
 @torch.no_grad()
 def plain_task_loss(clip: Clip, pairs: ImageCaptionPairs, proposal: Proposal) -> float:
-    """As commonly written: a pruned copy of the model, every caption padded to the model's length, every image encoded."""
+    """As commonly written: a pruned copy of the model, every caption padded to full length, every image encoded."""
     model = clip.stack.drop(proposal)
     length = model.config.text_config.max_position_embeddings
     texts, images = [], []

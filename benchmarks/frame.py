@@ -1,4 +1,4 @@
-"""What the benchmarks share: `--out` and the common flags; encoder, pairs and fine search at hand; the figures as JSON."""
+"""What the benchmarks share: `--out` and the common flags; encoder, pairs and fine search; the figures as JSON."""
 
 import argparse
 from pathlib import Path

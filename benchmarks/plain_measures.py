@@ -1,4 +1,4 @@
-"""SVCCA and distance correlation as they are commonly written, and as other packages have them: what `measures.py` beats."""
+"""SVCCA and distance correlation as they are commonly written, and as other packages have them."""
 
 import contextlib
 import itertools
@@ -26,7 +26,7 @@ def inverse_root(product: Tensor) -> Tensor:
 
 
 def numpy_svcca(x: Tensor, y: Tensor, thre: float) -> float:
-    """In the manner of the code published with SVCCA: NumPy, (neurons, samples), one covariance of both, pseudo-inverses."""
+    """As in the code published with SVCCA: NumPy, (neurons, samples), one covariance of both, pseudo-inverses."""
     kept = []
     for layer in (x, y):
         neurons = layer.double().cpu().numpy().T

@@ -3,9 +3,10 @@
     python -m benchmarks.repair_ablation --num_clip_layers 6 --out build/repair_ablation.json
     python -m benchmarks.repair_ablation --clip_layers 3,5,7,8,10,12 --captions 4000 --split test
 
-Every row repairs the same proposals (by default the last layers, every other layer, and one drawn at random) and gives the task
-loss and the recall at 10, mean of both directions, in percent of the full model's. ReplaceMe (arXiv 2505.02819) is its map on the
-MLP's output, and `bias alone` the mean shift of Prune&Comp (2507.18212), both here with the rest of this repair around them.
+Every row repairs the same proposals (by default the last layers, every other layer, and one drawn at random) and gives
+the task loss and the recall at 10, mean of both directions, in percent of the full model's. ReplaceMe (arXiv
+2505.02819) is its map on the MLP's output, and `bias alone` the mean shift of Prune&Comp (2507.18212), both here with
+the rest of this repair around them.
 """
 
 import argparse
@@ -149,7 +150,7 @@ def measure_figures(model: Encoder, fine: FineSearch) -> dict[str, float]:
 def compare_ways(
     encoder: Encoder, proposals: list[Proposal], captions: list[str], most: int, fine: FineSearch
 ) -> list[dict]:
-    """A row for each proposal and way, the full model and leaving out included. `captions`: distinct, in random order."""
+    """A row for each proposal and way, with the full model and leaving out. `captions`: distinct, in random order."""
     rows = [{"proposal": (), "way": "full", "seconds": 0.0, **measure_figures(encoder, fine)}]
     ways = [way for way in WAYS if way.captions is None or way.captions <= len(captions)]
     for proposal in tqdm(proposals, desc="proposals", disable=not show_progress(), leave=False):

@@ -1,10 +1,11 @@
-"""Does a measure foretell the loss of leaving out, or the loss after repair? Every proposal of a size, scored both ways.
+"""Does a measure foretell the loss of leaving out, or that after repair? Every proposal of a size, both ways.
 
     python -m benchmarks.repair_ranks --num_clip_layers 6 --max_pairs 500 --out build/repair_ranks.json
 
-For every matrix under exp/<model>/, and that of the repair itself, the Spearman correlation of its coarse scores (mean and sum
-over segments) to minus the objective of all proposals, left out and repaired from one pass. SVCCA measures what a linear map
-can restore, so it should foretell the second. Also how many proposals are worse repaired than left out, and by how much.
+For every matrix under exp/<model>/, and that of the repair itself, the Spearman correlation of its coarse scores (mean
+and sum over segments) to minus the objective of all proposals, left out and repaired from one pass. SVCCA measures what
+a linear map can restore, so it should foretell the second. Also how many proposals are worse repaired than left out,
+and by how much.
 """
 
 import argparse

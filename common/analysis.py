@@ -1,4 +1,4 @@
-"""Step 1: similarity between all layers of the text transformer, on captions of train (or of the image tower, on its images).
+"""Step 1: similarity between all layers of the text transformer on captions, or of the image tower on images.
 
 Captions go through the text transformer once; a measure sees their hidden states h_0 .. h_L, as one vector a caption or
 one a token (CoMFLP, Liu, Peng, Lee, Interspeech 2023, section 2.1). Matrix, picture and run record go to `exp/<model>/`
@@ -61,8 +61,8 @@ def measure_captions(encoder: Encoder, captions: Sequence[str], settings: Matrix
 
 
 def draw_samples(samples: Sequence, settings: MatrixSettings) -> list[list]:
-    """`repeats` lists of `batch_size` times `iter_num` captions (or images), all at different places: the first of a seeded
-    permutation."""
+    """`repeats` lists of `batch_size` times `iter_num` captions (or images), all at different places: the first of a
+    seeded permutation."""
     needed = settings.num_captions
     if needed > len(samples):
         repeats = f" times --repeats {settings.repeats}" if settings.repeats > 1 else ""
@@ -75,7 +75,7 @@ def draw_samples(samples: Sequence, settings: MatrixSettings) -> list[list]:
 
 
 class Draws(NamedTuple):
-    """What each draw of captions gave: its matrix, that of its shuffled rows where asked for, and what the measure says of it."""
+    """What each draw of captions gave: its matrix, that of its shuffled rows if asked for, the diagnostics."""
 
     matrices: list[np.ndarray]
     baselines: list[np.ndarray]
@@ -115,7 +115,7 @@ def feed(
     measures: Sequence[Measure],
     stopwatch: Stopwatch,
 ) -> None:
-    """Feed this process's part of the captions to measures of one kind of feed, batch by batch where an update is a draw."""
+    """Feed this process's part of the captions to the measures, batch by batch where an update is a draw."""
     tokens = encoder.prepare(captions)
     longest = max(map(len, tokens))  # of all processes' captions: flattened sequences are as wide as that
     kind = FEEDS[settings.kind.fed]
@@ -141,7 +141,7 @@ def own_batches(tokens: Sequence[list[int]], settings: MatrixSettings) -> list[l
 
 
 def chunks(tokens: Sequence[list[int]], settings: MatrixSettings, values: int) -> Iterator[Sequence[list[int]]]:
-    """The captions in order, in parts of whole batches (but the last) of about `CHUNK_VALUES`, `values` being those of one."""
+    """The captions in parts of whole batches (but the last) of about `CHUNK_VALUES`; `values`: those of one caption."""
     size = max(1, CHUNK_VALUES // (values * settings.batch_size)) * settings.batch_size
     return (tokens[start : start + size] for start in range(0, len(tokens), size))
 

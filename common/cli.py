@@ -56,10 +56,10 @@ def add_common_flags(
     tower: bool = False,
     target_column: bool = False,
 ) -> None:
-    """The flags that every script has; with `several_models`, `--model` takes any number of them and `args.model` is a list.
+    """The flags that every script has; with `several_models`, `--model` takes any number and `args.model` is a list.
 
-    `max_pairs`: for scripts that take all pairs of a split; `streaming`: for those that take a few captions of train; `tower`: for
-    those that work on any encoder; `target_column`: for those whose task may be a retrieval of texts.
+    `max_pairs`: for scripts that take all pairs of a split; `streaming`: for those that take a few captions of train;
+    `tower`: for those that work on any encoder; `target_column`: for those whose task may be a retrieval of texts.
     """
     group = parser.add_argument_group("common")
     several = {"nargs": "+", "default": [str(DEFAULT_MODEL)]} if several_models else {"default": str(DEFAULT_MODEL)}

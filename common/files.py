@@ -24,7 +24,7 @@ LONGEST_NAME = 200  # characters of a name before its ending; file systems take 
 def atomic_path(path: Path) -> Iterator[Path]:
     """A temporary path in the same folder that replaces `path` when the block ends well, and is removed otherwise.
 
-    Those of processes that were killed are removed too. An OSError of the block, as on a full disk, says which file it was.
+    Those of killed processes are removed too. An OSError of the block, as on a full disk, says which file it was.
     """
     temporary = _temporary(path.with_suffix(""), path.suffix)
     try:
@@ -96,7 +96,7 @@ def write_array(path: Path, array: np.ndarray) -> None:
 
 
 def cached_array(folder: Path | None, name: str, key: str, make: Callable[[], np.ndarray]) -> np.ndarray:
-    """What `make` gives, kept as `<name>_<hash of key>.npy`: `key` says all that it depends on. Without a folder nothing is kept."""
+    """What `make` gives, kept in `folder` (None: not at all) under a hash of `key`, which says all it depends on."""
     if folder is None:
         return make()
     path = folder / f"{name}_{hashlib.sha256(key.encode()).hexdigest()[:16]}.npy"
@@ -116,7 +116,7 @@ def read_lines(path: Path, what: str) -> list[str]:
 
 
 def tower_dir(exp_dir: Path, model: str, tower: str) -> Path:
-    """The folder of what is found out about one tower: that of the model for `text`, else a folder of its name in that."""
+    """The folder of what is found out about a tower: the model's for `text`, else a folder of its name in that."""
     folder = model_dir(exp_dir, model)
     return folder if tower == "text" else folder / tower
 
@@ -133,7 +133,7 @@ def model_dir(exp_dir: Path, model: str) -> Path:
 
 
 def safe_name(text: str) -> str:
-    """A path or hub name as (part of) a file name: `/` becomes `--`. Where more is replaced, a hash keeps names apart."""
+    """A path or hub name as part of a file name: `/` becomes `--`; where more is replaced, a hash keeps names apart."""
     text = text.strip("/")
     name = re.sub(r"[^A-Za-z0-9._-]+", "--", text)
     return name if name.replace("--", "/") == text else f"{name}_{_short_hash(text)}"

@@ -1,7 +1,7 @@
 """The matrices under `exp/<model>/`: their names, the commands that make them, and checked reading.
 
-A name holds every setting that changes the matrix; those that stand at their default are left out, but for the ones that
-the names of the original have: `dc_mat_mean_bs4_iter10.npy`, `cca_mat_9600U_svthre0.99.npy`.
+A name holds every setting that changes the matrix; those that stand at their default are left out, but for the ones
+that the names of the original have: `dc_mat_mean_bs4_iter10.npy`, `cca_mat_9600U_svthre0.99.npy`.
 """
 
 import json
@@ -24,8 +24,8 @@ DEFAULT_POOL = "mean"
 
 @dataclass(frozen=True)
 class MatrixSettings:
-    """What a matrix depends on beside the model; the analysis flags of the same names. What is None, and an option that is not
-    given, becomes the default of the measure.
+    """What a matrix depends on beside the model; the analysis flags of the same names. What is None, and an option that
+    is not given, becomes the default of the measure.
 
     Raises ValueError for a mode or an option that the measure has not, and for a pooling where nothing is pooled.
     """
@@ -75,7 +75,7 @@ class MatrixSettings:
 
     @property
     def dataset_name(self) -> str:
-        """The same for every way to write the path of a local data set: absolute, or from the project's folder where it is there."""
+        """One name for every way to write a local path: absolute, or from the project's folder where it lies there."""
         path = Path(self.dataset).resolve()
         if not os.path.exists(path):  # which, unlike `path.exists()`, takes a name that is too long
             return self.dataset
@@ -137,8 +137,8 @@ def pools(measure: str, mode: str) -> bool:
 def read_matrix(settings: MatrixSettings, folder: Path, num_layers: int, model: str) -> np.ndarray:
     """The (L+1, L+1) matrix of these settings.
 
-    Raises FileNotFoundError where it is missing, and ValueError where it is not a finite symmetric matrix of that size, or
-    its record names other data; both say how to make it.
+    Raises FileNotFoundError where it is missing, and ValueError where it is not a finite symmetric matrix of that size,
+    or its record names other data; both say how to make it.
     """
     path = settings.path(folder)
     how = _how_to_make(settings, folder, model)
@@ -165,7 +165,7 @@ def read_matrix(settings: MatrixSettings, folder: Path, num_layers: int, model: 
 
 
 def warn_of_other_weights(settings: MatrixSettings, folder: Path, identity: dict) -> None:
-    """Warn where the record beside a matrix names other weights than those of the model, as `Clip.identity` gives them."""
+    """Warn where the record beside a matrix names other weights than those of the model, as `identity` gives them."""
     path = settings.path(folder)
     made_of = _read_record(path).get("model")
     if not isinstance(made_of, dict) or "weights_sha256" not in made_of:

@@ -1,4 +1,4 @@
-"""The flags that say what a matrix is of, in the scripts that make one and in those that search one: all from `measures.KINDS`."""
+"""The flags that say what a matrix is of, for the scripts that make and that search one: all from `measures.KINDS`."""
 
 import argparse
 from collections.abc import Sequence
@@ -20,7 +20,7 @@ SAMPLES = {
 
 
 def add_option_flags(parser: argparse._ActionsContainer, measures: Sequence[str]) -> None:
-    """A flag for every option of these measures: None where it is not given, so that a measure without it can refuse it."""
+    """A flag for every option of these measures; None where it is not given, so that others can refuse it."""
     for name, option in OPTIONS.items():
         owners = [measure for measure in measures if option in KINDS[measure].options]
         if owners:
@@ -46,7 +46,7 @@ def given_options(args: argparse.Namespace) -> dict:
 
 
 def add_analysis_flags(parser: argparse.ArgumentParser, script: str) -> None:
-    """All flags of an analysis script, `script` being the name of its file: the measures are those that the table gives it."""
+    """All flags of an analysis script; `script`: its file, to which the table of measures gives some of them."""
     measures = [name for name, kind in KINDS.items() if kind.script == Path(script).name]
     first, add = KINDS[measures[0]], parser.add_argument
     if len(measures) > 1:
@@ -92,7 +92,7 @@ def add_pool_flag(parser: argparse._ActionsContainer) -> None:
 
 
 def analysis_settings(args: argparse.Namespace) -> MatrixSettings:
-    """The settings that the flags of an analysis script name, after the rules across flags; fills in its defaults in `args`."""
+    """The settings that the flags of an analysis script name, after the rules across flags; completes `args`."""
     settings = MatrixSettings(
         args.measure,
         given_options(args),
@@ -122,7 +122,7 @@ def analysis_settings(args: argparse.Namespace) -> MatrixSettings:
 
 
 def add_search_flags(parser: argparse.ArgumentParser) -> None:
-    """The flags that say which matrix is searched. None where they are not given: the defaults are those of the measure."""
+    """The flags that say which matrix is searched. None where not given: the defaults are those of the measure."""
     group = parser.add_argument_group("which matrix (defaults: those of the analysis commands)")
     add = group.add_argument
     add("--select_measure", choices=(*KINDS, "rand", "combine"), default="dc", help="matrix to search (default: dc)")

@@ -46,8 +46,8 @@ def seed_everything(seed: int) -> None:
 def set_up(args: argparse.Namespace) -> str:
     """Processes, logging, threads, seed and device of a script; returns the device.
 
-    Started by `accelerate launch`, a script runs in several processes that share the work: each sees a part of the data, and
-    only the main one logs, prints and writes.
+    Started by `accelerate launch`, a script runs in several processes that share the work: each sees a part of the
+    data, and only the main one logs, prints and writes.
     """
     device = select_device(args.device)
     processes = PartialState(cpu=device == "cpu")

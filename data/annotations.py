@@ -1,4 +1,4 @@
-"""Caption files of the field that are no plain tables: COCO's and Karpathy's json, open_clip's csv, Flickr's text files."""
+"""Caption files that are no plain tables: COCO's and Karpathy's json, open_clip's csv, Flickr's text files."""
 
 import csv
 import json
@@ -70,8 +70,8 @@ def split_in(name: str) -> str | None:
 def table_options(path: Path, asked: str | None = None) -> dict | None:
     """How the csv reader of `datasets` has to read a text file; None where it is captions alone, a line each.
 
-    The separator is the one that splits the first line into names of columns, one of them (or `asked`) a caption; without
-    such names the one that splits it into an image's name or address, and a caption.
+    The separator is the one that splits the first line into names of columns, one of them (or `asked`) a caption;
+    without such names the one that splits it into an image's name or address, and a caption.
     """
     with path.open(encoding="utf-8-sig", errors="replace") as file:
         first = file.readline().rstrip("\r\n")
@@ -93,7 +93,7 @@ def _fields(line: str, separator: str) -> list[str]:
 
 
 def _is_header(fields: list[str], asked: str | None, image_too: bool) -> bool:
-    """Whether these are names of columns, of which there are several; a file of captions may have a comma before `text`."""
+    """Whether these are names of several columns; a file of captions may have a comma before `text`."""
     names = {field.lower() for field in fields}
     captions = names & {*CAPTION_COLUMNS, *(asked or "").lower().split(",")}
     return len(fields) > 1 and bool(captions) and (not image_too or bool(names & {*IMAGE_COLUMNS, *URL_COLUMNS}))

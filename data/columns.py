@@ -1,4 +1,4 @@
-"""From the columns of a table to captions and images: the usual names, in any case, and every way to write several captions."""
+"""From the columns of a table to captions and images: usual names in any case, every way to write several captions."""
 
 import ast
 import json
@@ -39,7 +39,7 @@ def find_column(
 
 
 def find_caption_columns(names: Sequence[str], asked: str | None, dataset: str, hint: str = "") -> list[str]:
-    """The columns of the captions: one; several that are numbered (`caption_0`, `caption_1`); or those asked for (`en,de`)."""
+    """The columns of the captions: one; several, numbered (`caption_0`, `caption_1`); or those asked for (`en,de`)."""
     if asked:
         parts = [asked] if _in_any_case(names, asked) else [part.strip() for part in asked.split(",")]
         return [_find_with_field(names, part, dataset, hint) for part in parts]
@@ -90,7 +90,7 @@ def _field_of(value: object, field: str) -> object:
 
 
 def captions_of(value: object) -> list[str]:
-    """The captions in a value, stripped: text, lines of a text, a list, a struct (`raw`, `caption`), or one of these as JSON.
+    """The captions in a value, stripped: text, lines, a list, a struct (`raw`, `caption`), or one of these as JSON.
 
     No value and an empty list are one empty caption. Raises ValueError where there is something else than text.
     """
@@ -140,8 +140,8 @@ def as_image_files(
 ) -> datasets.Dataset:
     """The column alone, as `ImageFiles` takes it. Paths are relative to the first of `folders` where the images are.
 
-    Raises ValueError where the column holds no images and FileNotFoundError where none of the first files is there; without
-    `must_exist` paths that lead nowhere stay as they are.
+    Raises ValueError where the column holds no images and FileNotFoundError where none of the first files is there;
+    without `must_exist` paths that lead nowhere stay as they are.
     """
     rows = rows.select_columns([column])
     feature = rows.features[column]

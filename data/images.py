@@ -120,7 +120,7 @@ def _stored(rows: datasets.Dataset, column: str) -> Iterator[dict]:
 
 
 def _tell_files_apart(files: list[dict]) -> list[Hashable]:
-    """A key for each file, equal where the bytes are. A file is read as far as it takes: its size, its beginning, all of it."""
+    """A key for each file, equal where the bytes are. Files are read as far as it takes: size, beginning, all."""
     keys: list[Hashable] = [_size(file) for file in files]
     for limit in (HEAD_BYTES, None):
         count = Counter(keys)

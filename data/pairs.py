@@ -1,7 +1,7 @@
 """Pairs of an image and a caption (or of two texts) from every form that `data/README.md` lists.
 
-`load_pairs` finds the rows (`sources`), the split among them (`splits`) and the columns (`columns`), and tells images apart by
-their bytes (`images`).
+`load_pairs` finds the rows (`sources`), the split among them (`splits`) and the columns (`columns`), and tells images
+apart by their bytes (`images`).
 """
 
 import hashlib
@@ -123,10 +123,10 @@ def load_pairs(
 ) -> ImageCaptionPairs:
     """The pairs of one split: `train`, `validation`, `test`, or `all` for every row there is.
 
-    `options`: the fields of `DataOptions`. With `images=False` the captions alone are asked for: no image is decoded, and none
-    is read but to cut a split. With `or_validation`, validation is read for train where there is no train. Empty captions are
-    skipped with one warning, and images that have no other; more than 1 % of them is an error. Raises FileNotFoundError where
-    there is no such source and ValueError where it has no such column or split.
+    `options`: the fields of `DataOptions`. With `images=False` the captions alone are asked for: no image is decoded,
+    and none is read but to cut a split. With `or_validation`, validation is read for train where there is no train.
+    Empty captions are skipped with one warning, and images that have no other; more than 1 % of them is an error.
+    Raises FileNotFoundError where there is no such source and ValueError where it has no such column or split.
     """
     options = DataOptions(**options)
     if (dataset, split) == ("scenes", "train"):
@@ -156,7 +156,7 @@ def load_pairs(
 
 
 def _render_scenes(images: bool) -> ImageCaptionPairs:
-    """The train split of the scenes: drawn, not read. One group for each way in which the scenes of a group are said."""
+    """The train split of the scenes: drawn, not read. A group for each way in which the scenes of a group are said."""
     numbers, drawn = zip(*scenes.train_scenes(), strict=True)
     captions = [caption for scene in drawn for caption in scenes.captions(scene)]
     ways = len(captions) // len(drawn)
@@ -258,7 +258,7 @@ def _name_benchmark(pairs: ImageCaptionPairs) -> ImageCaptionPairs:
 
 
 def load_labels(pairs: ImageCaptionPairs, label_column: str) -> list[str] | list[int]:
-    """The label of each image of `pairs`, from another column of its rows: text, or the numbers of classes without names.
+    """The label of each image of `pairs`, from another column: text, or the numbers of classes without names.
 
     Raises ValueError where there is no such column, or where it holds neither text nor whole numbers.
     """

@@ -1,11 +1,12 @@
 """Icon scenes: pictures of two to four coloured icons, and captions whose meaning is in how the words are bound.
 
-A scene is a layout (a row, a column, a pair above or left of a third, two pairs) with an icon, a colour and a size in each of
-its places. Scenes come in groups of *hard negatives*: the same layout and the same words, given to other places (colours
-exchanged, left for right), so whoever reads a caption as a bag of words cannot tell the scenes of a group apart.
+A scene is a layout (a row, a column, a pair above or left of a third, two pairs) with an icon, a colour and a size in
+each of its places. Scenes come in groups of *hard negatives*: the same layout and the same words, given to other places
+(colours exchanged, left for right), so whoever reads a caption as a bag of words cannot tell the scenes of a group
+apart.
 
-A group is drawn from a seed and its number alone. The scenes of train are drawn and rendered when they are asked for; those of
-validation and test are stored as PNGs, made by `python -m tools.build_scenes`.
+A group is drawn from a seed and its number alone. The scenes of train are drawn and rendered when they are asked for;
+those of validation and test are stored as PNGs, made by `python -m tools.build_scenes`.
 """
 
 import functools
@@ -64,7 +65,7 @@ class Thing:
 
 @dataclass(frozen=True)
 class Scene:
-    """Things in the places of a layout, on a ground; `seed` chooses the quarters that the layout leaves open, and moves them a little."""
+    """Things in the places of a layout, on a ground; `seed` chooses the quarters left open, and moves them a little."""
 
     layout: str
     things: tuple[Thing, ...]

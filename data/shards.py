@@ -1,7 +1,7 @@
 """WebDataset shards (`.tar`), and the same samples as loose files: members of one name are one sample.
 
-`datasets` has a reader too; it refuses shards that mix jpg and png or lack a member, and copies every image to its cache.
-This one notes where the images are, and reads the small members alone.
+`datasets` has a reader too; it refuses shards that mix jpg and png or lack a member, and copies every image to its
+cache. This one notes where the images are, and reads the small members alone.
 """
 
 import itertools
@@ -40,7 +40,7 @@ class Member(NamedTuple):
 
 
 def read_samples(files: list[str], stamps: list[str] | None = None) -> Iterator[dict]:
-    """The samples of these shards, or of the files below these folders. `stamps` is there for the cache of `datasets`."""
+    """The samples of these shards, or of files below these folders. `stamps` is there for the cache of `datasets`."""
     for file in map(Path, files):
         members = _members_of_folder(file) if file.is_dir() else _members_of_shard(file)
         for key, of_key in itertools.groupby(members, key=lambda member: member.key):

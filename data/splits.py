@@ -1,4 +1,4 @@
-"""Which rows are a split: those that the source names so, those that its column `split` names so, or a part cut from train."""
+"""Which rows are a split: those that the source or its column `split` names so, or a part cut from train."""
 
 import hashlib
 import warnings
@@ -110,9 +110,9 @@ def _is_in(column: str, split: str) -> Callable[[dict], bool]:
 def assign_splits(captions: Sequence[str], image_index: np.ndarray, missing: Sequence[str]) -> np.ndarray:
     """(n,) the split of each pair: one of `missing`, or train.
 
-    Pairs that share an image or a caption, directly or through others, form a group and stay together. Its split is chosen
-    by the hash of its first caption in the alphabet: the same on every machine and in any order. A group of more than a
-    held-out split's share goes to train.
+    Pairs that share an image or a caption, directly or through others, form a group and stay together. Its split is
+    chosen by the hash of its first caption in the alphabet: the same on every machine and in any order. A group of more
+    than a held-out split's share goes to train.
     """
     numbers: dict[str, int] = {}
     caption_index = np.asarray([numbers.setdefault(caption, len(numbers)) for caption in captions], dtype=np.int64)
@@ -148,8 +148,8 @@ def take_from_stream(
 ) -> datasets.Dataset:
     """The first rows of a stream that hold `max_pairs` captions: the columns of these, and the `others`.
 
-    A stream cannot be grouped, since what comes later is not known. Of rows to cut it takes those whose captions all hash to
-    the split: rows with a caption in common stay together, those that share an image alone may not.
+    A stream cannot be grouped, since what comes later is not known. Of rows to cut it takes those whose captions all
+    hash to the split: rows with a caption in common stay together, those that share an image alone may not.
     """
     taken, found = [], 0
     names = list(dict.fromkeys(column.partition(".")[0] for column in columns))

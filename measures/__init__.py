@@ -5,8 +5,8 @@
         measure.update(hidden_states)
     measure.matrix()                         # (L+1, L+1) float64, symmetric, ones on the diagonal
 
-What each measure has is `Measure` in base.py; what the scripts know of it is a row of `KINDS` in table.py. What the numbers
-mean, and do not mean, is in README.md of this folder.
+What each measure has is `Measure` in base.py; what the scripts know of it is a row of `KINDS` in table.py. What the
+numbers mean, and do not mean, is in README.md of this folder.
 """
 
 from measures.ablation import Ablation

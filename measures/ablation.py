@@ -22,8 +22,8 @@ def skipped_segments(num_layers: int) -> Iterator[tuple[int, int]]:
 class Ablation:
     """Mean over samples of the cosine between the embedding and the one without the layers i+1 .. j, in [-1, 1].
 
-    The other measures compare hidden states; this one also knows what the rest of the network makes of the difference. Small
-    changes of an embedding add up over segments, so it goes with the coarse score `sum`.
+    The other measures compare hidden states; this one also knows what the rest of the network makes of the difference.
+    Small changes of an embedding add up over segments, so it goes with the coarse score `sum`.
 
     An update holds embeddings, not hidden states: those of the whole network, then those without each of the
     `skipped_segments`; one (n, d) tensor each.

@@ -16,7 +16,8 @@ class Measure(Protocol):
     Instances can be pickled. All raise ValueError, which says what was expected, for input that cannot be measured.
 
     Attributes:
-        per_draw: whether an update is a draw whose result is averaged, or a piece of one sample, to be divided in any way.
+        per_draw: whether an update is a draw whose result is averaged, or a piece of one sample, to be divided in any
+            way.
         options: the keywords it was made with, its defaults filled in.
         min_samples: the fewest samples (`per_draw`: in an update) that give a matrix.
         samples: the number of rows seen.
@@ -30,7 +31,7 @@ class Measure(Protocol):
     def samples(self) -> int: ...
 
     def update(self, hidden_states: Sequence[Tensor]) -> None:
-        """Add samples: one (n, d_i) tensor for each of h_0 .. h_L, samples as rows. The inputs are not changed nor kept."""
+        """Add samples: one (n, d_i) tensor for each of h_0 .. h_L, samples as rows; neither changed nor kept."""
 
     def matrix(self) -> np.ndarray:
         """The (L+1, L+1) float64 matrix so far: symmetric, ones on the diagonal, larger is more similar."""

@@ -21,8 +21,8 @@ class Shuffled:
     collected and shuffled 1,024 at a time: in small batches, 1 / n of the rows would stay where they belong.
 
     Warning:
-        Give the samples in random order, as the scripts do. What drifts slowly over them stays in blocks of 1,024, and is
-        then found in all layers: CKA of sorted rows can be 0.8 by "chance".
+        Give the samples in random order, as the scripts do. What drifts slowly over them stays in blocks of 1,024, and
+        is then found in all layers: CKA of sorted rows can be 0.8 by "chance".
 
     Args:
         measure: the measure, without data.

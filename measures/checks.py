@@ -10,8 +10,8 @@ LARGEST = 1e70  # fourth powers of values are summed in float64, whose largest n
 
 
 def without_gradients(method: Callable) -> Callable:
-    """For methods that keep tensors: without a graph, and outside `torch.inference_mode` also when called inside it, so that
-    what is kept can be updated from anywhere."""
+    """For methods that keep tensors: without a graph, and outside `torch.inference_mode` also when called inside it, so
+    that what is kept can be updated from anywhere."""
     return torch.inference_mode(False)(torch.no_grad()(method))
 
 

@@ -8,7 +8,7 @@ PAIRS_AT_ONCE = 4096
 
 
 def pairwise_distances(rows: Tensor) -> Tensor:
-    """|x_a - x_b| for the rows of every float64 matrix in a batch: (b, m, d) -> (b, m, m), symmetric, zeros on the diagonal.
+    """|x_a - x_b| for the rows of every float64 matrix: (b, m, d) -> (b, m, m), symmetric, zeros on the diagonal.
 
     |x|^2 + |y|^2 - 2 x'y loses digits where the rows nearly coincide; those pairs are computed again by differences,
     so the absolute error stays below 1e-12 of the rows' norms. Subtract a common offset first.

@@ -166,7 +166,8 @@ class Moments:
         return self.moved_norms(-self._sums / self._rows)[2]
 
     def moved_norms(self, offset: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """The sums of q_i, q_i y_j and q_i q_j for y = x + e, where q_i = |y_i|^2; e_i is the part of `offset` of layer i.
+        """The sums of q_i, q_i y_j and q_i q_j for y = x + e, where q_i = |y_i|^2; e_i is the part of `offset` of layer
+        i.
 
         Shapes (L+1), (L+1, total width), (L+1, L+1). With p_i = |x_i|^2, what is kept is P = sum p_i (`_norm_sums`),
         R = sum p_i x_j (`_norm_rows`) and Q = sum p_i p_j (`_norm_products`). Since q_i = p_i + 2 a_i + s_i, where

@@ -1,4 +1,4 @@
-"""Repair: what a layer explains of a later state once its last linear map is refitted in the place of the layers between."""
+"""Repair: what a layer explains of a later state once its last linear map is refitted for the layers between."""
 
 from collections.abc import Sequence
 from math import isqrt
@@ -14,14 +14,16 @@ from measures.ridge import RIDGE, LaterSums
 
 
 class Repair:
-    """Share of the variance of h_j that layer i explains after its repair, in [0, 1]: 1 - |what is left|^2 / |h_j - mean|^2.
+    """Share of the variance of h_j that layer i explains after its repair, in [0, 1]: 1 - |what is left|^2 / |h_j -
+    mean|^2.
 
-    Layer i ends in h_i = x + g W + c (`models/repair.py`); W and c are refitted by ridge least squares towards h_j, and x stays. So
-    unlike SVCCA it says what a map can do that is no new module. 0 where the layer explains less than the mean alone.
+    Layer i ends in h_i = x + g W + c (`models/repair.py`); W and c are refitted by ridge least squares towards h_j, and
+    x stays. So unlike SVCCA it says what a map can do that is no new module. 0 where the layer explains less than the
+    mean alone.
 
-    An update holds for each layer i = 0 .. L-1 (0: the embeddings) the tensors g (n, F), x + g W + c (n, D), and what that sum
-    should be for each of the states h_(i+1) .. h_L (n, D); with a norm after the sum, it should be what comes before the norm. A g
-    of no features says that the layer has no such map, so that it explains what it does as it is.
+    An update holds for each layer i = 0 .. L-1 (0: the embeddings) the tensors g (n, F), x + g W + c (n, D), and what
+    that sum should be for each of the states h_(i+1) .. h_L (n, D); with a norm after the sum, it should be what comes
+    before the norm. A g of no features says that the layer has no such map, so that it explains what it does as it is.
 
     Args:
         ridge: how hard W is pulled towards what it is, in mean squares of a feature of g.
@@ -68,7 +70,7 @@ class Repair:
         self.samples += other.samples
 
     def changes(self) -> list[Tensor]:
-        """For each layer i the changes of its map towards each later state: (L - i, F [+ 1], D), the constant last, float64."""
+        """The changes of each layer's map towards each later state: (L - i, F [+ 1], D) float64, the constant last."""
         return [sums.solve(self.options["ridge"]) for sums in self._sums]
 
     def matrix(self) -> np.ndarray:

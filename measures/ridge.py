@@ -31,8 +31,8 @@ class RidgeSums:
     def solve(self, ridge: float) -> Tensor:
         """X, (F, D) or (F + 1, D) with the constant last, of the least |features X - targets|^2 + r |X|^2.
 
-        r is `ridge` times the mean square of a feature, summed over the samples; the constant is free. Where the targets are what
-        weights lack, X is what to add to these weights, and small where the samples say nothing.
+        r is `ridge` times the mean square of a feature, summed over the samples; the constant is free. Where the
+        targets are what weights lack, X is what to add to these weights, and small where the samples say nothing.
         """
         penalty = self.gram.diagonal().clone()
         size = len(penalty) - self.has_bias
@@ -65,13 +65,13 @@ class LaterSums:
         self._totals, self._samples = self._totals + other._totals, self._samples + other._samples
 
     def solve(self, ridge: float) -> Tensor:
-        """(J, F, D), or (J, F + 1, D) with the constant last: the changes of the weights; zeros where there is no feature."""
+        """(J, F, D), or (J, F + 1, D) with the constant last: the changes of the weights; 0 without features."""
         if len(self._sums.gram) <= self._sums.has_bias:
             return torch.zeros_like(self._by_state(self._sums.cross))
         return self._by_state(self._sums.solve(ridge))
 
     def explained(self, changes: Tensor) -> np.ndarray:
-        """(J,): the share of each later state's variance that is explained with these changes; below 0 it is worse than the mean."""
+        """(J,): the share of each later state's variance explained with these changes; below 0: worse than the mean."""
         cross, gram = self._by_state(self._sums.cross), self._sums.gram
         left = self._lacking - 2 * (changes * cross).sum((1, 2)) + (changes * (gram @ changes)).sum((1, 2))
         variance = self._squares - self._totals.square().sum(1) / self._samples

@@ -24,7 +24,8 @@ class Option:
     Attributes:
         choices: its values, where they can be listed.
         limits: of a number, both included.
-        tag: starts the value in the name of a file, where it then always stands; without one, only what is not the default does.
+        tag: starts the value in the name of a file, where it then always stands; without one, only what is not the
+            default does.
     """
 
     name: str
@@ -49,7 +50,8 @@ class Kind:
     Attributes:
         measure: the class.
         options: its keywords.
-        modes: choices of `--mode`, the default first: what a sample is. `U`, `mean`: a caption; `T`: a token; `seq`: all tokens.
+        modes: choices of `--mode`, the default first: what a sample is. `U`, `mean`: a caption; `T`: a token; `seq`:
+            all tokens.
         draws: default `--batch_size` and `--iter_num`.
         fed: what an update holds: `states`, the hidden states h_0 .. h_L; or another of `models.feeds.FEEDS`.
         tag: its name in the names of files, where that is another.

@@ -1,7 +1,7 @@
-"""Reading a checkpoint in Hugging Face form, from a folder or the hub: configuration, weights, tokenizer, image processor.
+"""Reading a Hugging Face checkpoint from a folder or the hub: configuration, weights, tokenizer, image processor.
 
-Whatever is wrong with it becomes one line that names the file or the tensor. Code that a checkpoint brings along is never run,
-and nobody is asked whether it may.
+Whatever is wrong with it becomes one line that names the file or the tensor. Code that a checkpoint brings along is
+never run, and nobody is asked whether it may.
 """
 
 import copy
@@ -129,11 +129,11 @@ def not_found_message(name: str, error: Exception) -> str:
 def read_model(
     model_class: type[PreTrainedModel], name: str, config: PreTrainedConfig, unused: tuple[str, ...] = ()
 ) -> PreTrainedModel:
-    """The model with its weights in float32, in evaluation mode; `save_model` writes them in the precision they came in.
+    """The model in evaluation mode, its weights in float32; `save_model` writes them in the precision they came in.
 
-    `unused`: how the names of weights begin that may be missing, because nothing reads them. Raises ValueError, with the tensor's
-    name, where weights are damaged, missing, not finite, of another shape or of more layers than the configuration says; other
-    weights that have no place in the model are named in a warning.
+    `unused`: how the names of weights begin that may be missing, because nothing reads them. Raises ValueError, with
+    the tensor's name, where weights are damaged, missing, not finite, of another shape or of more layers than the
+    configuration says; other weights that have no place in the model are named in a warning.
     """
     check_config_builds(model_class, name, config)
     try:
@@ -162,7 +162,7 @@ def read_model(
 
 
 def note_precision(model: PreTrainedModel, dtype: torch.dtype | str | None) -> PreTrainedModel:
-    """Let a model, which is in float32 for all computation, and its copies be saved in this precision where it is a half one."""
+    """Let a model, which computes in float32, and its copies be saved in this precision where it is a half one."""
     dtype = getattr(torch, dtype) if isinstance(dtype, str) else dtype
     model.saved_dtype = dtype if dtype in HALF_PRECISIONS else None
     return model
@@ -194,7 +194,7 @@ def check_names(
     unexpected: list[str] | set[str],
     unused: tuple[str, ...] = (),
 ) -> None:
-    """Raise ValueError where weights are missing or of layers that the model has not; warn of others that it has not."""
+    """Raise ValueError where weights are missing or of layers that the model has not; warn of other unknown ones."""
     missing = sorted(key for key in missing if not key.startswith(unused))
     if missing:
         raise ValueError(
@@ -266,7 +266,7 @@ def read_image_processor(processor_class: type, name: str):
 
 
 def describe(error: BaseException, folder: Path | None = None) -> str:
-    """What another library said, short and on one line; before it the file of the folder that is no JSON, if one is not."""
+    """What another library said, short and on one line; before it the file of the folder that is no JSON, if any."""
     text = " ".join(str(error).split())[:MESSAGE_LENGTH]
     damaged = damaged_json(folder) if folder is not None and folder.is_dir() else None
     return f"{f'{damaged} is damaged; ' if damaged else ''}{type(error).__name__}{f': {text}' if text else ''}"

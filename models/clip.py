@@ -1,7 +1,8 @@
-"""CLIP (and MetaCLIP 2) as an encoder: its text tower, whose layers can be left out; image embeddings, computed once and cached, are the targets.
+"""CLIP (and MetaCLIP 2) as an encoder: the text tower; image embeddings, computed once and cached, are the targets.
 
-CLIP's text attention is causal and its embedding is read at the first end token (Radford et al. 2021), so nothing after that
-token can change the result: captions are cut there, batches are cut to their longest caption, and no mask is needed.
+CLIP's text attention is causal and its embedding is read at the first end token (Radford et al. 2021), so nothing after
+that token can change the result: captions are cut there, batches are cut to their longest caption, and no mask is
+needed.
 """
 
 import json
@@ -61,7 +62,8 @@ class Clip(Encoder):
         return min(self.processor.tokenizer.model_max_length, self.model.config.text_config.max_position_embeddings)
 
     def batch(self, prepared: Sequence[list[int]], rows: Iterable[int], length: int | None = None) -> Batch:
-        # What stands after the end token is never read: causal attention, pooled at the end token. So no mask is needed.
+        # What stands after the end token is never read: causal attention, pooled at the end token. So no mask is
+        # needed.
         input_ids, mask = pad_tokens(
             [prepared[row] for row in rows], self.processor.tokenizer.pad_token_id or 0, length
         )
@@ -123,9 +125,10 @@ class Clip(Encoder):
     ) -> Tensor:
         """L2-normalised embeddings (m, d) of a sequence of images; NaN rows where an image cannot be decoded.
 
-        Kept in `cache_dir` in parts of `CACHED_IMAGES` as they are made, each under a name made from its images' content, the
-        image encoder's weights and the processor's settings: a run that is killed loses one part, and the first images of a
-        data set are not embedded again for all of it. `images`: as `data.ImageFiles`, with `select` and `content_hash`.
+        Kept in `cache_dir` in parts of `CACHED_IMAGES` as they are made, each under a name made from its images'
+        content, the image encoder's weights and the processor's settings: a run that is killed loses one part, and the
+        first images of a data set are not embedded again for all of it. `images`: as `data.ImageFiles`, with `select`
+        and `content_hash`.
         """
         if cache_dir is None:
             embeddings = self._embed_decoded(images, batch_size, progress)

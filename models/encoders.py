@@ -1,7 +1,8 @@
 """What a prunable encoder is, and which class reads which checkpoint. One file a family stands beside this one.
 
-Analysis, search, repair and training need little of a model: a stack of layers, a way to batch its inputs, and a readout from the
-last hidden state to an embedding. A family says these in a subclass of `Encoder`; the rest follows from them.
+Analysis, search, repair and training need little of a model: a stack of layers, a way to batch its inputs, and a
+readout from the last hidden state to an embedding. A family says these in a subclass of `Encoder`; the rest follows
+from them.
 
     encoder = load_encoder("exp/iconclip")                        # CLIP's text tower
     for batch in encoder.batches(captions, 64):
@@ -87,8 +88,8 @@ class Batch:
 class Encoder(Protocol):
     """A tower whose layers can be left out, as part of a model that can be saved.
 
-    A family says `prepare`, `batch`, `own_pool`, `features`, `projection`, `parts` and `drop`; and for its pairs `samples`,
-    `embed_pairs`, `logit_scale` and perhaps `logit_bias`.
+    A family says `prepare`, `batch`, `own_pool`, `features`, `projection`, `parts` and `drop`; and for its pairs
+    `samples`, `embed_pairs`, `logit_scale` and perhaps `logit_bias`.
 
     Attributes:
         name: as given to `load_encoder`.
@@ -161,7 +162,7 @@ processor = AutoProcessor.from_pretrained(folder)"""
         return self.width if self.projection is None else self.projection.out_features
 
     def pool(self, hidden: Tensor, batch: Batch, how: str) -> Tensor:
-        """(n, width) of any hidden state (n, T, width): its mean over the real positions (`mean`), or `own_pool` (`eos`)."""
+        """(n, width) of a hidden state (n, T, width): the mean over real positions (`mean`), or `own_pool` (`eos`)."""
         if how == "mean":
             return hidden.masked_fill(~batch.mask[:, :, None], 0).sum(1) / batch.lengths[:, None]
         return self.own_pool(hidden, batch)
@@ -174,7 +175,7 @@ processor = AutoProcessor.from_pretrained(folder)"""
 
     @torch.no_grad()
     def embeddings(self, samples: Sequence, kept_layers: Iterable[int] | None = None, batch_size: int = 256) -> Tensor:
-        """(n, dim), L2-normalised, in float32 or wider, of the samples, through all layers or only those kept (counted from 1)."""
+        """(n, dim), L2-normalised, float32 or wider, of the samples through all layers or those kept (from 1)."""
         kept = range(1, self.num_layers + 1) if kept_layers is None else tuple(kept_layers)
         dtype = torch.promote_types(self.dtype, torch.float32)
         embeddings = torch.empty(len(samples), self.dim, dtype=dtype, device=self.device)
@@ -264,8 +265,8 @@ processor = AutoProcessor.from_pretrained(folder)"""
 def load_encoder(name: str, tower: str = "text", device: str = "cpu", weights: bool = True) -> Encoder:
     """The encoder of a checkpoint in a local folder or on the hub, in evaluation mode, float32.
 
-    With `weights=False` its weights are fresh. Raises FileNotFoundError where there is no such model and ValueError where no
-    family here reads it.
+    With `weights=False` its weights are fresh. Raises FileNotFoundError where there is no such model and ValueError
+    where no family here reads it.
     """
     kind = read_config(name).model_type
     if (kind, tower) not in FAMILIES:

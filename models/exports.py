@@ -1,8 +1,8 @@
 """A CLIP written for other runtimes, and read again there from nothing but the folder written.
 
-Every kind has a `write(clip, folder, options)` and a `read(folder, captions, images)`; the latter returns embeddings by name:
-`captions` (n, d), and `images` (m, d) where the export has an image tower. The model is on the CPU. Runtimes are imported
-where they are needed.
+Every kind has a `write(clip, folder, options)` and a `read(folder, captions, images)`; the latter returns embeddings by
+name: `captions` (n, d), and `images` (m, d) where the export has an image tower. The model is on the CPU. Runtimes are
+imported where they are needed.
 """
 
 import copy

@@ -1,4 +1,4 @@
-"""What measures are fed: the hidden states of an encoder, its embeddings without some layers, or what a repair is fitted to.
+"""What measures are fed: the hidden states of an encoder, its embeddings without layers, or what a repair fits.
 
 A feed gives, for some captions, tensors with one row a sample; a row of `measures.KINDS` names the one that it takes.
 """
@@ -19,8 +19,9 @@ FORWARD_TOKENS = 4096  # in a forward pass: enough for full speed, few enough to
 
 
 class Feed(NamedTuple):
-    """`tensors(encoder, tokens, settings, longest)`: what the measure's update takes, for tokenised captions in their order;
-    `longest` is at least the length of any of them. `values(encoder, settings, longest)`: how many numbers that is a caption."""
+    """`tensors(encoder, tokens, settings, longest)`: what the measure's update takes, for tokenised captions in their
+    order; `longest` is at least the length of any of them. `values(encoder, settings, longest)`: how many numbers that
+    is a caption."""
 
     tensors: Callable[[Encoder, Sequence[list[int]], MatrixSettings, int], list[Tensor]]
     values: Callable[[Encoder, MatrixSettings, int], int]
@@ -89,7 +90,7 @@ def embedding_values(encoder: Encoder, _settings: MatrixSettings, _longest: int)
 
 
 def repairs(encoder: Encoder, tokens: Sequence[list[int]], _settings: MatrixSettings, longest: int) -> list[Tensor]:
-    """For each layer the inputs of its last linear map, its sum, and what that should be for each later state; a row a token."""
+    """For each layer the inputs of its last linear map, its sum, and the sum's goal for each later state, by token."""
     parts = []
     with torch.inference_mode():
         for batch in encoder.prepared_batches(tokens, max(1, FORWARD_TOKENS // longest)):

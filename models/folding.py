@@ -1,7 +1,8 @@
-"""Where a tower can take a linear map without a new module: the last linear map of a block, or the tables of its embeddings.
+"""Where a tower can take a linear map without a new module: the last one of a block, or the embedding tables.
 
-A state is made as `inputs W + c` plus something that these weights do not touch, perhaps with a layer norm on the sum. Which module
-that is, is found by trying: the map is called, its output is moved, and the state has to move with it. No family is named.
+A state is made as `inputs W + c` plus something that these weights do not touch, perhaps with a layer norm on the sum.
+Which module that is, is found by trying: the map is called, its output is moved, and the state has to move with it. No
+family is named.
 """
 
 from collections.abc import Iterator
@@ -17,7 +18,8 @@ Arguments = tuple[tuple, dict]
 
 
 class BlockMap:
-    """The last linear map of a block, whose output is added to the residual stream; `norm` follows the sum where there is one.
+    """The last linear map of a block, whose output is added to the residual stream; `norm` follows the sum where there
+    is one.
 
     h = x + g W + c, or h = LN(x + g W + c) in a post-norm block; g are the inputs (..., F), the sum is (..., D).
     """

@@ -1,8 +1,8 @@
 """open_clip to Hugging Face form and back: names, shapes and settings of the two, nothing else.
 
-Both are the CLIP of Radford et al. (2021). open_clip keeps query, key and value of an attention in one matrix and multiplies
-by its projections from the right; Hugging Face has three matrices and linear layers. Towers and settings that `CLIPModel`
-has not (ResNet, timm, BERT, SigLIP) are refused by name. The package open_clip is not needed.
+Both are the CLIP of Radford et al. (2021). open_clip keeps query, key and value of an attention in one matrix and
+multiplies by its projections from the right; Hugging Face has three matrices and linear layers. Towers and settings
+that `CLIPModel` has not (ResNet, timm, BERT, SigLIP) are refused by name. The package open_clip is not needed.
 """
 
 import json
@@ -76,7 +76,7 @@ def from_open_clip(state: dict[str, Tensor]) -> dict[str, Tensor]:
 
 
 def _pairs(depths: list[int]) -> Iterator[tuple[tuple[str, ...], str]]:
-    """(Hugging Face names, open_clip name) of every tensor; three names for a joint projection of query, key and value."""
+    """(Hugging Face names, open_clip name) of every tensor; three names for the joint projection of q, k and v."""
     for old, new in TENSORS.items():
         yield (old,), new
     for (old_blocks, new_blocks), depth in zip(BLOCKS.items(), depths, strict=True):
@@ -101,7 +101,8 @@ def _turned(tensor: Tensor, name: str) -> Tensor:
 
 TEXT_DEFAULTS = {"context_length": 77, "vocab_size": 49408, "width": 512, "heads": 8, "layers": 12, "mlp_ratio": 4.0}
 VISION_DEFAULTS = {"image_size": 224, "patch_size": 16, "width": 768, "layers": 12, "head_width": 64, "mlp_ratio": 4.0}
-# Settings that may have another value than "nothing": those that CLIPModel has, and those that leave the embeddings alone.
+# Settings that may have another value than "nothing": those that CLIPModel has, and those that leave the embeddings
+# alone.
 FIXED = {"text_cfg": {"proj_type": "linear"}, "vision_cfg": {"pool_type": "tok", "pos_embed_type": "learnable"}}
 READ_APART = ("norm_kwargs", "pool_type", "eos_id", "hf_tokenizer_name")
 WITHOUT_EFFECT = ("pad_id", "patch_dropout", "output_tokens", "attn_pooler_queries", "attn_pooler_heads", "timm_pool")

@@ -1,4 +1,4 @@
-"""Whether a change of an encoder helps: what its embeddings of held-out samples have lost of what the full model says."""
+"""Whether a change of an encoder helps: what its embeddings of held-out samples lost of what the full model says."""
 
 from collections.abc import Callable, Iterable, Sequence
 
@@ -13,10 +13,10 @@ SHARPNESS = 20.0  # of the similarities that are compared
 
 
 def loss_of_meaning(embeddings: Tensor, meant: Tensor) -> float:
-    """Mean Kullback-Leibler divergence of each sample's similarities to all others from those in the full model, in nats.
+    """Mean KL divergence of each sample's similarities to all others from those in the full model, in nats.
 
-    `embeddings`, `meant`: (n, d), L2-normalised. A mean distance would not do: least squares pulls embeddings together, which
-    makes them nearer and yet harder to tell apart; what retrieval sees is their similarities.
+    `embeddings`, `meant`: (n, d), L2-normalised. A mean distance would not do: least squares pulls embeddings together,
+    which makes them nearer and yet harder to tell apart; what retrieval sees is their similarities.
     """
     found = F.log_softmax(SHARPNESS * (embeddings @ meant.T).double(), -1)
     expected = F.log_softmax(SHARPNESS * (meant @ meant.T).double(), -1)

@@ -1,7 +1,8 @@
 """The stack of layers in a Hugging Face transformer: find it, run parts of it, drop layers from it.
 
-CoMFLP (Liu, Peng, Lee, Interspeech 2023) sees a transformer as a chain h_0 -> layer 1 -> h_1 -> ... -> layer L -> h_L and removes
-whole layers from it. Layers are counted from 1 everywhere; only in this file does a layer become an index counted from 0.
+CoMFLP (Liu, Peng, Lee, Interspeech 2023) sees a transformer as a chain h_0 -> layer 1 -> h_1 -> ... -> layer L -> h_L
+and removes whole layers from it. Layers are counted from 1 everywhere; only in this file does a layer become an index
+counted from 0.
 
     stack = LayerStack(model)                        # the text tower of a CLIP, or the only stack there is
     hidden_states = stack.hidden_states(**inputs)    # h_0 .. h_L
@@ -25,7 +26,8 @@ from transformers import PreTrainedConfig, PreTrainedModel
 # The positional and keyword arguments of one block beside its input.
 BlockArguments = tuple[tuple, dict]
 
-# Config entries with one value a layer. Named one by one: other lists (the convolutions of Wav2Vec2) may be as long as the stack.
+# Config entries with one value a layer. Named one by one: other lists (the convolutions of Wav2Vec2) may be as long as
+# the stack.
 PER_LAYER_LISTS = (
     "layer_types",
     "mlp_layer_types",
@@ -38,7 +40,8 @@ PER_LAYER_LISTS = (
 )
 # Where the modules of a block keep the block's place in the stack, from 0 (caches need it).
 LAYER_INDEX_NAMES = ("layer_idx", "layer_id")
-# With this in its config a block divides its attention by its place: GPT-2 when it is made, ImageGPT in every forward pass.
+# With this in its config a block divides its attention by its place: GPT-2 when it is made, ImageGPT in every forward
+# pass.
 SCALE_BY_PLACE = "scale_attn_by_inverse_layer_idx"
 TIME_FIRST = ("xlnet",)  # model types whose states are (T, n, d)
 
@@ -46,13 +49,13 @@ TIME_FIRST = ("xlnet",)  # model types whose states are (T, n, d)
 class LayerStack:
     """The stack of identical blocks in a Hugging Face model, or in one tower of it.
 
-    A stack is an `nn.ModuleList` of blocks of one class, with parameters of equal names and shapes, as long as the config's number
-    of layers. What a block gets beside its input must not come out of another block.
+    A stack is an `nn.ModuleList` of blocks of one class, with parameters of equal names and shapes, as long as the
+    config's number of layers. What a block gets beside its input must not come out of another block.
 
     Args:
         model: any `PreTrainedModel`; referred to, not copied, and left in the mode, dtype and device it has.
-        tower: which stack, where there are several: a part of its dotted path ("text_model", "bert.encoder"); "text" and
-            "vision" stand for "text_model" and "vision_model". None: the only stack, else that of the text tower.
+        tower: which stack, where there are several: a part of its dotted path ("text_model", "bert.encoder"); "text"
+            and "vision" stand for "text_model" and "vision_model". None: the only stack, else that of the text tower.
 
     Attributes:
         path: dotted path of the stack, such as "text_model.encoder.layers".
@@ -80,9 +83,10 @@ class LayerStack:
     def start(self, **inputs) -> tuple[Tensor, list[BlockArguments]]:
         """The input of layer 1, and what the tower passes to every layer beside its input (masks, position embeddings).
 
-        The tower's own forward runs once with blocks that note their arguments and hand on their input, so no layer is computed
-        (but layer 1, the first time, or every time where blocks return tuples). Forward hooks on blocks see this pass. There is
-        no cache, and LayerDrop is off; for the rest the model is in the mode it is in: `model.eval()` switches dropout off.
+        The tower's own forward runs once with blocks that note their arguments and hand on their input, so no layer is
+        computed (but layer 1, the first time, or every time where blocks return tuples). Forward hooks on blocks see
+        this pass. There is no cache, and LayerDrop is off; for the rest the model is in the mode it is in:
+        `model.eval()` switches dropout off.
 
         Args:
             inputs: what the tower takes, such as `input_ids` and `attention_mask`, or `pixel_values`.
@@ -91,7 +95,8 @@ class LayerStack:
             h_0, (n, T, d), the output of the embeddings; and the context that `run` needs, one entry for each layer.
 
         Raises:
-            ValueError: a tower that is no chain of its layers: it calls others than 1..L in order, changes the state between two
+            ValueError: a tower that is no chain of its layers: it calls others than 1..L in order, changes the state
+            between two
                 of them, or gives them other positions than those of the token ids.
         """
         if "use_cache" in inspect.signature(self.tower.forward).parameters:
@@ -103,7 +108,8 @@ class LayerStack:
             raise ValueError(f"expected {self.path} to call layers 1..{self.num_layers} once, in order, found {order}")
         h_0 = calls[0][1]
         for i, hidden, _ in calls:
-            # every block handed on what it received, so only the tower can have changed it (a convolution of DeBERTa-v2 does)
+            # every block handed on what it received, so only the tower can have changed it (a convolution of DeBERTa-v2
+            # does)
             if hidden is not h_0 and not torch.equal(hidden, h_0):
                 raise ValueError(
                     f"expected {self.path} to be a chain of layers, found that the tower changes the state before layer {i + 1}"
@@ -138,8 +144,8 @@ class LayerStack:
     def hidden_states(self, **inputs) -> list[Tensor]:
         """The L+1 hidden states h_0 .. h_L, each (n, T, d); `inputs` and mode as in `start`.
 
-        Equal to those of `output_hidden_states=True`, but h_L is always the output of layer L, while Hugging Face shows it after
-        the final norm for many language models (Llama, GPT-2).
+        Equal to those of `output_hidden_states=True`, but h_L is always the output of layer L, while Hugging Face shows
+        it after the final norm for many language models (Llama, GPT-2).
         """
         hidden, context = self.start(**inputs)
         states = [hidden]
@@ -150,8 +156,9 @@ class LayerStack:
     def drop(self, dropped_layers: Iterable[int]) -> PreTrainedModel:
         """A new model without these layers: of the class of the whole model, with all weights that stay copied.
 
-        The config says the new number of layers wherever it occurs, and its per-layer lists are cut, so that `save_pretrained`
-        and `from_pretrained` give the same model again. Mode, dtype and device stay; `model` is left as it is.
+        The config says the new number of layers wherever it occurs, and its per-layer lists are cut, so that
+        `save_pretrained` and `from_pretrained` give the same model again. Mode, dtype and device stay; `model` is left
+        as it is.
 
         Args:
             dropped_layers: layers from 1..L in any order; none at all gives an exact copy.
@@ -176,7 +183,7 @@ class LayerStack:
         return model
 
     def _check_positions(self, h_0: Tensor, given: Tensor | None) -> None:
-        """Raise ValueError where h_0 has not a position for each token (Longformer pads), or not a row for each input."""
+        """Raise ValueError where h_0 has not a row for each input, or a position for each token (Longformer pads)."""
         if given is None:
             return
         expected = given.shape[: 1 if given.is_floating_point() else 2]
@@ -218,7 +225,8 @@ class LayerStack:
             calls.append((i, hidden, (tuple(args), kwargs)))
             return hidden if self._returns_tensor else (hidden, *tail)
 
-        # The module that loops over the blocks drops whole layers in training mode (LayerDrop); its children keep their mode.
+        # The module that loops over the blocks drops whole layers in training mode (LayerDrop); its children keep their
+        # mode.
         owner = self.model.get_submodule(self.path.rpartition(".")[0])
         training = owner.training
         # A forward in the instance hides that of the class; a library that wraps models may have put one there before.
@@ -358,7 +366,8 @@ def _cut_config(config: PreTrainedConfig, path: str, depth: int, kept: list[int]
         values = vars(config).get(name)
         if isinstance(values, list | tuple) and len(values) == depth:
             setattr(config, name, type(values)(values[i] for i in kept))
-    # Image models that can be backbones name their hidden states ("stem", "stage1", ...) and give out the last by default.
+    # Image models that can be backbones name their hidden states ("stem", "stage1", ...) and give out the last by
+    # default.
     stage_names = vars(config).get("stage_names")
     if stage_names is not None and len(stage_names) == depth + 1 and config.out_indices == [depth]:
         config.stage_names = stage_names[: len(kept) + 1]
@@ -394,7 +403,7 @@ def _check_config_describes(model: PreTrainedModel, path: str) -> None:
 
 
 def _numbers_by_place(blocks: nn.ModuleList) -> dict[str, float]:
-    """The fractions that modules of the blocks hold beside their weights, such as scales of attention (DiffLlama: `lambda_init`)."""
+    """Fractions that modules hold beside their weights, such as scales of attention (DiffLlama: `lambda_init`)."""
     return {
         f"{path}.{name}": value
         for path, module in blocks.named_modules()

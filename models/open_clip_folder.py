@@ -91,7 +91,7 @@ def save_open_clip(model: CLIPModel, processor: CLIPProcessor, folder: Path, tok
 
 
 def load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
-    """The tokenizer in an open_clip folder; else CLIP's own, from its merges in the folder or in an installed open_clip."""
+    """The tokenizer of an open_clip folder; else CLIP's own, from its merges there or in an installed open_clip."""
     if (folder / "tokenizer_config.json").is_file():
         return read_tokenizer(str(folder))
     if (folder / "tokenizer.json").is_file() or (folder / "merges.txt").is_file():

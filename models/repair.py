@@ -1,13 +1,15 @@
 """Repair: a linear map in the place of a dropped segment, folded into weights that are there already.
 
-SVCCA says how well a linear map takes one layer's states to another's; here that map is put in. A segment [a, b] is dropped, p is the
-kept layer before it: h_p = x + g W + c, where g are the hidden units of its MLP and W, c its last linear map. The new W and c
-bring x + g W + c as near as possible to h_b of the full model, by ridge least squares over the tokens of some captions; at last
-the projection is refitted towards the full model's embeddings. No new module, no gradient, no image: an ordinary checkpoint.
+SVCCA says how well a linear map takes one layer's states to another's; here that map is put in. A segment [a, b] is
+dropped, p is the kept layer before it: h_p = x + g W + c, where g are the hidden units of its MLP and W, c its last
+linear map. The new W and c bring x + g W + c as near as possible to h_b of the full model, by ridge least squares over
+the tokens of some captions; at last the projection is refitted towards the full model's embeddings. No new module, no
+gradient, no image: an ordinary checkpoint.
 
-Related: ReplaceMe (Shopkhoev et al. 2025, arXiv 2505.02819) folds one map on the MLP's output; Ghosted Layers (2605.15491), LinearPatch
-(2505.24680), Prune&Comp (2507.18212). Here the map takes the hidden units, cuts are repaired one after the other on the states
-of the repaired model, the projection too, and each repair is kept only where it helps on captions that it has not seen.
+Related: ReplaceMe (Shopkhoev et al. 2025, arXiv 2505.02819) folds one map on the MLP's output; Ghosted Layers
+(2605.15491), LinearPatch (2505.24680), Prune&Comp (2507.18212). Here the map takes the hidden units, cuts are repaired
+one after the other on the states of the repaired model, the projection too, and each repair is kept only where it helps
+on captions that it has not seen.
 """
 
 import logging
@@ -42,7 +44,8 @@ Weigh = Callable[[Batch], Tensor]  # (n, T): how much each token counts
 class Cut:
     """What became of one repair: of a dropped segment, or of the projection (`segment` None).
 
-    `before`, `after`: `loss_of_meaning` on held-out samples without and with it, everything after it being the full model's.
+    `before`, `after`: `loss_of_meaning` on held-out samples without and with it, everything after it being the full
+    model's.
     """
 
     segment: tuple[int, int] | None
@@ -86,9 +89,9 @@ def repair(
 ) -> tuple[Encoder, Repair | None]:
     """A new encoder without these layers, repaired, and what was repaired. `encoder` is left as it is.
 
-    One sample in `HELD_OUT` is not fitted but judges: each repair is kept, damped or left out; and if all of them together do not
-    help, none is kept. With fewer than `FEWEST_CAPTIONS` different samples nothing is repaired, with a warning; fewer tokens than
-    `TOKENS_A_FEATURE` times the features of a map are a warning too.
+    One sample in `HELD_OUT` is not fitted but judges: each repair is kept, damped or left out; and if all of them
+    together do not help, none is kept. With fewer than `FEWEST_CAPTIONS` different samples nothing is repaired, with a
+    warning; fewer tokens than `TOKENS_A_FEATURE` times the features of a map are a warning too.
 
     Args:
         dropped_layers: layers from 1..L; none at all gives an exact copy, and None as what was repaired.
@@ -117,7 +120,7 @@ def repair(
 
 
 class Walk:
-    """An encoder's states batch by batch, each where it was brought last, as many as `STATE_BYTES` take; others start again."""
+    """An encoder's states batch by batch, each where it was left; beyond `STATE_BYTES` they start again."""
 
     def __init__(self, encoder: Encoder, batches: Sequence[Batch]):
         self.encoder, self.batches = encoder, batches

@@ -1,8 +1,9 @@
-"""The repair of every possible segment, from one pass over the full model: so the fine search can score proposals repaired.
+"""The repair of every segment from one pass over the full model, so that the fine search scores proposals repaired.
 
-For each layer p: the Gram matrix of the inputs of its last linear map, and their products with what its sum lacks of every later state
-(`measures/repair.py`). From these sums comes the map of any segment [p + 1, b] without another pass. All maps are fitted on the full model's states;
-for one proposal `repair` does better, cut by cut on the states of the repaired model.
+For each layer p: the Gram matrix of the inputs of its last linear map, and their products with what its sum lacks of
+every later state (`measures/repair.py`). From these sums comes the map of any segment [p + 1, b] without another pass.
+All maps are fitted on the full model's states; for one proposal `repair` does better, cut by cut on the states of the
+repaired model.
 """
 
 from collections.abc import Sequence
@@ -24,7 +25,8 @@ JUDGES = 64  # a map is judged whenever it is first used, so by fewer samples th
 class SegmentMaps:
     """Maps from every layer p to every later state h_b of an encoder, each judged when it is first asked for.
 
-    Takes (F + 1) (F + 1 + (L - p) D) float64 numbers for each layer p while the sums are made, and half of them afterwards.
+    Takes (F + 1) (F + 1 + (L - p) D) float64 numbers for each layer p while the sums are made, and half of them
+    afterwards.
 
     Args:
         samples: captions of train.
@@ -53,16 +55,16 @@ class SegmentMaps:
         self._steps: dict[tuple[int, int], float] = {}
 
     def matrix(self) -> np.ndarray:
-        """(L + 1, L + 1): the share of each later state that a layer explains after its repair; see `measures.Repair`."""
+        """(L + 1, L + 1): the share of each later state that a repaired layer explains; see `measures.Repair`."""
         return self._measure.matrix()
 
     def fitted_change(self, p: int, b: int) -> Tensor:
-        """The whole way from the present weights of layer p to those fitted to h_b: (F, D), or (F + 1, D) with the bias last."""
+        """From the weights of layer p to those fitted to h_b: (F, D), or (F + 1, D) with the bias last."""
         return self._changes[p][b - p - 1]
 
     @torch.no_grad()
     def change(self, p: int, b: int) -> Tensor | None:
-        """What to add to the weights of layer p when the layers after it up to b are dropped; None where nothing helps."""
+        """What to add to the weights of layer p when those after it up to b are dropped; None where nothing helps."""
         if self.places[p] is None:
             return None
         if (p, b) not in self._steps:
@@ -70,13 +72,13 @@ class SegmentMaps:
         return self._steps[p, b] * self.fitted_change(p, b) if self._steps[p, b] else None
 
     def run(self, hidden: Tensor, context: list, layer: int) -> tuple[Tensor, ...]:
-        """What a layer leaves behind when it is run on a state (n, T, D); 0 stands for the embeddings, with h_0 given."""
+        """What a layer leaves behind when run on a state (n, T, D); 0 stands for the embeddings, with h_0 given."""
         if layer == self.encoder.num_layers or self.places[layer] is None:  # no later state, or none to be had
             return (self.encoder.stack.run(hidden, context, [layer] if layer else []),)
         return self.places[layer].read(self.encoder.stack, hidden, context, layer)
 
     def state(self, left: tuple[Tensor, ...], p: int, q: int) -> Tensor:
-        """The state that the kept layer q (L + 1: the readout) gets from what the kept layer p before it left behind."""
+        """The state that kept layer q (L + 1: the readout) gets from what kept layer p before it left behind."""
         if len(left) == 1:
             return left[0]
         inputs, current = left
@@ -100,7 +102,7 @@ class SegmentMaps:
 
 
 def read_repairs(encoder: Encoder, places: Sequence[BlockMap | TableMap | None], batch: Batch) -> list[Tensor]:
-    """What an update of `measures.Repair` holds, over the real tokens of a batch; `places`: of each layer but the last, from 0."""
+    """What an update of `measures.Repair` holds, over a batch's real tokens; `places`: of each layer but the last."""
     stack = encoder.stack
     hidden, context = stack.start(**batch.inputs)
     states, read = [hidden], [(hidden if places[0] else hidden[..., :0], hidden)]

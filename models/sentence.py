@@ -1,7 +1,7 @@
-"""Sentence encoders: a text transformer that sees both ways, in the form of sentence-transformers or as it is (mean pooling).
+"""Sentence encoders: a transformer that sees both ways, as sentence-transformers has it, or as it is (mean pooling).
 
-A linear map after the pooling is always there, the identity where the checkpoint has none, so that a repair can change it; when
-saved it becomes the folder's Dense module (`sentence_form`).
+A linear map after the pooling is always there, the identity where the checkpoint has none, so that a repair can change
+it; when saved it becomes the folder's Dense module (`sentence_form`).
 """
 
 import json
@@ -134,8 +134,8 @@ model = SentenceTransformer(folder)"""
 def load_sentence_encoder(name: str, device: str = "cpu", weights: bool = True) -> SentenceEncoder:
     """A sentence encoder from a local folder or the hub, in evaluation mode, float32.
 
-    Raises FileNotFoundError where there is no such model, and ValueError where it or its `modules.json` has a part that is not
-    known here.
+    Raises FileNotFoundError where there is no such model, and ValueError where it or its `modules.json` has a part that
+    is not known here.
     """
     config = read_config(name)
     model_class = MODEL_MAPPING[type(config)]

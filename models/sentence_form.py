@@ -1,7 +1,7 @@
 """The form in which sentence-transformers writes a model: `modules.json` and what it leads to, read and written again.
 
-Beside the transformer a folder has the chain of modules that make an embedding: Pooling, perhaps Dense, perhaps Normalize (Reimers and
-Gurevych 2019, arXiv 1908.10084). The package is not needed.
+Beside the transformer a folder has the chain of modules that make an embedding: Pooling, perhaps Dense, perhaps
+Normalize (Reimers and Gurevych 2019, arXiv 1908.10084). The package is not needed.
 """
 
 import copy
@@ -43,8 +43,9 @@ class Form:
 def read_form(name: str, width: int) -> Form:
     """What `modules.json` and the files that it leads to say.
 
-    Without it, as in sentence-transformers, the mean over the tokens of states of this width. Raises ValueError at another chain of
-    modules than Transformer, Pooling, perhaps Dense, perhaps Normalize, and at a pooling or activation not known here.
+    Without it, as in sentence-transformers, the mean over the tokens of states of this width. Raises ValueError at
+    another chain of modules than Transformer, Pooling, perhaps Dense, perhaps Normalize, and at a pooling or activation
+    not known here.
     """
     modules = read_json(name, MODULES)
     files = {path: read_json(name, path) for path in (TRANSFORMER, PROMPTS)}
@@ -87,7 +88,7 @@ def folder_of(modules: list[dict], kind: str) -> str:
 
 
 def check_modules(name: str, modules: object) -> None:
-    """Raise ValueError where `modules.json` is another chain than Transformer, Pooling, Dense or not, Normalize or not."""
+    """Raise ValueError where `modules.json` is no chain of Transformer, Pooling, and perhaps Dense and Normalize."""
     try:
         kinds = [kind_of(module) for module in modules]
         folders = [module["path"] for module in modules]
@@ -117,7 +118,7 @@ def read_pooling(name: str, settings: dict | None) -> str:
 
 
 def read_json(name: str, path: str) -> object:
-    """A JSON file of a model in a folder or on the hub; None where it is not there. Raises ValueError where it is damaged."""
+    """A JSON file of a model, in a folder or on the hub; None where there is none. ValueError where it is damaged."""
     found = cached_file(
         name, path, _raise_exceptions_for_missing_entries=False, _raise_exceptions_for_connection_errors=False
     )

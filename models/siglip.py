@@ -1,7 +1,8 @@
-"""SigLIP and SigLIP 2 (of a fixed image size) as encoders: the text tower; image embeddings are the targets, as for CLIP.
+"""SigLIP and SigLIP 2 (of a fixed image size) as encoders: the text tower; image embeddings are the targets.
 
-Unlike CLIP's its text attention sees both ways, padding too, and the embedding is read at the last position (Zhai et al. 2023,
-arXiv 2303.15343). So every text is padded to the length that the model was trained with, and each position counts.
+Unlike CLIP's its text attention sees both ways, padding too, and the embedding is read at the last position (Zhai et
+al. 2023, arXiv 2303.15343). So every text is padded to the length that the model was trained with, and each position
+counts.
 """
 
 from collections.abc import Iterable, Sequence

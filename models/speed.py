@@ -14,9 +14,9 @@ def measure_milliseconds(
 ) -> float:
     """Milliseconds a sample from what the tower takes (token ids) to the embedding.
 
-    Batches are cut to their longest sample, or with `full_length` padded to as many positions as the model takes. The fastest
-    of `repeats` passes over the samples after one that is not counted: what else the machine does can only add time.
-    Tokenising is not counted.
+    Batches are cut to their longest sample, or with `full_length` padded to as many positions as the model takes. The
+    fastest of `repeats` passes over the samples after one that is not counted: what else the machine does can only add
+    time. Tokenising is not counted.
     """
     batches = list(encoder.batches(samples, batch_size, encoder.max_length if full_length else None))
     passes = [_pass_seconds(encoder, batches) for _ in range(repeats + 1)]

@@ -1,4 +1,4 @@
-"""The image tower of a model with two towers as the encoder whose layers can be left out; its text embeddings are the targets.
+"""The image tower of CLIP or SigLIP as the encoder whose layers can be left out; text embeddings are the targets.
 
 Hidden states are over patches. CLIP reads its class token, SigLIP an attention over all of them.
 """
@@ -22,7 +22,7 @@ from models.siglip import load_siglip
 
 @dataclass(frozen=True, eq=False)
 class Picture:
-    """One of a sequence of images, decoded when it is needed; its length is the number of positions in a hidden state."""
+    """One of a sequence of images, decoded when needed; its length is the number of positions in a hidden state."""
 
     images: Sequence
     row: int

@@ -3,10 +3,11 @@
     python compare_strategies.py --num_layers 12 --num_clip_layers 6
     python compare_strategies.py --num_layers 12 --num_clip_layers 6 --all_k true
 
-Needs the matrices of all measures (the message says how to make those that are missing). Choices are made on validation;
-the figures of `test` are a report. All choices, losses and ranks are of repaired proposals, with those left out without repair
-beside them; with `--repair false` of these alone. Writes compare_clip<L>to<L-k>.json and .png under exp/<model>/, and with `--all_k`
-compare_clip<L>_all_k.json and .png: the best proposal found for every number of layers.
+Needs the matrices of all measures (the message says how to make those that are missing). Choices are made on
+validation; the figures of `test` are a report. All choices, losses and ranks are of repaired proposals, with those left
+out without repair beside them; with `--repair false` of these alone. Writes compare_clip<L>to<L-k>.json and .png under
+exp/<model>/, and with `--all_k` compare_clip<L>_all_k.json and .png: the best proposal found for every number of
+layers.
 """
 
 import argparse
@@ -146,7 +147,7 @@ def describe_test(evaluation: Evaluation) -> dict:
 
 
 def print_panel(rows: list[dict], judged: list[dict], full_recall: float) -> None:
-    """The strategies, best first, and how well each coarse score foretells the loss. full_recall: R@10 on test, full model."""
+    """The strategies, best first, and how well coarse scores foretell the loss; `full_recall`: on test."""
     lines = [
         (r["strategy"], r["segments"], r["task_loss"], r["rank"], r["proposals_evaluated"], r["layer_calls"])
         + (r["layer_calls_unshared"], r["seconds"], 100 * r["test_recall"][AT_10] / full_recall)

@@ -9,7 +9,8 @@ import numpy as np
 
 from search_strategy.proposals import Proposal
 
-# x -> (weights, constant), such that a proposal scores >= x exactly when constant plus the weights of its segments is >= 0
+# x -> (weights, constant), such that a proposal scores >= x exactly when constant plus the weights of its segments is
+# >= 0
 Excess = Callable[[float], tuple[np.ndarray, float]]
 
 
@@ -21,21 +22,22 @@ def best_proposals(
     num_clip_layers: int,
     num_proposals: int,
 ) -> list[Proposal]:
-    """The `num_proposals` proposals of the best score, in no order; of those that tie for the last places the first ones.
+    """The `num_proposals` proposals of the best score, in no order; of those that tie for the last places the first
+    ones.
 
-    By its definition a proposal scores >= x exactly when its excess at x is >= 0, and the excess is a sum over its segments, so
-    that `ProposalGraph` finds the K greatest.
+    By its definition a proposal scores >= x exactly when its excess at x is >= 0, and the excess is a sum over its
+    segments, so that `ProposalGraph` finds the K greatest.
 
     1) A first round, at any x (`start`), yields K proposals. From then on x is the K-th best score seen.
     2) While K proposals or more beat x, the K of greatest excess all beat it, and x rises.
     3) Once it stays, fewer than K beat it, and all of these have been seen.
-    4) The places left belong to proposals that score x itself. There may be exponentially many, so they are enumerated in
-       lexicographic order.
+    4) The places left belong to proposals that score x itself. There may be exponentially many, so they are enumerated
+       in lexicographic order.
 
-    To beat x is meant in the order of `rounded_score`: the excess is taken half a unit of its last decimal (`half_unit`) above
-    x, or below x for the ties, and what decides in the end is each proposal's own rounded score. So the result is that of
-    enumeration, unless rounding errors alone part equal scores: a true score with a 5 behind its last decimal may round up for
-    one proposal and down for another, and then either may be chosen.
+    To beat x is meant in the order of `rounded_score`: the excess is taken half a unit of its last decimal
+    (`half_unit`) above x, or below x for the ties, and what decides in the end is each proposal's own rounded score. So
+    the result is that of enumeration, unless rounding errors alone part equal scores: a true score with a 5 behind its
+    last decimal may round up for one proposal and down for another, and then either may be chosen.
     """
     num_layers = len(excess(start)[0]) - 1
     num_proposals = min(num_proposals, comb(num_layers, num_clip_layers))

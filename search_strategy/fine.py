@@ -1,12 +1,13 @@
 """Fine search: the task loss of many proposals at once (CoMFLP, section 2; the second step of its search).
 
-No model is rebuilt and no weight is copied: a proposal is a list of kept layers, run from the embeddings of a batch of samples.
-Proposals that begin with the same kept layers share their hidden states (a depth-first walk through the tree of prefixes), so
-a batch costs at most as many layer calls as there are distinct prefixes. What a pair has beside its sample is never touched: its
-embedding is given.
+No model is rebuilt and no weight is copied: a proposal is a list of kept layers, run from the embeddings of a batch of
+samples. Proposals that begin with the same kept layers share their hidden states (a depth-first walk through the tree
+of prefixes), so a batch costs at most as many layer calls as there are distinct prefixes. What a pair has beside its
+sample is never
+touched: its embedding is given.
 
-With the maps of all segments (`models/segment_maps.py`) a proposal is scored repaired: what a prefix of kept layers leaves behind is
-shared as before, and the state that the next kept layer gets from it depends on which layer that is.
+With the maps of all segments (`models/segment_maps.py`) a proposal is scored repaired: what a prefix of kept layers
+leaves behind is shared as before, and the state that the next kept layer gets from it depends on which layer that is.
 """
 
 from collections import OrderedDict
@@ -50,8 +51,8 @@ class Evaluation:
 class FineSearch:
     """Evaluates proposals for an encoder by a task; what was evaluated once is remembered.
 
-    The hidden states of prefixes are kept from call to call, the least recently used ones given up beyond `STATE_BYTES`, so
-    a search that goes on from what it has evaluated runs only what is new.
+    The hidden states of prefixes are kept from call to call, the least recently used ones given up beyond
+    `STATE_BYTES`, so a search that goes on from what it has evaluated runs only what is new.
 
     Args:
         encoder: the model.
@@ -99,9 +100,10 @@ class FineSearch:
     ) -> "FineSearch":
         """On pairs as they are loaded: targets computed or read from the cache; none where none is needed.
 
-        objective: `task_loss` (contrastive loss), `recall` (minus R@10, mean of both directions) or `embedding` (mean of
-        1 - cosine between the embeddings of the pruned and of the full model). ValueError for any other. fit_scale: losses
-        at the scale that is best for the full model on these pairs, so that the search does not choose by calibration.
+        objective: `task_loss` (contrastive loss), `recall` (minus R@10, mean of both directions) or `embedding` (mean
+        of 1 - cosine between the embeddings of the pruned and of the full model). ValueError for any other. fit_scale:
+        losses at the scale that is best for the full model on these pairs, so that the search does not choose by
+        calibration.
         """
         if objective not in OBJECTIVES:
             raise ValueError(f"objective is {objective!r}; expected one of {', '.join(OBJECTIVES)}")
@@ -147,7 +149,8 @@ class FineSearch:
         proposals = [tuple(proposal) for proposal in proposals]
         new = [proposal for proposal in dict.fromkeys(proposals) if proposal not in self._known]
         for part in self._parts(new):
-            # One array for all: small ones made in between would break up the memory that the large temporary ones come from.
+            # One array for all: small ones made in between would break up the memory that the large temporary ones come
+            # from.
             values = np.empty((len(part), self.num_samples))
             for proposal, embeddings, row in zip(part, self._embed(part), values, strict=True):
                 scores = self.task.score(embeddings)
@@ -237,9 +240,9 @@ class LeftOut:
 def depth_first(kept: Sequence[Proposal]) -> Iterator[tuple[Proposal, int | None]]:
     """Through the tree of distinct tuples of kept layers: (prefix, number of the tuple that is this prefix, or None).
 
-    The state of a prefix is that of the prefix without its last layer, after this layer. The walk comes to it while the path
-    to it is at hand, so only the states of one path are needed at a time. There are `distinct_prefixes` steps; none leads to
-    the empty tuple, whose state is the one to start from.
+    The state of a prefix is that of the prefix without its last layer, after this layer. The walk comes to it while the
+    path to it is at hand, so only the states of one path are needed at a time. There are `distinct_prefixes` steps;
+    none leads to the empty tuple, whose state is the one to start from.
     """
     previous: Proposal = ()
     for number in sorted(range(len(kept)), key=lambda number: kept[number]):

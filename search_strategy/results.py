@@ -43,7 +43,7 @@ def result_tag(
     coarse_search_only: bool = False,
     **choices: object,
 ) -> str:
-    """The end of the name: the matrix, and what is not at its default, so that no result replaces one that was made otherwise.
+    """The end of the name: the matrix and what is not at its default, so that no result replaces one made otherwise.
 
     `choices`: those of `CHOICES` that were made.
     """
@@ -76,7 +76,7 @@ def coarse_rows(scored: Scored, num_layers: int) -> list[dict]:
 def verified_rows(
     verification: Verification, scored: Scored, matrix: np.ndarray | None, num_layers: int, score: str
 ) -> list[dict]:
-    """The `proposals` of a result, ranked by the objective; with `left_out`, the figures without repair, where there is one.
+    """The `proposals` of a result, ranked by the objective; `left_out`: the figures without repair, if there is one.
 
     Their coarse score is the mean where `score` is `both`.
     """
@@ -126,7 +126,7 @@ def write_result(path: Path, settings: dict, rows: list[dict], full_model: Evalu
 
 
 class Result(NamedTuple):
-    """What a training needs of a result file. `is_verified`: whether the winner was evaluated, not only scored by the matrix."""
+    """What training needs of a result file. `is_verified`: the winner was evaluated, not only scored by the matrix."""
 
     path: Path
     dropped_layers: Proposal
@@ -138,8 +138,8 @@ class Result(NamedTuple):
 def newest_result(folder: Path, model: str, num_layers: int, num_clip_layers: int) -> Result:
     """The verified result with the latest date in its record, for these two numbers.
 
-    Files of before there were dates are the oldest; of equals the last one written counts. Raises FileNotFoundError, with the
-    command that makes one, where there is none, and ValueError where a file is no result.
+    Files of before there were dates are the oldest; of equals the last one written counts. Raises FileNotFoundError,
+    with the command that makes one, where there is none, and ValueError where a file is no result.
     """
     pattern = result_path(folder, num_layers, num_clip_layers, "*", "*")
     found = [read_result(path, num_layers, num_clip_layers) for path in folder.glob(pattern.name)]

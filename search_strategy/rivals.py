@@ -1,5 +1,5 @@
-"""The rivals: other ways to choose layers, side by side with ours under one evaluation, and against the truth where every subset is
-known."""
+"""The rivals: other ways to choose layers, side by side with ours under one evaluation, and against the truth where
+every subset is known."""
 
 import time
 from collections.abc import Callable

@@ -1,10 +1,11 @@
 """Steps 2 and 3: coarse search over a matrix, then fine search of its proposals with the task loss.
 
     python search_prune_then_verify_mix.py --num_layers 12 --num_clip_layers 6 --search_mode beam --select_measure dc
-    python search_prune_then_verify_mix.py --num_layers 12 --num_clip_layers 6 --search_mode exact --topk_num 100 --race true
+    python search_prune_then_verify_mix.py --num_layers 12 --num_clip_layers 6 --search_mode exact --race true
 
-Reads the matrix that an analysis script cached under exp/<model>/, and writes clip<L>to<L-k>_<search_mode>_<matrix>.json,
-.log and .png beside it. `num_clip_layers` is the number of layers to clip, that is, to drop.
+Reads the matrix that an analysis script cached under exp/<model>/, and writes
+clip<L>to<L-k>_<search_mode>_<matrix>.json, .log and .png beside it. `num_clip_layers` is the number of layers to clip,
+that is, to drop.
 """
 
 import argparse

@@ -1,6 +1,7 @@
-"""From a matrix to a winner: coarse proposals, a race among them, fine search, hill climbing, and how sure the winner is.
+"""From a matrix to a winner: coarse proposals, a race, fine search, hill climbing, and how sure the winner is.
 
-The numbers of the default search stand here (those of its parts beside them: `coarse.BEAM_SIZE`, `tasks.LOSS_BATCH_SIZE`).
+The numbers of the default search stand here (those of its parts beside them: `coarse.BEAM_SIZE`,
+`tasks.LOSS_BATCH_SIZE`).
 """
 
 import math
@@ -48,10 +49,11 @@ def propose(
     num_proposals: int = NUM_PROPOSALS,
     beam_size: int = BEAM_SIZE,
 ) -> Scored:
-    """The proposals of the coarse search: the best by the mean, as published, or by the sum, or with `both` those of the mean
-    and then those of the sum that are not among them, each with its mean.
+    """The proposals of the coarse search: the best by the mean, as published, or by the sum, or with `both` those of
+    the mean and then those of the sum that are not among them, each with its mean.
 
-    Which score foretells the loss better depends on how a model was trained, so the fine search starts from the best of both.
+    Which score foretells the loss better depends on how a model was trained, so the fine search starts from the best of
+    both.
     """
     options = {"mode": mode, "num_proposals": num_proposals, "beam_size": beam_size}
     if score != "both":
@@ -133,9 +135,9 @@ def race(
 ) -> tuple[list[Proposal], int]:
     """Successive halving (Karnin et al. 2013; Jamieson and Talwalkar 2016) over growing parts of the validation pairs.
 
-    Round r evaluates those still in the race on the first `first_pairs` * 2^r pairs of a permutation drawn by `generator`
-    and keeps the better half; it stops as soon as at most `survivors` are left or a round would use all pairs.
-    Returns those left, best first, and the pairs evaluated (pairs times proposals).
+    Round r evaluates those still in the race on the first `first_pairs` * 2^r pairs of a permutation drawn by
+    `generator` and keeps the better half; it stops as soon as at most `survivors` are left or a round would use all
+    pairs. Returns those left, best first, and the pairs evaluated (pairs times proposals).
     """
     order = generator.permutation(num_pairs)
     left, size, evaluated = list(proposals), first_pairs, 0
@@ -150,11 +152,12 @@ def race(
 def climb(objective: Objective, starts: Sequence[Proposal], num_layers: int, max_rounds: int) -> tuple[Proposal, int]:
     """Hill climbing by swaps from the best of `starts`.
 
-    Goes through the dropped layers from the last to the first, over and over: the swaps of a late layer share the longest
-    prefixes of kept layers, so they cost the fewest layer calls. For each layer it moves to the best of its swaps, if that is
-    better, and goes on below it. The climb ends when no swap of any dropped layer helps, or after `max_rounds` times as many
-    layers as are dropped. `objective` gives the value (smaller is better) of each proposal, and is expected to remember what
-    it has evaluated. Returns the best proposal seen, never worse than the best start, and the rounds begun.
+    Goes through the dropped layers from the last to the first, over and over: the swaps of a late layer share the
+    longest prefixes of kept layers, so they cost the fewest layer calls. For each layer it moves to the best of its
+    swaps, if that is better, and goes on below it. The climb ends when no swap of any dropped layer helps, or after
+    `max_rounds` times as many layers as are dropped. `objective` gives the value (smaller is better) of each proposal,
+    and is expected to remember what it has evaluated. Returns the best proposal seen, never worse than the best start,
+    and the rounds begun.
     """
     value, best = min(zip(objective(list(starts)), starts, strict=True))
     spared, in_vain = num_layers + 1, 0  # the layer last tried; layers tried since the last move
@@ -177,12 +180,12 @@ def swaps(proposal: Proposal, spared: int, num_layers: int) -> list[Proposal]:
 
 
 def p_values_of_worse(values: np.ndarray, winner: np.ndarray) -> np.ndarray:
-    """For each proposal the p-value of being as good as the winner, although it came out worse: a paired z-test over pairs.
+    """For each proposal the p-value of being as good as the winner although it came out worse: a paired z-test.
 
-    The winner was picked as the best of K on the same pairs, so by luck alone it is ahead of each. With m others in the running
-    the chance that one of them is ahead of a given proposal by so many standard errors is at most m times that of one
-    (Bonferroni), and this is the p-value. In the running are those within three standard errors of the winner. A pair's loss is
-    taken as it is, with the negatives of its batch.
+    The winner was picked as the best of K on the same pairs, so by luck alone it is ahead of each. With m others in the
+    running the chance that one of them is ahead of a given proposal by so many standard errors is at most m times that
+    of one (Bonferroni), and this is the p-value. In the running are those within three standard errors of the winner. A
+    pair's loss is taken as it is, with the negatives of its batch.
 
     `values`: (K, n) per pair, smaller is better; `winner`: (n,) likewise. Returns (K,), 1 where nothing is different.
     """
@@ -198,7 +201,7 @@ def p_values_of_worse(values: np.ndarray, winner: np.ndarray) -> np.ndarray:
 
 
 def rank_correlation(scored: Scored, ranked: list[Evaluation]) -> float | None:
-    """Spearman correlation between the coarse scores of the proposals and minus their objectives; None where undefined."""
+    """Spearman correlation of the proposals' coarse scores with minus their objectives; None where undefined."""
     objective = {evaluation.dropped_layers: evaluation.objective for evaluation in ranked}
     pairs = [(score, -objective[proposal]) for proposal, score in scored if score is not None and proposal in objective]
     scores, qualities = zip(*pairs, strict=True) if pairs else ((), ())

@@ -9,15 +9,15 @@ LOSS_BATCH_SIZE = 250  # pairs in a batch of the task loss; divides the 2,000 pa
 
 
 class Scores(NamedTuple):
-    """What embeddings are worth: `values` (n,) float64, one a sample, the smaller the better, whose mean is the objective; and
-    figures to report."""
+    """What embeddings are worth: `values` (n,) float64, one a sample, the smaller the better, whose mean is the
+    objective; and figures to report."""
 
     values: Tensor
     figures: dict[str, float]
 
 
 class Contrasted(Protocol):
-    """What the contrastive loss has to know of an encoder: which side of a pair it is, `text` or `vision`, and its two numbers."""
+    """What the contrastive loss knows of an encoder: its side of a pair, `text` or `vision`; its two numbers."""
 
     tower: str
     logit_scale: float

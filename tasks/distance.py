@@ -1,4 +1,4 @@
-"""Distance to the full model: what a pruned encoder should give is what the full one gives. Needs no pair and no label."""
+"""Distance to the full model: a pruned encoder should give what the full one gives. Needs no pair and no label."""
 
 from collections.abc import Sequence
 

@@ -94,8 +94,8 @@ class Retrieval(Task):
 class ImageRetrieval(Retrieval):
     """The same pairs where the images are what is scored, and the texts stay as they are: a sample is an image.
 
-    Its value is the mean over its texts, each image counting the same. Args: `texts`, (n, d), L2-normalised: the targets; the
-    others as there. Every image has a text.
+    Its value is the mean over its texts, each image counting the same. Args: `texts`, (n, d), L2-normalised: the
+    targets; the others as there. Every image has a text.
     """
 
     def __init__(self, texts: Tensor, image_index: np.ndarray | Tensor, *loss: float | None, **options: object):
@@ -136,10 +136,11 @@ def symmetric_cross_entropy(logits: Tensor, reduction: str = "mean") -> Tensor:
 
 
 def sigmoid_loss(logits: Tensor, reduction: str = "mean") -> Tensor:
-    """SigLIP's loss (Zhai et al. 2023, algorithm 1): every pair of the batch on its own is right (on the diagonal) or wrong.
+    """SigLIP's loss (Zhai et al. 2023, algorithm 1): every pair of the batch on its own is right (on the diagonal) or
+    wrong.
 
-    `logits`: (n, n), text against image, scaled, with the bias added. Nats, the sum over all n * n pairs divided by n; a scalar, or
-    (n,) with `reduction="none"`: for pair i the mean of the sums of row i and column i.
+    `logits`: (n, n), text against image, scaled, with the bias added. Nats, the sum over all n * n pairs divided by n;
+    a scalar, or (n,) with `reduction="none"`: for pair i the mean of the sums of row i and column i.
     """
     right = 2 * torch.eye(len(logits), dtype=logits.dtype, device=logits.device) - 1
     losses = -F.logsigmoid(right * logits)
@@ -155,11 +156,13 @@ def pair_losses(
     image_index: Tensor | None = None,
     logit_bias: float | None = None,
 ) -> Tensor:
-    """Contrastive loss (symmetric, or with a bias the sigmoid loss) of each pair within fixed batches of consecutive pairs; the task loss is its mean.
+    """Contrastive loss (symmetric, or with a bias the sigmoid loss) of each pair within fixed batches of consecutive
+    pairs; the task loss is its mean.
 
-    `text`, `image`: (n, d), L2-normalised, row i of one belongs to row i of the other; `logit_scale`: the factor itself,
-    not its logarithm. `image_index`: (n,), the number of each pair's image, where images have several captions: batches
-    are then of consecutive pairs in the order of `in_rounds`. Returns (n,) float64, nats. The last batch may be smaller.
+    `text`, `image`: (n, d), L2-normalised, row i of one belongs to row i of the other; `logit_scale`: the factor
+    itself, not its logarithm. `image_index`: (n,), the number of each pair's image, where images have several captions:
+    batches are then of consecutive pairs in the order of `in_rounds`. Returns (n,) float64, nats. The last batch may be
+    smaller.
     """
     order = torch.arange(len(text), device=text.device) if image_index is None else in_rounds(image_index)
     losses = torch.empty(len(text), dtype=torch.float64, device=text.device)
@@ -175,8 +178,8 @@ def pair_losses(
 def in_rounds(image_index: Tensor) -> Tensor:
     """The order (n,) of pairs in which the first captions of all images come before any second one, and so on.
 
-    Captions of one image, which are no negatives of each other, are then as far apart as they can be. Where every image has
-    one caption nothing moves.
+    Captions of one image, which are no negatives of each other, are then as far apart as they can be. Where every image
+    has one caption nothing moves.
     """
     by_image = image_index.argsort(stable=True)
     grouped = image_index[by_image]
@@ -188,9 +191,10 @@ def in_rounds(image_index: Tensor) -> Tensor:
 def recall_hits(text: Tensor, image: Tensor, image_index: Tensor, chunk: int = 4096) -> dict[str, dict[int, Tensor]]:
     """Whether each query finds its match among the k most similar, for k in `RECALL_AT`.
 
-    `text_to_image`: (n,) booleans, the caption's own image is among the k. `image_to_text`: (m,), any caption of the image
-    is; an image without a caption is no hit. Ties count against: an equally similar wrong candidate ranks before the right
-    one, so a collapsed encoder scores 0, not 1. A similarity that is NaN is a miss, and a wrong one counts against.
+    `text_to_image`: (n,) booleans, the caption's own image is among the k. `image_to_text`: (m,), any caption of the
+    image is; an image without a caption is no hit. Ties count against: an equally similar wrong candidate ranks before
+    the right one, so a collapsed encoder scores 0, not 1. A similarity that is NaN is a miss, and a wrong one counts
+    against.
 
     `text`: (n, d); `image`: (m, d); both L2-normalised. `image_index`: (n,), caption i belongs to image image_index[i].
     """

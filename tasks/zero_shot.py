@@ -43,7 +43,7 @@ def right_classes(labels: Sequence[str], found: Sequence[str] | Sequence[int]) -
 
 
 def classes_in_captions(labels: Sequence[str], captions: Sequence[str], image_index: Sequence[int]) -> list[set[int]]:
-    """For data without classes: the labels that one of the image's captions names, as whole words; none, one or several.
+    """For data without classes: the labels that a caption of the image names, as whole words; none, one or several.
 
     Raises ValueError where no caption names any.
     """
@@ -59,7 +59,8 @@ def classes_in_captions(labels: Sequence[str], captions: Sequence[str], image_in
 def zero_shot_accuracy(image: Tensor, classes: Tensor, right: Sequence[set[int]]) -> dict[str, float]:
     """Share of the images with a right class for which one is among the k most similar classes.
 
-    Ties count against, as in retrieval. `image`: (m, d); `classes`: (c, d); both L2-normalised; `right`: m sets of classes.
+    Ties count against, as in retrieval. `image`: (m, d); `classes`: (c, d); both L2-normalised; `right`: m sets of
+    classes.
     """
     used = [row for row, numbers in enumerate(right) if numbers]
     is_right = torch.zeros(len(used), len(classes), dtype=torch.bool, device=image.device)

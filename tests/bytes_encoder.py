@@ -1,4 +1,4 @@
-"""An encoder of a few lines, of no family: what `models.encoders.Encoder` says is all that analysis, search and training need."""
+"""An encoder of a few lines, of no family: `models.encoders.Encoder` is all that analysis, search and training need."""
 
 import numpy as np
 import torch

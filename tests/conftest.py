@@ -41,7 +41,7 @@ def pairs() -> list[dict]:
 
 @pytest.fixture(scope="session", autouse=True)
 def one_thread() -> None:
-    """One thread a process, whatever an imported library has set: threads that wait for each other cost most of the time."""
+    """One thread a process, whatever a library has set: threads that wait for each other cost most of the time."""
     import torch
 
     torch.set_num_threads(1)

@@ -1,4 +1,4 @@
-"""export_clip.py: every export in its own runtime, what stops one, and a pruned model in Hugging Face's own entry points."""
+"""export_clip.py: every export in its own runtime, what stops one, a pruned model in Hugging Face's entry points."""
 
 import importlib
 import json

@@ -2,9 +2,9 @@
 
     python -m tools.build_clip --output_dir exp/iconclip_untrained
 
-The tokenizer is CLIP's kind (lower case, byte-level BPE, start and end tokens last) with merges from the train captions.
-The weights are made when training starts, `clip_finetune_train.py --clip_mode scratch`; with `--vision_from` the image tower's are
-those of a trained CLIP, for text towers that are trained against it as it is.
+The tokenizer is CLIP's kind (lower case, byte-level BPE, start and end tokens last) with merges from the train
+captions. The weights are made when training starts, `clip_finetune_train.py --clip_mode scratch`; with `--vision_from`
+the image tower's are those of a trained CLIP, for text towers that are trained against it as it is.
 """
 
 import argparse

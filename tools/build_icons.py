@@ -1,9 +1,9 @@
 """Build the bundled data set: icons from open icon sets, each with its name as a caption.
 
 Every icon of the Iconify sets below is rendered to a 32x32 grey image, black on white, and captioned with its
-name ("account-multiple-check-outline" becomes "account multiple check outline"). Icons are split by *concept*, the words of the
-caption without those of style, in the order of a hash, so that no concept is in two splits and a rebuild gives the same bytes;
-an icon that is nearly the same as one of validation or test is left out of what comes later.
+name ("account-multiple-check-outline" becomes "account multiple check outline"). Icons are split by *concept*, the
+words of the caption without those of style, in the order of a hash, so that no concept is in two splits and a rebuild
+gives the same bytes; an icon that is nearly the same as one of validation or test is left out of what comes later.
 
 Not needed to use the project. To rebuild, with `npm` on the path (it downloads the pinned sets, 10 MB):
 
@@ -125,7 +125,7 @@ def pictures(files: list[bytes]) -> np.ndarray:
 
 
 def near_any(some: np.ndarray, others: np.ndarray, chunk: int = 4096) -> np.ndarray:
-    """(n,) booleans: which of `some` (n, 1024) differ from any of `others` (m, 1024) by less than `NEAR`, root mean square."""
+    """(n,) booleans: which of `some` (n, 1024) are within `NEAR` of any of `others` (m, 1024), root mean square."""
     squares, limit = np.square(others).sum(1), NEAR**2 * some.shape[1]
     found = []
     for start in range(0, len(some), chunk):

@@ -1,4 +1,4 @@
-"""Build the bundled icon scenes: the sheet of concepts that all scenes are drawn from, and the scenes of validation and test.
+"""Build the bundled icon scenes: the sheet of concepts they are drawn from, and those of validation and test.
 
     pip install -r requirements.txt resvg-py==0.5.0 pypng==0.20220715.0
     python -m tools.build_scenes --output_dir data/scenes

@@ -2,8 +2,9 @@
 
     python -m tools.deepen_clip --model exp/iconclip --output_dir exp/iconclip24
 
-Depth up-scaling by repetition ("stacking", Gong et al. 2019). What a layer adds to its input is divided by the number of its
-copies, so the deeper model begins near the old one; tune it (`clip_finetune_train.py --num_clip_layers 0`) before use.
+Depth up-scaling by repetition ("stacking", Gong et al. 2019). What a layer adds to its input is divided by the number
+of its copies, so the deeper model begins near the old one; tune it (`clip_finetune_train.py --num_clip_layers 0`)
+before use.
 """
 
 import argparse

@@ -3,9 +3,9 @@
     python -m tools.fetch_debian_pairs --output_dir debian_pairs
 
 Needs `apt-get` (Debian, Ubuntu); it reads the sources of this machine into a folder of its own, so neither root nor the
-machine's lists are touched. Writes train, validation and test as parquet with the columns `query` and `text`, some 59,000 pairs
-for Debian 12. No query and no text is there twice, apart from numbers, and descriptions that begin with the same paragraph (the parts of one
-piece of software) are in one split.
+machine's lists are touched. Writes train, validation and test as parquet with the columns `query` and `text`, some
+59,000 pairs for Debian 12. No query and no text is there twice, apart from numbers, and descriptions that begin with
+the same paragraph (the parts of one piece of software) are in one split.
 """
 
 import argparse
@@ -51,7 +51,7 @@ def download(folder: Path) -> str:
 
 
 def read_descriptions(translations: str) -> Iterator[Pair]:
-    """The descriptions of a list Translation-en: a first line, then lines that begin with a space, ` .` between paragraphs."""
+    """The descriptions of a Translation-en list: a first line, then lines after a space, ` .` between paragraphs."""
     for entry in translations.split("\n\n"):
         _, found, description = f"\n{entry}".partition(f"\n{FIELD}")
         first, *rest = description.split("\n")

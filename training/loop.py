@@ -142,7 +142,8 @@ class Trainer:
     # --- epochs
 
     def train(self, progress: bool = False) -> list[dict]:
-        """The epochs up to max_epoch that are not done; returns the figures of all. In the end the model is the best one.
+        """The epochs up to max_epoch that are not done; returns the figures of all. In the end the model is the best
+        one.
 
         With a max_epoch of 0 the model as it is becomes the checkpoint, and there is nothing to go on from.
         """
@@ -221,7 +222,7 @@ class Trainer:
     # --- the model of an epoch
 
     def best(self) -> dict:
-        """The figures of the best epoch, the earliest of equals; those of the model as it is, as epoch 0, before the first."""
+        """The figures of the best epoch, the earliest of equals; at epoch 0 those of the model as it is."""
         return best_of(self.history) if self.history else {"epoch": 0, **self.validate()}
 
     def load(self, weights: dict[str, Tensor]) -> None:
@@ -237,8 +238,8 @@ class Trainer:
     def use_average(self) -> dict:
         """Make the mean of the epochs asked for the checkpoint if it is better on validation than the best epoch.
 
-        Returns the figures of what the checkpoint is then; the model has its weights. Uniform means of weights, kept where
-        they are better: Wortsman et al. 2022, model soups.
+        Returns the figures of what the checkpoint is then; the model has its weights. Uniform means of weights, kept
+        where they are better: Wortsman et al. 2022, model soups.
         """
         best = self.best()
         if self.settings.average is None or not self.history:
@@ -264,8 +265,8 @@ class Trainer:
     def resume(self, epoch: int) -> None:
         """Model, optimiser, schedule, random states and figures as they were after `epoch`.
 
-        Raises ValueError where there is no such state, where it is damaged, or of a run with other settings; nothing is written
-        then.
+        Raises ValueError where there is no such state, where it is damaged, or of a run with other settings; nothing is
+        written then.
         """
         state = self.states.read(epoch)
         changed = differences(state["identity"], self.identity())

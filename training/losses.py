@@ -1,7 +1,7 @@
 """Losses of a batch: contrastive, and the distances to a teacher.
 
-Every process computes the loss of the whole batch, from embeddings gathered over all processes, such that the mean of the
-processes' gradients, which data-parallel training takes, is the gradient of that loss.
+Every process computes the loss of the whole batch, from embeddings gathered over all processes, such that the mean of
+the processes' gradients, which data-parallel training takes, is the gradient of that loss.
 """
 
 from dataclasses import dataclass
@@ -20,8 +20,8 @@ from training.towers import Outputs
 def gather(tensor: Tensor) -> Tensor:
     """The rows of all processes, in their order; the tensor itself in a single process.
 
-    Only the own rows have a gradient: the others' reaches the weights through their own process. It is multiplied by the
-    number of processes, which the mean over processes divides it by.
+    Only the own rows have a gradient: the others' reaches the weights through their own process. It is multiplied by
+    the number of processes, which the mean over processes divides it by.
     """
     state = PartialState()
     if state.num_processes == 1:
@@ -37,8 +37,8 @@ def gather(tensor: Tensor) -> Tensor:
 class Similarities:
     """The embeddings of a batch, L2-normalised, of the student and of the teacher.
 
-    `text`, `image`, `teacher_text`, `teacher_image`: (n, d), row i of each belongs to pair i; `scale`, `teacher_scale`: the
-    factors on cosine similarities. Without images `image` and `teacher_image` are None.
+    `text`, `image`, `teacher_text`, `teacher_image`: (n, d), row i of each belongs to pair i; `scale`, `teacher_scale`:
+    the factors on cosine similarities. Without images `image` and `teacher_image` are None.
     """
 
     text: Tensor
@@ -52,9 +52,9 @@ class Similarities:
 
 
 def contrastive_loss(batch: Similarities, negatives: Tensor | None = None, hidden: Tensor | None = None) -> Tensor:
-    """CLIP's symmetric cross entropy (Radford et al. 2021), or with a bias SigLIP's sigmoid loss (Zhai et al. 2023); with
-    `negatives` (m, d), image embeddings that every caption is also compared with, but for those of which `hidden` (m,) is
-    true. Nats.
+    """CLIP's symmetric cross entropy (Radford et al. 2021), or with a bias SigLIP's sigmoid loss (Zhai et al. 2023);
+    with `negatives` (m, d), image embeddings that every caption is also compared with, but for those of which `hidden`
+    (m,) is true. Nats.
     """
     logits = batch.scale * batch.text @ batch.image.T
     if batch.same is not None:  # no negatives of each other
@@ -81,7 +81,8 @@ def feature_distance(batch: Similarities, temperature: float = 1.0) -> Tensor:
 def logit_divergence(batch: Similarities, temperature: float) -> Tensor:
     """KL divergence between the two models' distributions over the images for each caption, each with its own scale.
 
-    Logits are divided by the temperature and the mean over captions is multiplied by its square (Hinton et al. 2015). Nats.
+    Logits are divided by the temperature and the mean over captions is multiplied by its square (Hinton et al. 2015).
+    Nats.
     """
     teacher = batch.teacher_scale * batch.teacher_text @ batch.teacher_image.T
     student = batch.scale * batch.text @ batch.image.T
@@ -89,8 +90,8 @@ def logit_divergence(batch: Similarities, temperature: float) -> Tensor:
 
 
 def affinity_divergence(batch: Similarities, temperature: float) -> Tensor:
-    """Affinity mimicking (TinyCLIP, Wu et al. 2023, section 3.1): the mean, over both directions, of the KL divergence between
-    the soft affinities of the two models, both at the teacher's scale divided by the temperature. Nats.
+    """Affinity mimicking (TinyCLIP, Wu et al. 2023, section 3.1): the mean, over both directions, of the KL divergence
+    between the soft affinities of the two models, both at the teacher's scale divided by the temperature. Nats.
 
     The published loss is the cross entropy; it differs by the teacher's entropy, which has no gradient.
     """

@@ -100,7 +100,7 @@ class ModelCard:
         }
 
     def text(self, validation: dict, test: dict[str, dict[str, float]] | None = None) -> str:
-        """`validation`: figures of the checkpoint; `test`: those of all models compared, its own the last, where they are known."""
+        """`validation`: figures of the checkpoint; `test`: those of all models compared, its own last, where known."""
         name = Path(self.record["output_dir"]).name
         evaluated = list(test.values())[-1] if test else validation
         command = shlex.join(map(without_folders, shlex.split(self.record["command"])))
@@ -196,7 +196,7 @@ def is_hub_name(name: str) -> bool:
 
 
 def license_of(model: str) -> str | None:
-    """The licence that the card of a model in a local folder names, which holds for what is made of it; None where none does."""
+    """The licence that a local model's card names, which holds for what is made of it; None where there is none."""
     card = next((path for path in (Path(model) / "README.md", ROOT / model / "README.md") if path.is_file()), None)
     try:
         return HubCard.load(card, ignore_metadata_errors=True).data.license if card else None

@@ -58,8 +58,8 @@ class Choice(NamedTuple):
 
 
 class Start(NamedTuple):
-    """What is trained. Where it is a pruned model: by which choice, from what; and where it is a repaired one, a copy of it
-    that stays, and what was repaired."""
+    """What is trained. Where it is a pruned model: by which choice, from what; and where it is a repaired one, a copy
+    of it that stays, and what was repaired."""
 
     encoder: Encoder
     choice: Choice | None = None
@@ -90,8 +90,8 @@ def parse_schedule(text: str) -> list[int]:
 
 
 def plan_stages(sizes: list[int], output_dir: Path, max_epoch: int, resume_epoch: int) -> list[Stage]:
-    """The stages of a schedule. The last one writes to `output_dir`, the others beside it; all train `max_epoch` epochs, and
-    `resume_epoch` counts from the first epoch of the first stage.
+    """The stages of a schedule. The last one writes to `output_dir`, the others beside it; all train `max_epoch`
+    epochs, and `resume_epoch` counts from the first epoch of the first stage.
     """
     stages = []
     for number, (before, after) in enumerate(zip(sizes, sizes[1:], strict=False)):
@@ -113,7 +113,7 @@ def load_data(
     images: bool,
     cache_dir: Path,
 ) -> TrainingData:
-    """The splits with the embeddings by `embedder` that training and evaluation need; the main process writes the cache."""
+    """The splits with the embeddings by `embedder` that training and evaluation need; the main process caches them."""
 
     def load(name: str) -> Split:
         teacher_images = name == "train" and objective.distill_mode in ("logit", "affinity")
@@ -153,10 +153,10 @@ def fresh_encoder(name: str, device: str, num_clip_layers: int, full: Encoder | 
 def choose_layers(
     clip_layers: str | None, search_result: Path | None, folder: Path, model: str, num_layers: int, num_clip_layers: int
 ) -> Choice:
-    """The layers of `clip_layers`, else the winner of `search_result`, else that of the newest verified search in `folder`.
+    """The layers of `clip_layers`, else the winner of `search_result`, else of the newest verified search in `folder`.
 
-    None of them where `num_clip_layers` is 0. Raises ValueError where they are not a proposal for those two numbers, and
-    FileNotFoundError where there is no result.
+    None of them where `num_clip_layers` is 0. Raises ValueError where they are not a proposal for those two numbers,
+    and FileNotFoundError where there is no result.
     """
     if num_clip_layers == 0 and clip_layers is None and search_result is None:
         return Choice((), "nothing is dropped")
@@ -171,7 +171,7 @@ def choose_layers(
 
 
 def search(encoder: Encoder, num_clip_layers: int, data: TrainingData, seed: int, use_repair: bool = True) -> Choice:
-    """The layers to drop from a model. Without images the fine search is by the distance to the model's own embeddings."""
+    """The layers to drop. Without images the fine search is by the distance to the model's own embeddings."""
     generator = np.random.default_rng(seed)
     train, settings = encoder.samples(data.train.pairs), MatrixSettings("dc", seed=seed)
     # as many batches as there are, where samples are few
@@ -263,7 +263,7 @@ def log_start(stage: Stage, start: Start, train: ImageCaptionPairs, validation: 
 
 
 def write_report(trainer: Trainer, start: Start, record: Record) -> None:
-    """After training: the mean of epochs where asked for, figures of all models on test, curves, the final model card."""
+    """After training: the mean of epochs if asked for, figures of all models on test, curves, the final model card."""
     validation, choice = trainer.use_average(), start.choice
     data, folder = trainer.data, trainer.output_dir
     test, models = data.load_test(), {}

@@ -6,8 +6,9 @@
                                                         also everything that is needed to go on from there
     <output_dir>.states/lock                            held by the process that trains
 
-The states, several times the size of the model, are beside the checkpoint's folder, which can so be copied or uploaded as it is.
-A state is written beside its place and renamed; checkpoints are replaced file by file, and only their weights differ.
+The states, several times the size of the model, are beside the checkpoint's folder, which can so be copied or uploaded
+as it is. A state is written beside its place and renamed; checkpoints are replaced file by file, and only their weights
+differ.
 """
 
 import argparse
@@ -78,7 +79,7 @@ class EpochStates:
         self.temporary.mkdir(parents=True)
 
     def commit(self, epoch: int, state: dict) -> None:
-        """Turn the folder `temporary`, filled by the caller, into the state of an epoch; later ones are of an older run."""
+        """Turn the folder `temporary`, which the caller filled, into the state of an epoch; later ones go."""
         files = {path.name: _file_hash(path) for path in sorted(self.temporary.iterdir())}
         (self.temporary / STATE).write_text(json.dumps(state | {"files": files}), encoding="utf-8")
         for old in self.with_weights():
@@ -152,8 +153,8 @@ def _file_hash(path: Path) -> str:
 def hold(output_dir: Path) -> Iterator[None]:
     """Keep all other trainings from writing to `output_dir` until the block ends or this process dies.
 
-    Raises ValueError where one does. A record lock: the system takes it back when the process dies, and processes that it
-    has started do not inherit it. Of several processes that train together the main one holds it.
+    Raises ValueError where one does. A record lock: the system takes it back when the process dies, and processes that
+    it has started do not inherit it. Of several processes that train together the main one holds it.
     """
     if not is_main_process():
         yield
@@ -171,7 +172,7 @@ def hold(output_dir: Path) -> Iterator[None]:
 
 
 def check_not_held(output_dir: Path) -> None:
-    """Raise ValueError where another training writes to this folder; not for a folder that this process holds itself."""
+    """Raise ValueError where another training writes to this folder; not where this process holds it itself."""
     if (EpochStates(output_dir).folder / LOCK).exists():
         with hold(output_dir):  # a process that closes a file loses its lock on it, whichever way it had it
             pass

@@ -17,7 +17,7 @@ LENGTH_PARTS = 2  # of a batch on a CPU: fewer compute more padding, more have s
 
 class Outputs(NamedTuple):
     """What a batch gives: the encoder's (n, d) and the images' (n, d) embeddings, L2-normalised; the factor on cosine
-    similarities; and what is added to them, None where the loss is CLIP's. `image` is None where there are no images."""
+    similarities; and what is added to them, None where the loss is CLIP's. Without images `image` is None."""
 
     text: Tensor
     image: Tensor | None
@@ -26,11 +26,11 @@ class Outputs(NamedTuple):
 
 
 class TrainedTowers(nn.Module):
-    """An encoder's tower with its projection, and the logit scale (and bias) where the model has one; the image tower where it is
-    trained.
+    """An encoder's tower with its projection, and the logit scale (and bias) where the model has one; the image tower
+    where it is trained.
 
-    Its parameters are the model's own. Those of a frozen image tower are not among them, so they are neither saved with the
-    states of a training nor synchronised between processes.
+    Its parameters are the model's own. Those of a frozen image tower are not among them, so they are neither saved with
+    the states of a training nor synchronised between processes.
     """
 
     def __init__(
@@ -62,7 +62,8 @@ class TrainedTowers(nn.Module):
         if self.logit_bias is not None:
             self.logit_bias.requires_grad_(not freeze_logit_scale)
         if bfloat16 and encoder.device.type == "cpu":
-            # Under autocast to bf16 the fused attention's backward pass on a CPU takes more than all the rest of the step.
+            # Under autocast to bf16 the fused attention's backward pass on a CPU takes more than all the rest of the
+            # step.
             encoder.model.set_attn_implementation("eager")
         self._encoder, self._at_once = encoder, compiled
         if compiled:
@@ -79,8 +80,8 @@ class TrainedTowers(nn.Module):
             self.logit_scale.clamp_(max=MAX_LOGIT_SCALE)
 
     def forward(self, batch: dict, keep: Sequence[bool]) -> Outputs:
-        """`keep`: for every layer whether it runs in this step. Image embeddings are those of the batch's images where it has
-        them, else those it was given; None where it has neither.
+        """`keep`: for every layer whether it runs in this step. Image embeddings are those of the batch's images where
+        it has them, else those it was given; None where it has neither.
         """
         kept = [layer for layer, stays in enumerate(keep, start=1) if stays]
         mask = batch["mask"]

@@ -1,4 +1,4 @@
-"""Tiny models of every family, written as folders with tokenizer and image processor: weights large enough for every layer to matter."""
+"""Tiny models of every family as folders with tokenizer and image processor; weights let every layer matter."""
 
 import json
 from pathlib import Path

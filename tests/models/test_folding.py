@@ -1,4 +1,4 @@
-"""Where maps go is found by trying: in pre-norm and post-norm blocks, with and without bias, and in embedding tables."""
+"""Where maps go is found by trying: in pre- and post-norm blocks, with and without bias, in embedding tables."""
 
 import pytest
 import torch

@@ -1,4 +1,4 @@
-"""open_clip to Hugging Face and back: an oracle that computes open_clip's forward from its own tensors, and refusals."""
+"""open_clip to Hugging Face and back: an oracle that computes open_clip's forward from its tensors; refusals."""
 
 import gzip
 import json
@@ -360,7 +360,8 @@ def merges(tmp_path):
 def test_the_merges_give_clips_numbers(merges):
     tokenizer = bpe_tokenizer(merges)
     assert len(tokenizer) == 2 * 256 + 2 + 2
-    # "!" is the first byte; letters follow in their order; ends of words have their own, 256 later; then merges, start, end
+    # "!" is the first byte; letters follow in their order; ends of words have their own, 256 later; then merges, start,
+    # end
     h_end = 256 + ord("h") - ord("!")
     assert tokenizer("Hey h!")["input_ids"] == [514, 513, h_end, 256, 515]
 

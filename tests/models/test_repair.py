@@ -1,4 +1,4 @@
-"""The repair is exact where the dropped layers are linear, folds into what is there, and is kept only where it helps."""
+"""The repair is exact where dropped layers are linear, folds into what is there, and is kept only where it helps."""
 
 import logging
 from collections.abc import Iterable, Sequence

@@ -50,7 +50,7 @@ every_tower = pytest.mark.parametrize(("kind", "tower"), TOWERS)
 
 
 def own_text_features(encoder, texts: list[str]) -> torch.Tensor:
-    """The model's own forward pass, padded to its length as its processor pads; no mask for SigLIP, as it was trained."""
+    """The model's own forward pass, padded to its length by its processor; no mask for SigLIP, as it was trained."""
     length = min(encoder.max_length, 32)
     inputs = encoder.processor.tokenizer(
         texts, padding="max_length", truncation=True, max_length=length, return_tensors="pt"

@@ -19,8 +19,8 @@ DROPPED = (2, 3)
 
 @pytest.fixture
 def new_trainer(tiny_clip, tiny_pairs, tmp_path) -> Callable[..., Trainer]:
-    """A function that makes the trainer of a model of two layers; it takes the objective's and the trainer's settings, `images`
-    and `dropout`."""
+    """A function that makes the trainer of a model of two layers; it takes the objective's and the trainer's settings,
+    `images` and `dropout`."""
 
     def make(
         output: str = "run",
