@@ -112,6 +112,7 @@ def build_parser() -> argparse.ArgumentParser:
     add("--weight_decay", type=bounded(float, 0), default=0.1, help="on matrices (default: 0.1)")
     add("--max_grad_norm", type=bounded(float, 0), default=1.0, help="of the whole gradient, 0: any (default: 1)")
     add("--layerdrop", type=bounded(float, 0, 1), default=0.0, help="chance of a layer to be left out (default: 0)")
+    add("--augment", type=boolean, default=False, help="change words, and images that are trained on (default: false)")
     add("--average", type=parse_average, help="also try the mean of epochs: best:N or last:N, by validation")
     group = parser.add_argument_group("machine")
     add = group.add_argument
@@ -146,6 +147,8 @@ def broken_rules(args: argparse.Namespace, device: str) -> Iterator[str]:
         yield "--tower vision needs images: pass --images true"
     if args.tower == "vision" and (args.clip_mode == "scratch" or args.negatives):
         yield "--clip_mode scratch and --negatives are for --tower text"
+    if args.augment and (args.tower == "vision" or args.distill_mode != "none"):
+        yield "--augment true changes what the full model has embedded: pass --tower text and --distill_mode none"
     if args.target_column and not args.images:
         yield "--images false takes captions alone: leave out --target_column"
     if not args.images and not args.freeze_vision:

@@ -173,6 +173,7 @@ WRONG = {
     "--images false trains by --distill_mode feature": "--clip_layers 2-3 --images false --distill_mode logit",
     "--images false needs --freeze_vision true": "--clip_layers 2-3 --images false --freeze_vision false",
     "--negatives are taken from image embeddings": "--clip_layers 2-3 --negatives 5 --freeze_vision false",
+    "--augment true changes what the full model": "--clip_layers 2-3 --augment true --distill_mode feature",
     "--negatives 61: the training pairs have 60 images": "--clip_layers 2-3 --negatives 61",
     "leave out --clip_layers and --search_result": "--clip_mode scratch --clip_layers 2-3",
     "--precision fp16 needs --device cuda; on a CPU pass bf16": "--clip_layers 2-3 --precision fp16",

@@ -15,6 +15,7 @@ from data import ImageCaptionPairs, load_pairs
 from models import Encoder
 from models.encoders import state_hash
 from tasks.retrieval import retrieval_task
+from training.augment import Augmentation
 
 
 @dataclass(frozen=True)
@@ -129,10 +130,12 @@ class PairBatches(Dataset):
         encoder: it says how its samples are batched; its image processor is used for pixels.
         split: the pairs and what is known of them.
         pixels: whether a batch has the images themselves, decoded when the batch is made.
+        augmentation: changes the captions, and the images where they are decoded.
     """
 
-    def __init__(self, encoder: Encoder, split: Split, pixels: bool = False):
+    def __init__(self, encoder: Encoder, split: Split, pixels: bool = False, augmentation: Augmentation | None = None):
         pairs = split.pairs
+        self.augmentation, self._captions = augmentation, pairs.captions
         self._encoder, self._of_images = encoder, encoder.tower == "vision"
         self._prepared = encoder.prepare(encoder.samples(pairs))
         # all tokens at once, and no images
@@ -154,6 +157,9 @@ class PairBatches(Dataset):
         sample_rows, target_rows = (image_rows, rows) if self._of_images else (rows, image_rows)
         if self._of_images:
             samples = self._encoder.batch(self._prepared, sample_rows.tolist()).to("cpu")
+        elif self.augmentation:
+            changed = [self.augmentation.caption(self._captions[row], row) for row in rows.tolist()]
+            samples = self._encoder.batch(self._encoder.prepare(changed), range(len(rows))).to("cpu")
         else:
             samples = self._all.select(rows)
         batch = {"inputs": samples.inputs, "mask": samples.mask, "image_rows": image_rows, "target_rows": target_rows}
@@ -163,7 +169,11 @@ class PairBatches(Dataset):
         if self._teacher_text is not None:
             batch["teacher_text"] = self._teacher_text[sample_rows]
         if self._images is not None:
-            batch["pixel_values"] = self._preprocess([self._images[row] for row in image_rows.tolist()])
+            images = [self._images[row] for row in image_rows.tolist()]
+            if self.augmentation:
+                pairs = zip(images, rows.tolist(), strict=True)
+                images = [self.augmentation.image(image, self._captions[row], row) for image, row in pairs]
+            batch["pixel_values"] = self._preprocess(images)
         return batch
 
 

@@ -20,6 +20,7 @@ from transformers import get_cosine_schedule_with_warmup
 
 from common import write_text
 from models import Encoder
+from training.augment import Augmentation
 from training.batches import EpochBatches, PairBatches, TrainingData, make_loader, selection_score
 from training.losses import Objective
 from training.report import ModelCard
@@ -48,6 +49,7 @@ class Settings:
     grad_accum: int = 1
     max_grad_norm: float = 1.0
     layerdrop: float = 0.0
+    augment: bool = False
     freeze_vision: bool = True
     freeze_embeddings: bool = False
     freeze_logit_scale: bool = False
@@ -122,7 +124,8 @@ class Trainer:
         )
         # its stack learns how its layers return, before anything is drawn
         encoder.embeddings(encoder.samples(data.train.pairs)[:1])
-        batches = PairBatches(encoder, data.train, pixels=not settings.freeze_vision)
+        self._augmentation = Augmentation(settings.seed) if settings.augment else None
+        batches = PairBatches(encoder, data.train, not settings.freeze_vision, self._augmentation)
         self._sampler = EpochBatches(len(batches), settings.batch_size, settings.seed, batches.groups)
         self._prepare(make_loader(batches, self._sampler, settings.num_workers))
 
@@ -179,6 +182,8 @@ class Trainer:
         """The same step by step: after every batch its model can be looked at; yields the sum of all losses so far."""
         self.towers.train()
         self._sampler.epoch = epoch
+        if self._augmentation:
+            self._augmentation.epoch = epoch
         # equal in all processes, and a function of the epoch alone: nothing of it has to be kept in a state
         generator = np.random.default_rng((self.settings.seed, epoch, 1))
         total = torch.zeros((), device=self.accelerator.device)
