@@ -167,7 +167,7 @@ def test_layers_are_numbered_anew():
 
 
 def test_clip_with_the_legacy_end_token_pools_as_before(tmp_path):
-    """With `eos_token_id = 2` CLIP pools at the highest id, as the first checkpoints need it; there 2 is a usual token."""
+    """With `eos_token_id = 2` CLIP pools at the highest id, as the first checkpoints need it; there 2 is usual."""
     case = CASES["clip"]._replace(build=lambda: CLIPModel(clip_config(eos_token_id=2)))
     model, stack = build(case)
     captions = {**CAPTIONS, "input_ids": torch.where(CAPTIONS["input_ids"] == END, VOCAB - 1, CAPTIONS["input_ids"])}
