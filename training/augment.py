@@ -24,8 +24,8 @@ SIDED = re.compile(
 
 @dataclass
 class Augmentation:
-    """What it does to a pair depends on the seed, the epoch and the pair's row alone: a resumed training, and any number of
-    processes, see the same."""
+    """What it does to a pair depends on the seed, the epoch and the pair's row alone: a resumed training, and any
+    number of processes, see the same."""
 
     seed: int
     epoch: int = 0
@@ -40,8 +40,8 @@ class Augmentation:
         return " ".join(kept)
 
     def image(self, image: Image.Image, caption: str, row: int) -> Image.Image:
-        """Of the same size; what comes in at the sides has the colour of the upper left corner. Mirrored in half of the cases,
-        where the caption, and every letter and digit that it names, allows it."""
+        """Of the same size; what comes in at the sides has the colour of the upper left corner. Mirrored in half of the
+        cases, where the caption, and every letter and digit that it names, allows it."""
         draw = self._generator(row, 1)
         scale = 1 + draw.uniform(-SCALE, SCALE)
         if draw.random() < 0.5 and may_be_mirrored(caption):
