@@ -7,6 +7,7 @@ import json
 import os
 import re
 import shutil
+import warnings
 from collections.abc import Callable, Collection, Iterator
 from pathlib import Path
 
@@ -96,13 +97,39 @@ def write_array(path: Path, array: np.ndarray) -> None:
 
 
 def cached_array(folder: Path | None, name: str, key: str, make: Callable[[], np.ndarray]) -> np.ndarray:
-    """What `make` gives, kept in `folder` (None: not at all) under a hash of `key`, which says all it depends on."""
+    """What `make` gives, kept in `folder` (None: not at all) under a hash of `key`, which says all it depends on.
+
+    Behind the array stands its checksum: what a damaged file should hold is made again, with a warning.
+    """
     if folder is None:
         return make()
     path = folder / f"{name}_{hashlib.sha256(key.encode()).hexdigest()[:16]}.npy"
-    if not path.exists():
-        write_array(path, make())
-    return np.load(path, allow_pickle=False)
+    if path.is_file():
+        kept = _read_checked(path)
+        if kept is not None:
+            return kept
+        warnings.warn(f"{path}: not what was written there; it is made again", stacklevel=2)
+    array = make()
+    with atomic_path(path) as temporary, temporary.open("wb") as file:
+        np.save(file, array, allow_pickle=False)
+        file.write(_checksum(array))
+    return array
+
+
+def _read_checked(path: Path) -> np.ndarray | None:
+    """The array of a file that `cached_array` wrote; None where the file is damaged."""
+    try:
+        with path.open("rb") as file:
+            array = np.lib.format.read_array(file, allow_pickle=False)
+            return array if file.read() == _checksum(array) else None
+    except Exception:  # a damaged header can raise anything
+        return None
+
+
+def _checksum(array: np.ndarray) -> bytes:
+    digest = hashlib.sha256(f"{array.dtype.str}{array.shape}".encode())
+    digest.update(np.ascontiguousarray(array).reshape(-1).view(np.uint8))
+    return digest.digest()
 
 
 def read_lines(path: Path, what: str) -> list[str]:

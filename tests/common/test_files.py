@@ -1,8 +1,14 @@
 """Names of files and folders: readable, safe, and different for what is different."""
 
+import io
+
+import numpy as np
 import pytest
 
 from common import ROOT, files, model_dir, safe_name, shorten
+from common.files import cached_array
+
+ROWS = np.arange(6, dtype=np.float32).reshape(3, 2)
 
 
 @pytest.mark.parametrize(
@@ -47,3 +53,36 @@ def test_results_of_a_model_under_exp_go_by_its_name_alone(tmp_path, monkeypatch
 def test_results_of_a_model_inside_the_folder_of_results_go_to_the_model(tmp_path):
     (tmp_path / "mine").mkdir()
     assert model_dir(tmp_path, str(tmp_path / "mine")) == tmp_path / "mine"
+
+
+def as_npy(array: np.ndarray) -> bytes:
+    file = io.BytesIO()
+    np.save(file, array)
+    return file.getvalue()
+
+
+DAMAGES = {
+    "empty": lambda content: b"",
+    "no array": lambda content: b"nothing",
+    "cut header": lambda content: content[:20],
+    "cut": lambda content: content[:-40],
+    "one bit": lambda content: content[:130] + bytes([content[130] ^ 1]) + content[131:],
+    "another type": lambda content: as_npy(ROWS.astype(np.float64)),
+    "another shape": lambda content: as_npy(ROWS[:2]),
+    "NaN": lambda content: as_npy(ROWS * np.float32("nan")),
+    "a terabyte by its header": lambda content: as_npy(ROWS).replace(b"(3, 2)", b"(9, 9)" + b"9" * 9)[:-9],
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_a_damaged_cache_is_made_again_with_a_warning(tmp_path, damage):
+    assert np.array_equal(cached_array(tmp_path, "rows", "key", lambda: ROWS), ROWS)
+    (path,) = tmp_path.iterdir()
+    path.write_bytes(DAMAGES[damage](path.read_bytes()))
+    with pytest.warns(UserWarning, match="rows_.*npy: not what was written there; it is made again"):
+        assert np.array_equal(cached_array(tmp_path, "rows", "key", lambda: ROWS), ROWS)
+    assert np.array_equal(cached_array(tmp_path, "rows", "key", lambda: 1 / 0), ROWS)
+
+
+def test_without_a_folder_nothing_is_kept():
+    assert np.array_equal(cached_array(None, "rows", "key", lambda: ROWS), ROWS)
