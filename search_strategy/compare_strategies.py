@@ -25,14 +25,12 @@ from common import (
     Record,
     add_common_flags,
     boolean,
-    bounded,
     data_flags,
     format_table,
     positive_int,
     script,
     set_up,
     set_up_logging,
-    show_progress,
     tower_dir,
     write_json,
 )
@@ -40,11 +38,11 @@ from common.matrix_files import MatrixSettings, read_matrix, warn_of_other_weigh
 from common.plots import quality_curve, strategy_panel
 from data import load_pairs
 from measures import KINDS
-from models import Encoder, check_num_layers, load_encoder
-from models.repair import draw_captions
+from models import check_num_layers, load_encoder
 from models.segment_maps import CAPTIONS as MAP_CAPTIONS
 from models.segment_maps import SegmentMaps
-from search_strategy.fine import SAMPLES_AT_ONCE, Evaluation, FineSearch
+from search_strategy.fine import Evaluation, FineSearch
+from search_strategy.fine_flags import add_fine_flags, add_size_flags, draw_repair_captions, make_fine_search
 from search_strategy.proposals import Proposal, check_num_clip_layers, segments
 from search_strategy.results import describe_figures
 from search_strategy.rivals import (
@@ -56,8 +54,6 @@ from search_strategy.rivals import (
     run_strategy,
     strategies,
 )
-from search_strategy.verify import REFINE_ROUNDS
-from tasks.base import LOSS_BATCH_SIZE
 
 logger = logging.getLogger("comflp")
 
@@ -66,34 +62,13 @@ AT_10 = "text_to_image_recall_at_10"
 
 def build_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description="Compare every way to choose the layers to drop.")
-    parser.add_argument("--num_layers", type=positive_int, required=True, help="layers of the model's tower")
-    parser.add_argument("--num_clip_layers", type=int, required=True, help="how many of them to drop")
-    parser.add_argument(
-        "--repair",
-        type=boolean,
-        default=True,
-        help="compare proposals with a linear map in the place of what they drop (default: true)",
-    )
+    add_size_flags(parser)
+    add_fine_flags(parser)
     parser.add_argument("--all_k", type=boolean, default=False, help="the best proposal for every number of layers too")
     parser.add_argument(
         "--max_subsets", type=positive_int, default=5000, help="evaluate all subsets up to so many (default: 5000)"
     )
     parser.add_argument("--num_random", type=positive_int, default=20, help="random proposals drawn (default: 20)")
-    parser.add_argument(
-        "--refine", type=bounded(int, 0), default=REFINE_ROUNDS, help="rounds of hill climbing (default: %(default)s)"
-    )
-    parser.add_argument(
-        "--loss_batch_size",
-        type=positive_int,
-        default=LOSS_BATCH_SIZE,
-        help="pairs in a batch of the loss (default: %(default)s)",
-    )
-    parser.add_argument(
-        "--text_batch_size",
-        type=positive_int,
-        default=SAMPLES_AT_ONCE,
-        help="captions in a forward pass (default: %(default)s)",
-    )
     add_common_flags(parser, streaming=True, tower=True, target_column=True)
     return parser
 
@@ -208,12 +183,9 @@ def main(argv: list[str] | None = None) -> None:
     encoder = load_encoder(args.model, args.tower, device)
     pairs = {split: load_pairs(args.dataset, split, **data_flags(args)) for split in ("validation", "test")}
     record.note_data(**pairs)
-    options = {"loss_batch_size": args.loss_batch_size, "batch_size": args.text_batch_size}
-    maps = make_maps(args, encoder) if args.repair else None
-    fine, test = (
-        FineSearch.from_pairs(encoder, of_split, folder / "cache", maps=maps, progress=show_progress(), **options)
-        for of_split in pairs.values()
-    )
+    maps = SegmentMaps(encoder, draw_repair_captions(args, encoder)[:MAP_CAPTIONS]) if args.repair else None
+    fine = make_fine_search(args, encoder, pairs["validation"], folder, maps=maps)
+    test = make_fine_search(args, encoder, pairs["test"], folder, maps=maps, logit_scale=fine.task.logit_scale)
     identity = encoder.identity()
     record.note(model=identity)
     with record.warnings():
@@ -229,12 +201,6 @@ def main(argv: list[str] | None = None) -> None:
         write_json(path, {"sizes": sizes, "record": record.content()})
         quality_curve(sizes, path.with_suffix(".png"))
         print_sizes(sizes)
-
-
-def make_maps(args: argparse.Namespace, encoder: Encoder) -> SegmentMaps:
-    options = {"images": encoder.tower == "vision", "or_validation": True}
-    train = load_pairs(args.dataset, "train", **data_flags(args) | options)
-    return SegmentMaps(encoder, draw_captions(encoder.samples(train), args.seed, MAP_CAPTIONS))
 
 
 def compare(

@@ -94,16 +94,16 @@ class FineSearch:
         objective: str = "task_loss",
         loss_batch_size: int = LOSS_BATCH_SIZE,
         maps: SegmentMaps | None = None,
-        fit_scale: bool = True,
+        logit_scale: float | None = None,
         batch_size: int = SAMPLES_AT_ONCE,
         progress: bool = False,
     ) -> "FineSearch":
         """On pairs as they are loaded: targets computed or read from the cache; none where none is needed.
 
         objective: `task_loss` (contrastive loss), `recall` (minus R@10, mean of both directions) or `embedding` (mean
-        of 1 - cosine between the embeddings of the pruned and of the full model). ValueError for any other. fit_scale:
-        losses at the scale that is best for the full model on these pairs, so that the search does not choose by
-        calibration.
+        of 1 - cosine between the embeddings of the pruned and of the full model). ValueError for any other.
+        logit_scale: of the losses; by default the best for the full model on these pairs, so that the search does not
+        choose by calibration.
         """
         if objective not in OBJECTIVES:
             raise ValueError(f"objective is {objective!r}; expected one of {', '.join(OBJECTIVES)}")
@@ -112,11 +112,14 @@ class FineSearch:
         else:
             with PartialState().main_process_first():  # the others read its cache
                 pairs, targets = encoder.embed_pairs(pairs, cache_dir, progress)
-            options = {"objective": objective, "batch_size": loss_batch_size}
+            options = {"objective": objective, "batch_size": loss_batch_size, "logit_scale": logit_scale}
             task = retrieval_task(encoder, targets, pairs.image_index, **options)
-            if fit_scale:
-                task = task.fit_scale(encoder.embeddings(encoder.samples(pairs)))
-        return cls(encoder, encoder.samples(pairs), task, maps=maps, batch_size=batch_size, progress=progress)
+        search = cls(encoder, encoder.samples(pairs), task, maps=maps, batch_size=batch_size, progress=progress)
+        if logit_scale is None and isinstance(task, Retrieval):
+            embeddings = search._embed([()])[0]
+            search.task = task.fit_scale(embeddings)
+            search._score((), embeddings, np.empty(search.num_samples))
+        return search
 
     def without_memory(self) -> "FineSearch":
         """The same search, knowing nothing yet."""
@@ -153,10 +156,14 @@ class FineSearch:
             # from.
             values = np.empty((len(part), self.num_samples))
             for proposal, embeddings, row in zip(part, self._embed(part), values, strict=True):
-                scores = self.task.score(embeddings)
-                row[:] = scores.values.cpu().numpy()
-                self._known[proposal] = Evaluation(proposal, float(row.mean()), scores.figures, row)
+                self._score(proposal, embeddings, row)
         return [self._known[proposal] for proposal in proposals]
+
+    def _score(self, proposal: Proposal, embeddings: Tensor, row: np.ndarray) -> None:
+        """Remember what the embeddings (n, dim) of a proposal are worth, their values (n,) in `row`."""
+        scores = self.task.score(embeddings)
+        row[:] = scores.values.cpu().numpy()
+        self._known[proposal] = Evaluation(proposal, float(row.mean()), scores.figures, row)
 
     def objectives(self, proposals: Iterable[Proposal]) -> list[float]:
         """The objective of each proposal."""

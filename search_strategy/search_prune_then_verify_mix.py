@@ -22,7 +22,6 @@ from common import (
     Record,
     add_common_flags,
     boolean,
-    bounded,
     data_flags,
     format_table,
     is_main_process,
@@ -30,7 +29,6 @@ from common import (
     script,
     set_up,
     set_up_logging,
-    show_progress,
     tower_dir,
 )
 from common.matrix_files import MatrixSettings, read_matrix, warn_of_other_weights
@@ -39,11 +37,12 @@ from common.plots import heat_map
 from data import load_pairs
 from measures import combine
 from models import check_num_layers, load_encoder
-from models.repair import draw_captions, repair
+from models.repair import repair
 from models.segment_maps import CAPTIONS as MAP_CAPTIONS
 from models.segment_maps import SegmentMaps
 from search_strategy.coarse import BEAM_SIZE, SCORES, SEARCH_MODES, coarse_search, missed_by
-from search_strategy.fine import OBJECTIVES, SAMPLES_AT_ONCE, FineSearch
+from search_strategy.fine import OBJECTIVES, FineSearch
+from search_strategy.fine_flags import add_fine_flags, add_size_flags, draw_repair_captions, make_fine_search
 from search_strategy.proposals import Proposal, check_num_clip_layers, random_proposals, segments
 from search_strategy.results import (
     CHOICES,
@@ -57,16 +56,14 @@ from search_strategy.results import (
 )
 from search_strategy.verify import (
     NUM_PROPOSALS,
-    REFINE_ROUNDS,
     SCORE,
     SEARCH_MODE,
     Scored,
     Verification,
+    propose,
     rank_correlation,
     verify,
 )
-from search_strategy.verify import propose as propose_from
-from tasks.base import LOSS_BATCH_SIZE
 from tasks.distance import Distance
 from tasks.retrieval import RECALL_AT
 
@@ -81,8 +78,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         description="Search the layers to drop: coarse over a matrix, then fine by task loss."
     )
-    parser.add_argument("--num_layers", type=positive_int, required=True, help="layers of the model's tower")
-    parser.add_argument("--num_clip_layers", type=int, required=True, help="how many of them to drop")
+    add_size_flags(parser)
     coarse = parser.add_argument_group("coarse search")
     coarse.add_argument("--search_mode", choices=tuple(SEARCH_MODES), default=SEARCH_MODE, help="default: %(default)s")
     coarse.add_argument(
@@ -102,40 +98,16 @@ def build_parser() -> argparse.ArgumentParser:
         "--coarse_search_only", type=boolean, default=False, help="stop before the fine search (default: false)"
     )
     add_search_flags(parser)
-    fine = parser.add_argument_group("fine search")
-    fine.add_argument(
-        "--repair",
-        type=boolean,
-        default=True,
-        help="score proposals with a linear map in the place of what they drop (default: true; false: as published)",
-    )
+    fine = add_fine_flags(parser)
     fine.add_argument("--objective", choices=OBJECTIVES, default="task_loss", help="default: task_loss")
     fine.add_argument(
         "--race", type=boolean, default=False, help="halve the proposals over growing parts of the pairs first"
-    )
-    fine.add_argument(
-        "--refine",
-        type=bounded(int, 0),
-        default=REFINE_ROUNDS,
-        help="rounds of hill climbing by swaps (default: %(default)s)",
-    )
-    fine.add_argument(
-        "--loss_batch_size",
-        type=positive_int,
-        default=LOSS_BATCH_SIZE,
-        help="pairs in a batch of the loss (default: %(default)s)",
-    )
-    fine.add_argument(
-        "--text_batch_size",
-        type=positive_int,
-        default=SAMPLES_AT_ONCE,
-        help="captions in a forward pass (default: %(default)s)",
     )
     add_common_flags(parser, streaming=True, tower=True, target_column=True)
     return parser
 
 
-def make_fine_search(
+def prepare(
     args: argparse.Namespace, settings: list[MatrixSettings], device: str, folder: Path, record: Record
 ) -> tuple[FineSearch, list[str]]:
     """Model, validation pairs, their image embeddings and the maps of all segments, ready to evaluate proposals.
@@ -153,22 +125,11 @@ def make_fine_search(
             warn_of_other_weights(of_matrix, folder, identity)
     maps, captions = None, []
     if args.repair:
-        options = {"images": encoder.tower == "vision", "or_validation": True}
-        train = load_pairs(args.dataset, "train", **data_flags(args) | options)
-        captions = draw_captions(encoder.samples(train), args.seed)
+        captions = draw_repair_captions(args, encoder)
         with record.timed("maps"):
             maps = SegmentMaps(encoder, captions[:MAP_CAPTIONS])
     with record.timed("image_embeddings"):
-        fine = FineSearch.from_pairs(
-            encoder,
-            pairs,
-            folder / "cache",
-            objective=args.objective,
-            loss_batch_size=args.loss_batch_size,
-            maps=maps,
-            batch_size=args.text_batch_size,
-            progress=show_progress(),
-        )
+        fine = make_fine_search(args, encoder, pairs, folder, objective=args.objective, maps=maps)
     return fine, captions
 
 
@@ -248,11 +209,11 @@ def main(argv: list[str] | None = None) -> None:
     record = Record(args, device)
     fine, captions = None, []
     if not args.coarse_search_only:
-        fine, captions = make_fine_search(args, settings, device, folder, record)
+        fine, captions = prepare(args, settings, device, folder, record)
     set_up_logging(result.with_suffix(".log"))  # all input is there: from here on, files are written
     generator = np.random.default_rng(args.seed)
     with record.timed("coarse"):
-        scored = propose(args, matrix, generator)
+        scored = choose_proposals(args, matrix, generator)
     log_missed(args, scored, matrix)
     verification, rows = None, coarse_rows(scored, args.num_layers)
     if fine is not None:
@@ -288,13 +249,13 @@ def print_winner(row: dict, objective: str, path: Path) -> None:
     print(f"winner: drop {row['segments']}, keep {row['kept_layers']}; written to {path}")
 
 
-def propose(args: argparse.Namespace, matrix: np.ndarray | None, generator: np.random.Generator) -> Scored:
+def choose_proposals(args: argparse.Namespace, matrix: np.ndarray | None, generator: np.random.Generator) -> Scored:
     """The best proposals with their coarse scores; random ones without a score where there is no matrix."""
     if matrix is None:
         drawn = random_proposals(args.num_layers, args.num_clip_layers, args.topk_num, generator)
         return [(proposal, None) for proposal in drawn]
     score = published_score(args) if args.coarse_search_only else args.score
-    return propose_from(
+    return propose(
         matrix,
         args.num_clip_layers,
         score=score,

@@ -118,10 +118,21 @@ class ImageRetrieval(Retrieval):
         return ImageRetrieval(self.images[index >= 0], index[index >= 0], *self._loss(), **self._options())
 
 
-def retrieval_task(encoder: Contrasted, targets: Tensor, image_index: np.ndarray, **options: object) -> Retrieval:
-    """Retrieval of an encoder's samples and the targets (m, d) that its `embed_pairs` gives."""
+def retrieval_task(
+    encoder: Contrasted,
+    targets: Tensor,
+    image_index: np.ndarray,
+    *,
+    logit_scale: float | None = None,
+    **options: object,
+) -> Retrieval:
+    """Retrieval of an encoder's samples and the targets (m, d) that its `embed_pairs` gives.
+
+    `logit_scale`: by default the encoder's.
+    """
     kind = ImageRetrieval if encoder.tower == "vision" else Retrieval
-    return kind(targets, image_index, encoder.logit_scale, encoder.logit_bias, **options)
+    scale = encoder.logit_scale if logit_scale is None else logit_scale
+    return kind(targets, image_index, scale, encoder.logit_bias, **options)
 
 
 def symmetric_cross_entropy(logits: Tensor, reduction: str = "mean") -> Tensor:

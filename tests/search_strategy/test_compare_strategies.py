@@ -115,9 +115,10 @@ def test_every_strategy_is_there_with_what_it_cost(comparison):
 
 
 def test_the_figures_of_test_are_those_of_the_test_split(comparison, tiny_clip, tiny_pairs):
-    test = FineSearch.from_pairs(
-        load_clip(str(tiny_clip), "cpu"), load_pairs(str(tiny_pairs), "test"), loss_batch_size=20
-    )
+    clip = load_clip(str(tiny_clip), "cpu")
+    validation, test = (load_pairs(str(tiny_pairs), split) for split in ("validation", "test"))
+    scale = FineSearch.from_pairs(clip, validation, loss_batch_size=20).task.logit_scale
+    test = FineSearch.from_pairs(clip, test, loss_batch_size=20, logit_scale=scale)
     row = next(row for row in comparison[0]["strategies"] if row["strategy"] == "last layers")
     evaluation = test.evaluate([(3, 4)])[0]
     assert row["test_task_loss"] == pytest.approx(evaluation.objective, abs=1e-6)

@@ -115,6 +115,19 @@ def test_a_layer_is_called_once_a_prefix_and_batch(make, clip, monkeypatch):
     assert (search.layer_calls, search.layer_calls_unshared) == (len(prefixes), 12)
 
 
+def test_losses_are_at_the_scale_fitted_for_the_full_model_or_at_the_one_given(clip, pairs, images):
+    fitted = FineSearch.from_pairs(clip, pairs, loss_batch_size=20)
+    calls = fitted.layer_calls
+    task = Retrieval(images, pairs.image_index, clip.logit_scale, batch_size=20).fit_scale(
+        clip.embeddings(pairs.captions)
+    )
+    assert fitted.task.logit_scale == pytest.approx(task.logit_scale, rel=1e-3)
+    assert fitted.full_model().objective == pytest.approx(task.score(clip.embeddings(pairs.captions)).values.mean())
+    assert fitted.layer_calls == calls == 4  # the full model is run once
+    given = FineSearch.from_pairs(clip, pairs, loss_batch_size=20, logit_scale=7.0)
+    assert given.task.logit_scale == 7.0 and given.layer_calls == 0
+
+
 def test_states_of_an_earlier_call_serve_a_later_one_and_change_no_bit(make):
     search = make()
     search.evaluate([(3, 4)])
