@@ -21,7 +21,8 @@ from common import Record, analysis, format_table, positive_int, script
 from common.matrix_files import MatrixSettings
 from search_strategy.fine import FineSearch
 from search_strategy.proposals import check_num_clip_layers
-from search_strategy.rivals import Outcome, greedy_by_loss, random_draws, run_strategy, search_for
+from search_strategy.rivals import Outcome, greedy_by_loss, random_rivals, run_strategy
+from search_strategy.verify import search
 
 
 def default_searches(fine: FineSearch, captions: list[str], k: int, seeds: range, record: Record) -> list[Outcome]:
@@ -29,8 +30,8 @@ def default_searches(fine: FineSearch, captions: list[str], k: int, seeds: range
     for seed in seeds:
         with record.timed("measure"):
             matrix = analysis.measure_captions(fine.encoder, captions, MatrixSettings("dc", seed=seed))
-        choose = partial(search_for, matrix=matrix, num_clip_layers=k, seed=seed)
-        outcomes.append(run_strategy(f"default search, seed {seed}", choose, fine))
+        choose = partial(search, matrix=matrix, num_clip_layers=k)
+        outcomes.append(run_strategy(f"default search, seed {seed}", choose, fine.objectives, len(matrix) - 1))
     return outcomes
 
 
@@ -53,26 +54,17 @@ def main(argv: list[str] | None = None) -> None:
     fine = bench.fine_search(bench.pairs("validation"))
     fine = fine.on_rows(range(min(args.num_pairs, fine.num_samples)))
     outcomes = default_searches(fine, captions, k, range(args.num_seeds), bench.record)
-    num_random = args.times * max(outcome.proposals_evaluated for outcome in outcomes)
-    outcomes.append(
-        run_strategy("greedy by task loss", lambda own: greedy_by_loss(own.objectives, num_layers, k), fine)
-    )
-    outcomes += random_draws(fine, k, num_random, np.random.default_rng(args.seed))
-    full = fine.full_model()
-    rows = [
-        (
-            outcome.strategy,
-            outcome.evaluation.objective,
-            100 * outcome.evaluation.figures["text_to_image_recall_at_10"],
-            outcome.proposals_evaluated,
-            round(outcome.layer_calls),
-            outcome.layer_calls_unshared,
-            outcome.seconds,
-        )
-        for outcome in outcomes
-    ]
-    headers = ("search", "task loss", "R@10, %", "proposals", "layer calls", "unshared", "seconds")
-    print(format_table(rows, headers, ("", ".4f", ".1f", "", "", "", ".1f")))
+    num_random = args.times * max(outcome.costs["proposals_evaluated"] for outcome in outcomes)
+    greedy = partial(greedy_by_loss, num_layers=num_layers, num_clip_layers=k)
+    outcomes.append(run_strategy("greedy by task loss", greedy, fine.objectives, num_layers))
+    outcomes += random_rivals(fine.objectives, num_layers, k, 0, num_random, np.random.default_rng(args.seed))
+    full, rows = fine.full_model(), []
+    for outcome in outcomes:
+        found = fine.evaluate([outcome.proposal])[0]
+        recall = 100 * found.figures["text_to_image_recall_at_10"]
+        rows.append((outcome.strategy, found.objective, recall, *outcome.costs.values()))
+    headers = ("search", "task loss", "R@10, %", "proposals", "layer calls", "unshared")
+    print(format_table(rows, headers, ("", ".4f", ".1f", "", "", "")))
     print(f"full model: task loss {full.figures['task_loss']:.4f}; {fine.num_samples} pairs")
     bench.write(rows=[dict(zip(headers, row, strict=True)) for row in rows])
 

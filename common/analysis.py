@@ -60,6 +60,25 @@ def measure_captions(encoder: Encoder, captions: Sequence[str], settings: Matrix
     return summarise(measure_draws(encoder, draw_samples(captions, settings), settings))[""]
 
 
+def measure_several(
+    encoder: Encoder, samples: Sequence, settings: Sequence[MatrixSettings], stopwatch: Stopwatch
+) -> list[np.ndarray]:
+    """The matrices of several settings, each of one draw, from one pass over the samples for all that see the same."""
+    groups: dict[tuple, list[int]] = {}
+    for number, one in enumerate(settings):
+        same = (one.kind.fed, one.batch_size, one.iter_num, one.mode, one.pool, one.seed)
+        groups.setdefault(same, []).append(number)
+    matrices: dict[int, np.ndarray] = {}
+    for numbers in groups.values():
+        first = settings[numbers[0]]
+        measures = [settings[number].new_measure() for number in numbers]
+        feed(encoder, draw_samples(samples, first)[0], first, measures, stopwatch)
+        matrices |= {
+            number: measure.matrix() for number, measure in zip(numbers, merge_processes(measures), strict=True)
+        }
+    return [matrices[number] for number in range(len(settings))]
+
+
 def draw_samples(samples: Sequence, settings: MatrixSettings) -> list[list]:
     """`repeats` lists of `batch_size` times `iter_num` captions (or images), all at different places: the first of a
     seeded permutation."""

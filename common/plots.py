@@ -115,7 +115,8 @@ def strategy_panel(
     """Task loss of every strategy against all subsets, and how well every coarse score foretells the loss.
 
     strategies: rows with `strategy`, `task_loss`, `layer_calls`, best first. judged: rows with `measure`, `score` and
-    `spearman`; none where not all subsets are known. all_losses: the task loss of every subset, sorted, or None.
+    `spearman`, a list over draws; none where not all subsets are known. all_losses: the task loss of every subset,
+    sorted, or None.
     """
     figure = Figure(
         figsize=(12 if judged else 8, 0.34 * max(len(strategies), len(judged)) + 1.6), dpi=DPI, layout="constrained"
@@ -152,12 +153,13 @@ def _draw_losses(ax: Axes, strategies: Sequence[dict], all_losses: np.ndarray | 
 
 
 def _draw_correlations(ax: Axes, judged: Sequence[dict]) -> None:
-    """Spearman correlation of each coarse score to minus the loss, best first."""
-    ordered = sorted(judged, key=lambda row: -row["spearman"])
-    ax.barh(range(len(ordered)), [row["spearman"] for row in ordered], color=COLOURS(0.6), height=0.6)
-    for row, score in enumerate(ordered):
-        text = f"{score['spearman']:.2f}"
-        ax.annotate(text, (score["spearman"], row), xytext=(4, 0), textcoords="offset points", va="center", fontsize=7)
+    """Spearman correlation of each coarse score to minus the loss, the mean over draws, best first."""
+    judged = [row for row in judged if None not in row["spearman"]]
+    ordered = sorted(judged, key=lambda row: -np.mean(row["spearman"]))
+    means = [float(np.mean(row["spearman"])) for row in ordered]
+    ax.barh(range(len(ordered)), means, color=COLOURS(0.6), height=0.6)
+    for row, mean in enumerate(means):
+        ax.annotate(f"{mean:.2f}", (mean, row), xytext=(4, 0), textcoords="offset points", va="center", fontsize=7)
     ax.set_yticks(range(len(ordered)), [f"{row['measure']}, {row['score']}" for row in ordered], fontsize=8)
     ax.invert_yaxis()
     ax.axvline(0, color="0.3", linewidth=0.8)

@@ -65,21 +65,16 @@ def propose(
 
 
 def search(
-    fine: FineSearch,
+    objective: Objective,
     matrix: np.ndarray,
     num_clip_layers: int,
     *,
-    score: str = SCORE,
-    mode: str = SEARCH_MODE,
-    num_proposals: int = NUM_PROPOSALS,
-    use_race: bool = False,
     refine_rounds: int = REFINE_ROUNDS,
-    generator: np.random.Generator,
-) -> Verification:
-    """The default search, from a matrix (L+1, L+1) to a winner, and changes of it."""
-    scored = propose(matrix, num_clip_layers, score=score, mode=mode, num_proposals=num_proposals)
-    proposals = [proposal for proposal, _ in scored]
-    return verify(fine, proposals, use_race=use_race, refine_rounds=refine_rounds, generator=generator)
+    **options: object,
+) -> Proposal:
+    """The default search, from a matrix (L+1, L+1) to a winner, by any objective; `options`: changes of `propose`."""
+    starts = [proposal for proposal, _ in propose(matrix, num_clip_layers, **options)]
+    return climb(objective, starts, len(matrix) - 1, refine_rounds)[0]
 
 
 def verify(

@@ -19,7 +19,7 @@ BELOW = {
     "data": ("common",),
     "models": ("common", "data", "measures"),
     "tasks": (),
-    "search_strategy": ("common", "data", "models", "tasks", "measures"),
+    "search_strategy": ("common", "data", "models", "tasks", "measures", "common.analysis"),
     "common.analysis": ("common", "data", "models", "measures"),  # step 1
     "training": ("common", "data", "models", "measures", "tasks", "search_strategy", "common.analysis"),
 }

@@ -20,6 +20,7 @@ import similarity_analysis
 import svcca_analysis
 from common import ROOT, Record, analysis, model_dir, plots, safe_name, set_up_logging, write_array, write_json
 from common.matrix_files import PER_TOKEN_MODES, MatrixSettings
+from common.run import Stopwatch
 from data import load_pairs
 from measures import KINDS, MEASURES
 from models import feeds, load_encoder
@@ -144,6 +145,22 @@ def test_a_program_gets_the_matrix_of_the_script(analyse, tiny_clip, tiny_pairs)
         matrix = analysis.measure_captions(encoder, captions, settings)
         folder = analyse(measure, "--batch_size", "5", "--iter_num", "3", "--seed", "2", "--precision", "float64")
         assert np.abs(matrix - np.load(folder / f"{settings.tag}_{safe_name(str(tiny_pairs))}.npy")).max() < 1e-12
+
+
+def test_several_matrices_from_one_pass_are_those_made_one_by_one(tiny_clip, tiny_pairs):
+    encoder, captions = (
+        load_encoder(str(tiny_clip)),
+        load_pairs(str(tiny_pairs), "train", images=False).captions,
+    )
+    settings = [
+        MatrixSettings(name, batch_size=10, iter_num=6, seed=seed)
+        for seed in (0, 1)
+        for name in KINDS
+        if name != "repair"
+    ]
+    together = analysis.measure_several(encoder, captions, settings, Stopwatch())
+    for one, matrix in zip(settings, together, strict=True):
+        assert np.allclose(matrix, analysis.measure_captions(encoder, captions, one), rtol=0, atol=1e-9), one.tag
 
 
 # --- files
