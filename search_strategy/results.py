@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Sequence
+from itertools import zip_longest
 from pathlib import Path
 from typing import NamedTuple
 
@@ -76,14 +77,13 @@ def coarse_rows(scored: Scored, num_layers: int) -> list[dict]:
 def verified_rows(
     verification: Verification, scored: Scored, matrix: np.ndarray | None, num_layers: int, score: str
 ) -> list[dict]:
-    """The `proposals` of a result, ranked by the objective; `left_out`: the figures without repair, if there is one.
+    """The `proposals` of a result, ranked by the objective; `left_out`: the figures of the best without repair.
 
     Their coarse score is the mean where `score` is `both`.
     """
     proposed, rows = dict(scored), []
     score = score if score in SCORES else "mean"
-    left_out = verification.left_out or [None] * len(verification.ranked)
-    ranked = zip(verification.ranked, verification.p_values, left_out, strict=True)
+    ranked = zip_longest(verification.ranked, verification.p_values, verification.left_out)
     for rank, (evaluation, p_value, without) in enumerate(ranked, start=1):
         proposal = evaluation.dropped_layers
         found = {

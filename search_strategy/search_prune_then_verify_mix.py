@@ -55,6 +55,7 @@ from search_strategy.results import (
     write_result,
 )
 from search_strategy.verify import (
+    BEST_SHOWN,
     NUM_PROPOSALS,
     SCORE,
     SEARCH_MODE,
@@ -70,7 +71,6 @@ from tasks.retrieval import RECALL_AT
 logger = logging.getLogger("comflp")
 
 MAX_LAYERS_TO_CHECK = 200  # up to here the exact search takes a moment, so the log can say what another mode missed
-TABLE_ROWS = 10
 SCORE_FORMAT = ".6f"  # biased DC of few samples differs in the fourth decimal and later
 
 
@@ -161,10 +161,10 @@ def log_missed(args: argparse.Namespace, scored: list, matrix: np.ndarray | None
 def print_table(proposals: list[dict], verification: Verification | None, objective: str) -> None:
     """The best proposals, the full model first; recall in percent (t>i: text to image)."""
     if verification is None:
-        rows = [(p["rank"], p["segments"], p["coarse_score"]) for p in proposals[:TABLE_ROWS]]
+        rows = [(p["rank"], p["segments"], p["coarse_score"]) for p in proposals[:BEST_SHOWN]]
         print(format_table(rows, ("rank", "dropped layers", "coarse score"), ("", "", SCORE_FORMAT)))
         return
-    shown = proposals[:TABLE_ROWS]
+    shown = proposals[:BEST_SHOWN]
     full = describe_evaluation(verification.full_model)
     models = [full, *shown]
     columns = {  # heading: format, values

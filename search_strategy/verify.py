@@ -20,6 +20,7 @@ SEARCH_MODE = "beam"
 SCORE = "both"
 NUM_PROPOSALS = 10
 REFINE_ROUNDS = 20
+BEST_SHOWN = 10  # proposals of a table; they are evaluated without repair too
 
 Objective = Callable[[list[Proposal]], list[float]]
 Scored = list[tuple[Proposal, float | None]]  # proposals with their coarse scores, best first; None: drawn at random
@@ -32,7 +33,7 @@ class Verification:
     full_model: Evaluation
     ranked: list[Evaluation]
     p_values: list[float]  # of each of `ranked`, that it is worse than the first by chance alone
-    left_out: list[Evaluation] | None = None  # of each of `ranked` without its repair; None where nothing is repaired
+    left_out: list[Evaluation] = field(default_factory=list)  # the first of `ranked` without repair, if they have one
     facts: dict = field(default_factory=dict)
 
     @property
@@ -111,10 +112,10 @@ def verify(
     }
     values = np.stack([evaluation.values for evaluation in ranked])
     p_values = p_values_of_worse(values, values[0]).tolist()
-    left_out = None
+    left_out = []
     if fine.maps:
         plain = fine.without_maps()
-        left_out = plain.evaluate(evaluation.dropped_layers for evaluation in ranked)
+        left_out = plain.evaluate(evaluation.dropped_layers for evaluation in ranked[:BEST_SHOWN])
         facts["layer_calls_left_out"] = round(plain.layer_calls)
     return Verification(full_model, ranked, p_values, left_out, facts)
 
