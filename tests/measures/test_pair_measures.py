@@ -5,7 +5,11 @@ import pytest
 import torch
 from measures_oracles import difference, walk
 
-from measures import MEASURES, Angular, Cosine, CovCorr, DeltaMean
+from measures import MEASURES
+from measures.angular import Angular
+from measures.cosine import Cosine
+from measures.covcorr import CovCorr
+from measures.delta_mean import DeltaMean
 
 
 def entry(kind, first, second):
