@@ -29,7 +29,8 @@ from transformers import (
 from common.files import cached_array
 from data import ImageCaptionPairs
 from models import checkpoint
-from models.encoders import Batch, Encoder, pad_tokens, read_config, state_hash
+from models.encoders import Batch, Encoder, pad_tokens, state_hash
+from models.families import read_config
 from models.layer_stack import LayerStack
 from models.open_clip_folder import find_open_clip, load_open_clip
 

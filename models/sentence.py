@@ -16,7 +16,8 @@ from transformers import MODEL_MAPPING, PreTrainedModel, PreTrainedTokenizerBase
 from common.files import cached_array
 from data import ImageCaptionPairs
 from models import checkpoint
-from models.encoders import Batch, Encoder, pad_tokens, read_config, state_hash
+from models.encoders import Batch, Encoder, pad_tokens, state_hash
+from models.families import read_config
 from models.layer_stack import LayerStack
 from models.sentence_form import Form, identity_map, is_identity, read_dense, read_form, save_dense, with_dense
 

@@ -14,7 +14,8 @@ from transformers import SiglipImageProcessorPil, SiglipModel, SiglipProcessor
 
 from models import checkpoint
 from models.clip import Clip
-from models.encoders import Batch, read_config
+from models.encoders import Batch
+from models.families import read_config
 
 
 class Siglip(Clip):

@@ -7,7 +7,7 @@ import sys
 from importlib.metadata import packages_distributions
 from pathlib import Path
 
-from models.encoders import FAMILIES
+from models.families import FAMILIES
 
 ROOT = Path(__file__).resolve().parents[1]
 LISTED = subprocess.run(["git", "ls-files", "*.py"], cwd=ROOT, capture_output=True, text=True, check=True).stdout
