@@ -81,5 +81,5 @@ def test_covcorr_does_not_see_which_sample_is_which():
 def test_many_samples_in_chunks_are_the_same(monkeypatch):
     states = walk(50, 8)
     expected = matrix(Angular, states)
-    monkeypatch.setattr("measures.pairsums.VALUES_AT_ONCE", 7 * 5 * 8)
+    monkeypatch.setattr("measures.pair_measure.VALUES_AT_ONCE", 7 * 5 * 8)
     assert difference(matrix(Angular, states), expected) < 1e-14
