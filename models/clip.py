@@ -107,9 +107,6 @@ class Clip(Encoder):
     def logit_scale(self) -> float:
         return self.model.logit_scale.exp().item()
 
-    def samples(self, pairs: ImageCaptionPairs) -> list[str]:
-        return pairs.captions
-
     # --- images
 
     def preprocess(self, images: Sequence) -> Tensor:
@@ -187,8 +184,7 @@ def load_clip(name: str, device: str = "cpu", weights: bool = True) -> Clip:
         if config.model_type not in MODEL_CLASSES:
             raise ValueError(f"{name}: expected a CLIP model (model_type clip), found {config.model_type}")
         model_class = MODEL_CLASSES[config.model_type]
-        tokenizer = checkpoint.read_tokenizer(name)
-        checkpoint.check_vocabulary(name, tokenizer, config.text_config.vocab_size)
+        tokenizer = checkpoint.read_tokenizer(name, config.text_config.vocab_size)
         processor = CLIPProcessor(checkpoint.read_image_processor(CLIPImageProcessorPil, name), tokenizer)
         model = checkpoint.read_model(model_class, name, config) if weights else model_class(config)
     _check_end_token(name, processor.tokenizer, model.config)

@@ -54,7 +54,7 @@ class Encoder(Protocol):
     """A tower whose layers can be left out, as part of a model that can be saved.
 
     A family says `prepare`, `batch`, `own_pool`, `features`, `projection`, `parts` and `drop`; and for its pairs
-    `samples`, `embed_pairs`, `logit_scale` and perhaps `logit_bias`.
+    `embed_pairs`, `logit_scale` and perhaps `samples` and `logit_bias`.
 
     Attributes:
         name: as given to `load_encoder`.
@@ -217,8 +217,8 @@ processor = AutoProcessor.from_pretrained(folder)"""
         return None
 
     def samples(self, pairs: object) -> Sequence:
-        """The side of the pairs that goes through this tower."""
-        ...
+        """The side of the pairs that goes through this tower: for a tower of texts the captions."""
+        return pairs.captions
 
     def embed_pairs(
         self, pairs: object, cache_dir: Path | None = None, progress: bool = False

@@ -128,11 +128,14 @@ class LayerStack:
         Equal to those of `output_hidden_states=True`, but h_L is always the output of layer L, while Hugging Face shows
         it after the final norm for many language models (Llama, GPT-2).
         """
-        hidden, context = self.start(**inputs)
-        states = [hidden]
+        return list(self.walk(*self.start(**inputs)))
+
+    def walk(self, hidden: Tensor, context: list[BlockArguments]) -> Iterator[Tensor]:
+        """h_0 .. h_L one after the other, from what `start` returned."""
+        yield hidden
         for layer in range(1, self.num_layers + 1):
-            states.append(self.run(states[-1], context, [layer]))
-        return states
+            hidden = self.run(hidden, context, [layer])
+            yield hidden
 
     def drop(self, dropped_layers: Iterable[int]) -> PreTrainedModel:
         """A new model without these layers: of the class of the whole model, with all weights that stay copied.
