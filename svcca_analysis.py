@@ -11,22 +11,19 @@ only say how many captions are seen, batch_size times iter_num: the measure take
 import argparse
 from collections.abc import Sequence
 
-from common import new_parser, script
+from common import analysis, script
 from common.matrix_flags import add_analysis_flags
 
 
 def build_parser() -> argparse.ArgumentParser:
-    parser = new_parser(__doc__)
+    parser = argparse.ArgumentParser(description="SVCCA between all layers of a CLIP text transformer.")
     add_analysis_flags(parser, __file__)
     return parser
 
 
 @script
 def main(argv: Sequence[str] | None = None) -> None:
-    args = build_parser().parse_args(argv)
-    from common import analysis
-
-    analysis.run(args)
+    analysis.run(build_parser().parse_args(argv))
 
 
 if __name__ == "__main__":

@@ -49,7 +49,7 @@ class Repair:
             raise ValueError(
                 f"expected the tensors of {len(self._sums)} layers, as in the first update; found {num_layers}"
             )
-        if not all(bool(tensor.isfinite().all()) for tensor in tensors):
+        if not all(bool(tensor.sum().isfinite()) for tensor in tensors):
             raise ValueError("the states have NaN or infinite values; look at the model's output for these samples")
         self._sums = self._sums or [LaterSums(has_bias) for has_bias in self._biases or [True] * num_layers]
         rest = list(tensors)

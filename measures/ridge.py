@@ -17,8 +17,8 @@ class RidgeSums:
         self.has_bias, self.gram, self.cross = has_bias, 0.0, 0.0
 
     def add(self, features: Tensor, targets: Tensor, weights: Tensor | None = None) -> None:
-        """`features` (n, F), `targets` (n, D), `weights` (n,)."""
-        features = features.double()
+        """`features` (n, F); `targets` (n, D), or (J, n, D) for J regressions at once; `weights` (n,)."""
+        features = features.double()  # products in float32 are twice as fast, and the maps wrong in the fourth digit
         if self.has_bias:
             features = F.pad(features, (0, 1), value=1.0)
         weighted = features.T if weights is None else (features * weights.double()[:, None]).T
@@ -29,16 +29,20 @@ class RidgeSums:
         self.gram, self.cross = self.gram + other.gram, self.cross + other.cross
 
     def solve(self, ridge: float) -> Tensor:
-        """X, (F, D) or (F + 1, D) with the constant last, of the least |features X - targets|^2 + r |X|^2.
+        """X of the least |features X - targets|^2 + r |X|^2: (F, D) or (F + 1, D) with the constant last, or J of them.
 
         r is `ridge` times the mean square of a feature, summed over the samples; the constant is free. Where the
         targets are what weights lack, X is what to add to these weights, and small where the samples say nothing.
         """
         penalty = self.gram.diagonal().clone()
         size = len(penalty) - self.has_bias
+        if not size:
+            return torch.zeros_like(self.cross)
         penalty[:size] = ridge * penalty[:size].mean() or 1.0  # features that are all zero change nothing
         penalty[size:] = 0
-        return torch.linalg.solve(self.gram + penalty.diag(), self.cross)
+        columns = self.cross.movedim(-2, 0)  # (F, ..., D): one factorisation for all
+        found = torch.linalg.solve(self.gram + penalty.diag(), columns.flatten(1))
+        return found.view(columns.shape).movedim(0, -2)
 
 
 class LaterSums:
@@ -53,7 +57,7 @@ class LaterSums:
         """`inputs` (n, F); `wanted` (J, n, D), the sum for each later state; `current` (n, D), the sum as it is."""
         wanted = wanted.double()
         lacks = wanted - current
-        self._sums.add(inputs, lacks.transpose(0, 1).flatten(1))
+        self._sums.add(inputs, lacks)
         self._lacking = self._lacking + lacks.square().sum((1, 2))
         self._squares = self._squares + wanted.square().sum((1, 2))
         self._totals = self._totals + wanted.sum(1)
@@ -66,16 +70,11 @@ class LaterSums:
 
     def solve(self, ridge: float) -> Tensor:
         """(J, F, D), or (J, F + 1, D) with the constant last: the changes of the weights; 0 without features."""
-        if len(self._sums.gram) <= self._sums.has_bias:
-            return torch.zeros_like(self._by_state(self._sums.cross))
-        return self._by_state(self._sums.solve(ridge))
+        return self._sums.solve(ridge)
 
     def explained(self, changes: Tensor) -> np.ndarray:
         """(J,): the share of each later state's variance explained with these changes; below 0: worse than the mean."""
-        cross, gram = self._by_state(self._sums.cross), self._sums.gram
+        cross, gram = self._sums.cross, self._sums.gram
         left = self._lacking - 2 * (changes * cross).sum((1, 2)) + (changes * (gram @ changes)).sum((1, 2))
         variance = self._squares - self._totals.square().sum(1) / self._samples
         return torch.where(variance > 0, 1 - left / variance, 0).cpu().numpy()
-
-    def _by_state(self, flat: Tensor) -> Tensor:
-        return flat.unflatten(1, self._totals.shape).transpose(0, 1)

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from models.layer_stack import LayerStack
 
+TRIED = 2  # samples
 TOLERANCE = 1e-3  # of the move that is tried, which is as large as the state
 Arguments = tuple[tuple, dict]
 
@@ -89,8 +90,9 @@ class TableMap:
 def find_place(stack: LayerStack, layer: int, inputs: dict[str, Tensor]) -> BlockMap | TableMap | None:
     """Where a map of h_layer goes; None for layer 0 where its embeddings are no sum of tables.
 
-    `inputs`: some that the tower takes, to try it with.
+    `inputs`: some that the tower takes; the first of them are tried.
     """
+    inputs = {name: tensor[:TRIED] for name, tensor in inputs.items()}
     if layer == 0:
         return find_table_map(stack, **inputs)
     return find_block_map(stack, *stack.start(**inputs), layer)

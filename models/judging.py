@@ -56,5 +56,12 @@ class Judge:
     def best_step(self, embeddings_at: Callable[[float], Tensor]) -> tuple[float, float, float]:
         """The best step of 0 and `STEPS`, and the losses without it and with it; `embeddings_at(step)` gives (n, d)."""
         before = self.loss(embeddings_at(0.0))
-        after, step = min((self.loss(embeddings_at(step)), -step) for step in STEPS)
-        return (-step, before, after) if after < before else (0.0, before, before)
+        step, after, last = 0.0, before, torch.inf
+        for shorter in STEPS:
+            loss = self.loss(embeddings_at(shorter))
+            if loss < after:
+                step, after = shorter, loss
+            if loss > last:  # from here on it goes up: the loss has one valley
+                break
+            last = loss
+        return step, before, after

@@ -33,7 +33,7 @@ logger = logging.getLogger("comflp")
 TOKENS_A_FEATURE = 10  # below this the maps fit the captions rather than the language
 CAPTIONS = 4000  # of train, for the repair of one proposal
 HELD_OUT = 10  # one caption in so many judges the repairs
-MOST_HELD_OUT = 256
+MOST_HELD_OUT = 128
 FEWEST_CAPTIONS = 2 * HELD_OUT
 STATE_BYTES = 1 << 29  # of hidden states that wait between two cuts, for each model
 
@@ -124,21 +124,31 @@ class Walk:
 
     def __init__(self, encoder: Encoder, batches: Sequence[Batch]):
         self.encoder, self.batches = encoder, batches
-        self._states: dict[int, tuple[int, Tensor]] = {}
+        self._kept: dict[int, tuple[int, Tensor, list]] = {}
         self._bytes = 0
 
     def to(self, number: int, layer: int) -> tuple[Tensor, list]:
         """h_layer (n, T, D) of a batch, and its context. From call to call, layers never go down."""
-        start, context = self.encoder.stack.start(**self.batches[number].inputs)
-        reached, hidden = self._states.get(number, (0, start))
+        reached, hidden, context = self._kept.get(number) or (0, *self._start(number))
         state = self.encoder.stack.run(hidden, context, range(reached + 1, layer + 1))
-        if layer and (number in self._states or self._bytes + state.nbytes <= STATE_BYTES):
-            self._bytes += 0 if number in self._states else state.nbytes
-            self._states[number] = layer, state
+        self._keep(number, layer, state, context)
         return state, context
 
     def end(self, number: int) -> Tensor:
         return self.to(number, self.encoder.num_layers)[0]
+
+    def follow(self, other: "Walk", layer: int) -> None:
+        """Up to this layer the other encoder is the same: take its states."""
+        for number in range(len(self.batches)):
+            self._keep(number, layer, other.to(number, layer)[0], self._start(number)[1])
+
+    def _start(self, number: int) -> tuple[Tensor, list]:
+        return self.encoder.stack.start(**self.batches[number].inputs)
+
+    def _keep(self, number: int, layer: int, state: Tensor, context: list) -> None:
+        if layer and (number in self._kept or self._bytes + state.nbytes <= STATE_BYTES):  # h_0 may yet be repaired
+            self._bytes += 0 if number in self._kept else state.nbytes
+            self._kept[number] = layer, state, context
 
 
 class Repairer:
@@ -172,6 +182,7 @@ class Repairer:
         ends = (0, *self.kept, self.judge.full.num_layers + 1)
         gaps = [(p, q) for p, q in pairwise(ends) if q > p + 1]
         places = self._find_places([p for p, _ in gaps])
+        self.walk.follow(self.full_walk, max(0, gaps[0][0] - 1))
         cuts = [self.repair_segment(*gap, place) for gap, place in zip(gaps, places, strict=True)]
         if self.pruned.projection is not None:
             cuts.append(self.repair_projection())

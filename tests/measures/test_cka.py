@@ -2,7 +2,7 @@ import pytest
 import torch
 from measures_oracles import difference, pairwise, plain_cka, plain_debiased_cka, walk
 
-from measures.cka import CKA
+from measures import CKA
 
 
 def cka(states, **options):

@@ -2,8 +2,7 @@ import pytest
 import torch
 from measures_oracles import difference, pairwise, plain_pwcca, walk
 
-from measures.pwcca import PWCCA
-from measures.svcca import SVCCA
+from measures import PWCCA, SVCCA
 
 
 def matrix(kind, states, **options):
