@@ -39,7 +39,7 @@ from data import SPLITS, ImageCaptionPairs, load_labels, load_pairs
 from models import Encoder, load_encoder
 from models.open_clip_folder import find_open_clip
 from models.speed import measure_milliseconds
-from tasks.retrieval import retrieval_task
+from tasks.image_retrieval import retrieval_task
 from tasks.zero_shot import check_templates, class_embeddings, classes_in_captions, right_classes, zero_shot_accuracy
 
 TEMPLATE = "a photo of a {}"

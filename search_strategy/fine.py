@@ -29,7 +29,8 @@ from models.segment_maps import SegmentMaps
 from search_strategy.proposals import Proposal, kept_layers
 from tasks.base import LOSS_BATCH_SIZE, Task
 from tasks.distance import Distance
-from tasks.retrieval import Retrieval, retrieval_task
+from tasks.image_retrieval import retrieval_task
+from tasks.retrieval import Retrieval
 
 OBJECTIVES = (*Retrieval.OBJECTIVES, Distance.objective)
 SAMPLES_AT_ONCE = 512  # in a forward pass

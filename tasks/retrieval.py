@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from scipy.optimize import minimize_scalar
 from torch import Tensor
 
-from tasks.base import LOSS_BATCH_SIZE, Contrasted, Scores, Task
+from tasks.base import LOSS_BATCH_SIZE, Scores, Task
 
 RECALL_AT = (1, 5, 10)
 MISS = max(RECALL_AT)  # a rank, from 0, that is no hit however few candidates there are
@@ -79,60 +79,14 @@ class Retrieval(Task):
             return pair_losses(text, image[self.image_index], scale, self.batch_size, self.image_index).mean().item()
 
         fitted = minimize_scalar(loss, bounds=(0, math.log(100)), method="bounded", options={"xatol": 1e-3})
-        return type(self)(self.images, self.image_index, math.exp(fitted.x), **self._options())
+        return self.change(logit_scale=math.exp(fitted.x))
 
-    def on_rows(self, rows: Sequence[int]) -> "Retrieval":
-        return Retrieval(self.images, self.image_index[torch.as_tensor(rows)], *self._loss(), **self._options())
+    def on_rows(self, rows: Sequence[int]) -> Self:
+        return self.change(image_index=self.image_index[torch.as_tensor(rows)])
 
-    def _loss(self) -> tuple[float, float | None]:
-        return self.logit_scale, self.logit_bias
-
-    def _options(self) -> dict:
-        return {"objective": self.objective, "batch_size": self.batch_size}
-
-
-class ImageRetrieval(Retrieval):
-    """The same pairs where the images are what is scored, and the texts stay as they are: a sample is an image.
-
-    Its value is the mean over its texts, each image counting the same. Args: `texts`, (n, d), L2-normalised: the
-    targets; the others as there. Every image has a text.
-    """
-
-    def __init__(self, texts: Tensor, image_index: np.ndarray | Tensor, *loss: float | None, **options: object):
-        super().__init__(texts, image_index, *loss, **options)
-
-    def sides(self, embeddings: Tensor) -> tuple[Tensor, Tensor]:
-        return self.images.to(embeddings), embeddings
-
-    def score(self, embeddings: Tensor) -> Scores:
-        values, figures = self.score_pairs(*self.sides(embeddings))
-        sums = torch.zeros(len(embeddings), dtype=values.dtype, device=values.device)
-        sums.index_add_(0, self.image_index, values)
-        return Scores(sums / self.image_index.bincount(minlength=len(embeddings)), figures)
-
-    def on_rows(self, rows: Sequence[int]) -> "ImageRetrieval":
-        rows = torch.as_tensor(rows, device=self.image_index.device)
-        number = torch.full((int(self.image_index.max()) + 1,), -1, device=rows.device)
-        number[rows] = torch.arange(len(rows), device=rows.device)
-        index = number[self.image_index]
-        return ImageRetrieval(self.images[index >= 0], index[index >= 0], *self._loss(), **self._options())
-
-
-def retrieval_task(
-    encoder: Contrasted,
-    targets: Tensor,
-    image_index: np.ndarray,
-    *,
-    logit_scale: float | None = None,
-    **options: object,
-) -> Retrieval:
-    """Retrieval of an encoder's samples and the targets (m, d) that its `embed_pairs` gives.
-
-    `logit_scale`: by default the encoder's.
-    """
-    kind = ImageRetrieval if encoder.tower == "vision" else Retrieval
-    scale = encoder.logit_scale if logit_scale is None else logit_scale
-    return kind(targets, image_index, scale, encoder.logit_bias, **options)
+    def change(self, **changes: object) -> Self:
+        """The same task but for some of its arguments."""
+        return type(self)(**vars(self) | changes)
 
 
 def symmetric_cross_entropy(logits: Tensor, reduction: str = "mean") -> Tensor:
@@ -241,11 +195,6 @@ def summarise_hits(hits: dict[str, dict[int, Tensor]]) -> dict[str, float]:
         for direction, of_k in hits.items()
         for k, hit in of_k.items()
     }
-
-
-def retrieval_recall(text: Tensor, image: Tensor, image_index: Tensor) -> dict[str, float]:
-    """Recall at 1, 5 and 10 in both directions, as fractions; arguments and rules as in `recall_hits`."""
-    return summarise_hits(recall_hits(text, image, image_index))
 
 
 def task_loss(

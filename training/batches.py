@@ -14,7 +14,7 @@ from common.files import cached_array
 from data import ImageCaptionPairs, load_pairs
 from models import Encoder
 from models.encoders import state_hash
-from tasks.retrieval import retrieval_task
+from tasks.image_retrieval import retrieval_task
 from training.augment import Augmentation
 
 

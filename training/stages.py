@@ -28,7 +28,7 @@ from search_strategy.fine import FineSearch
 from search_strategy.proposals import Proposal, check_dropped_layers, parse_clip_layers, segments
 from search_strategy.results import newest_result, read_result
 from tasks.distance import Distance
-from tasks.retrieval import retrieval_task
+from tasks.image_retrieval import retrieval_task
 from training.batches import Split, TrainingData, load_split
 from training.loop import Settings, Trainer
 from training.losses import Objective

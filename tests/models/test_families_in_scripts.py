@@ -14,7 +14,7 @@ import evaluate_clip
 from data import load_pairs
 from models import load_encoder
 from search_strategy import search_prune_then_verify_mix
-from tasks.retrieval import retrieval_task
+from tasks.image_retrieval import retrieval_task
 
 KINDS = {
     "clip vision": ["--tower", "vision"],

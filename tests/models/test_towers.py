@@ -15,7 +15,8 @@ from transformers import SiglipModel
 from data import load_pairs
 from models import load_encoder
 from models.repair import repaired
-from tasks.retrieval import ImageRetrieval, Retrieval, retrieval_task
+from tasks.image_retrieval import ImageRetrieval, retrieval_task
+from tasks.retrieval import Retrieval
 from training.batches import TrainingData, load_split
 from training.loop import Settings, Trainer
 from training.losses import Objective

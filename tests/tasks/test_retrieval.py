@@ -7,13 +7,13 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from tasks.image_retrieval import ImageRetrieval
 from tasks.retrieval import (
-    ImageRetrieval,
     Retrieval,
     in_rounds,
     pair_losses,
     recall_hits,
-    retrieval_recall,
+    summarise_hits,
     symmetric_cross_entropy,
     task_loss,
 )
@@ -95,20 +95,20 @@ def test_recall_is_that_of_the_plain_loop(chunk):
 
 def test_perfect_embeddings_recall_everything():
     same = unit_rows(50, 16, 0)
-    assert set(retrieval_recall(same, same, torch.arange(50)).values()) == {1.0}
+    assert set(summarise_hits(recall_hits(same, same, torch.arange(50))).values()) == {1.0}
 
 
 def test_a_collapsed_encoder_recalls_nothing():
     same = torch.ones(50, 16) / 4
-    assert set(retrieval_recall(same, same, torch.arange(50)).values()) == {0.0}
+    assert set(summarise_hits(recall_hits(same, same, torch.arange(50))).values()) == {0.0}
 
 
 @pytest.mark.parametrize("chunk", [2, 100])
 def test_a_similarity_that_is_nan_is_a_miss_and_a_wrong_one_counts_against(chunk: int):
     text, lost = torch.eye(4), torch.full((4, 4), torch.nan)
     index = torch.arange(4)
-    assert set(retrieval_recall(lost, text, index).values()) == {0}
-    assert set(retrieval_recall(text, lost, index).values()) == {0}
+    assert set(summarise_hits(recall_hits(lost, text, index)).values()) == {0}
+    assert set(summarise_hits(recall_hits(text, lost, index)).values()) == {0}
     one = text.clone()
     one[3] = torch.nan
     hits = recall_hits(one, text, index, chunk)
@@ -120,7 +120,7 @@ def test_a_similarity_that_is_nan_is_a_miss_and_a_wrong_one_counts_against(chunk
 def test_any_caption_of_an_image_counts():
     image = torch.eye(12)
     text = torch.cat([image, image.roll(1, dims=0)])  # every second caption is about another image
-    recall = retrieval_recall(text, image, torch.arange(24) % 12)
+    recall = summarise_hits(recall_hits(text, image, torch.arange(24) % 12))
     assert recall["text_to_image_recall_at_1"] == 0.5
     assert recall["image_to_text_recall_at_1"] == 0.0  # a wrong caption is as similar as the right one
     assert recall["image_to_text_recall_at_5"] == 1.0
@@ -128,7 +128,7 @@ def test_any_caption_of_an_image_counts():
 
 def test_an_image_without_a_caption_is_no_hit():
     image = torch.eye(4)
-    assert retrieval_recall(image[:3], image, torch.arange(3))["image_to_text_recall_at_1"] == 0.75
+    assert summarise_hits(recall_hits(image[:3], image, torch.arange(3)))["image_to_text_recall_at_1"] == 0.75
 
 
 def test_the_fitted_scale_is_the_best_of_a_fine_grid():

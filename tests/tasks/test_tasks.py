@@ -8,7 +8,8 @@ import torch.nn.functional as F
 from data import load_pairs
 from models import load_clip
 from tasks.distance import Distance
-from tasks.retrieval import ImageRetrieval, Retrieval, sigmoid_loss, symmetric_cross_entropy
+from tasks.image_retrieval import ImageRetrieval
+from tasks.retrieval import Retrieval, sigmoid_loss, symmetric_cross_entropy
 
 
 @pytest.fixture(scope="module")
