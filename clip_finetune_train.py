@@ -33,7 +33,7 @@ from common import (
     tower_dir,
 )
 from models import Encoder, load_encoder
-from models.encoders import check_num_layers, read_tower_config
+from models.families import check_num_layers, read_tower_config
 from search_strategy.proposals import check_num_clip_layers
 from training.loop import PRECISIONS, Settings
 from training.losses import DISTILLATION, Objective

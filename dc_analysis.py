@@ -11,19 +11,22 @@ mean over batches: the biased form of the original is near 1 for small ones, wha
 import argparse
 from collections.abc import Sequence
 
-from common import analysis, script
+from common import new_parser, script
 from common.matrix_flags import add_analysis_flags
 
 
 def build_parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(description="Distance correlation between all layers of a CLIP text transformer.")
+    parser = new_parser(__doc__)
     add_analysis_flags(parser, __file__)
     return parser
 
 
 @script
 def main(argv: Sequence[str] | None = None) -> None:
-    analysis.run(build_parser().parse_args(argv))
+    args = build_parser().parse_args(argv)
+    from common import analysis
+
+    analysis.run(args)
 
 
 if __name__ == "__main__":

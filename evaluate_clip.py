@@ -23,10 +23,10 @@ from common import (
     DEFAULT_DATASET,
     Record,
     add_common_flags,
-    atomic_path,
     data_flags,
     format_table,
     model_dir,
+    plots,
     read_lines,
     safe_name,
     script,
@@ -174,8 +174,7 @@ def draw(names: Sequence[str], figures: Sequence[dict], path: Path, title: str) 
     figure.legend(
         *left.get_legend_handles_labels(), loc="outside lower center", ncols=len(names), fontsize=8, frameon=False
     )
-    with atomic_path(path) as temporary:
-        figure.savefig(temporary, format="png", metadata={"Software": None})
+    plots.save(figure, path)
 
 
 @script

@@ -11,19 +11,22 @@ only say how many captions are seen, batch_size times iter_num: the measure take
 import argparse
 from collections.abc import Sequence
 
-from common import analysis, script
+from common import new_parser, script
 from common.matrix_flags import add_analysis_flags
 
 
 def build_parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(description="SVCCA between all layers of a CLIP text transformer.")
+    parser = new_parser(__doc__)
     add_analysis_flags(parser, __file__)
     return parser
 
 
 @script
 def main(argv: Sequence[str] | None = None) -> None:
-    analysis.run(build_parser().parse_args(argv))
+    args = build_parser().parse_args(argv)
+    from common import analysis
+
+    analysis.run(args)
 
 
 if __name__ == "__main__":

@@ -31,7 +31,8 @@ from torch import Tensor
 from benchmarks.plain_measures import anatome_svcca, dcor_dc, numpy_svcca, per_layer_dc, per_pair_dc, plain_svcca
 from common import Record, boolean, bounded, format_table, positive_int, script, set_up_logging, write_json
 from common.run import select_device
-from measures import DC, SVCCA
+from measures.dc import DC
+from measures.svcca import SVCCA
 
 logger = logging.getLogger("comflp")
 

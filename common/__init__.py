@@ -1,6 +1,17 @@
 """What the scripts share: command line, seed, device and record of a run, files; also matrices on disk and pictures."""
 
-from common.cli import add_common_flags, boolean, bounded, data_flags, format_table, positive_int, script
+from common.cli import (
+    add_common_flags,
+    boolean,
+    bounded,
+    choice,
+    data_flags,
+    format_table,
+    new_parser,
+    positive_int,
+    script,
+    switch,
+)
 from common.files import (
     DEFAULT_DATASET,
     DEFAULT_MODEL,

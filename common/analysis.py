@@ -25,7 +25,8 @@ from common.matrix_files import MatrixSettings
 from common.matrix_flags import analysis_settings
 from common.run import Record, Stopwatch, is_main_process, set_up, show_progress
 from data import load_pairs
-from measures import Measure, Shuffled
+from measures.base import Measure
+from measures.baseline import Shuffled
 from models import Encoder, load_encoder
 from models.feeds import FEEDS
 

@@ -1,25 +1,46 @@
-"""Command line: types and common flags, wrong input in one line, result tables."""
+"""Command line: types and common flags, wrong input in one line, result tables.
+
+Nothing heavy is imported here or by what a parser is built from: `--help` and a wrong flag are answered at once.
+"""
 
 import argparse
 import functools
 import inspect
 import os
 import sys
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 
-import torch
 from tabulate import tabulate
 
 from common.files import DEFAULT_DATASET, DEFAULT_MODEL, EXP_DIR
 from common.run import note_command
 
 
+def new_parser(doc: str) -> argparse.ArgumentParser:
+    """A parser whose `--help` begins with the docstring of its script, commands to paste included."""
+    return argparse.ArgumentParser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
+
+
 def boolean(text: str) -> bool:
-    """`true` or `false`; anything else is an error (an argparse type)."""
-    if text not in ("true", "false"):
+    """`true` or `false`, in any case; anything else is an error (an argparse type)."""
+    if text.lower() not in ("true", "false"):
         raise argparse.ArgumentTypeError(f"expected true or false, got {text!r}")
-    return text == "true"
+    return text.lower() == "true"
+
+
+def switch(default: bool | None, what: str) -> dict:
+    """What `add_argument` takes for a flag that is true or false, alone true. A default of None is not shown."""
+    shown = "" if default is None else f" (default: {str(default).lower()})"
+    values = {"type": boolean, "nargs": "?", "const": True, "metavar": "true|false"}
+    return values | {"default": default, "help": what + shown}
+
+
+def choice(meanings: Mapping[str, str], default: str | None, what: str = "") -> dict:
+    """What `add_argument` takes for a flag with choices, each with what it means. A default of None is not shown."""
+    told = "; ".join(f"{name}: {meaning}" for name, meaning in meanings.items())
+    shown = "" if default is None else f" (default: {default})"
+    return {"choices": tuple(meanings), "default": default, "help": f"{what}{what and '. '}{told}{shown}"}
 
 
 def bounded(kind: type, minimum: float, maximum: float = float("inf")) -> Callable[[str], float]:
@@ -42,8 +63,8 @@ def bounded(kind: type, minimum: float, maximum: float = float("inf")) -> Callab
 positive_int = bounded(int, 1)
 
 
+TOWERS = {"text": "the text tower's", "vision": "the image tower's, for which the texts stay as they are"}
 # Of `data.load_pairs`; target_column for scripts whose task takes texts in the place of images.
-TOWERS = ("text", "vision")
 DATA_OPTIONS = ("image_column", "caption_column", "target_column", "image_root", "max_pairs")
 
 
@@ -63,16 +84,10 @@ def add_common_flags(
     """
     group = parser.add_argument_group("common")
     several = {"nargs": "+", "default": [str(DEFAULT_MODEL)]} if several_models else {"default": str(DEFAULT_MODEL)}
-    what = "CLIP models, the first being the reference" if several_models else "CLIP model"
+    what = "models, the first being the reference" if several_models else "model"
     group.add_argument("--model", **several, help=f"{what}: local folder or hub name (default: the bundled one)")
     if tower:
-        group.add_argument(
-            "--tower",
-            choices=TOWERS,
-            default=TOWERS[0],
-            help="whose layers: those of the text tower, or of the image tower, for which the texts stay as they are "
-            "(default: %(default)s)",
-        )
+        group.add_argument("--tower", **choice(TOWERS, "text", "whose layers"))
     group.add_argument(
         "--dataset",
         default=DEFAULT_DATASET,
@@ -99,13 +114,8 @@ def _add_data_options(group: argparse._ArgumentGroup, max_pairs: bool, streaming
             help="the first so many pairs of each split, for a first try (default: all)",
         )
     if streaming:
-        add(
-            "--streaming",
-            type=boolean,
-            default=False,
-            help="captions of train: read the first that are needed, not all of a data set too large to hold "
-            "(default: false)",
-        )
+        what = "captions of train: read the first that are needed, not all of a data set too large to hold"
+        add("--streaming", **switch(False, what))
 
 
 def data_flags(args: argparse.Namespace) -> dict:
@@ -149,7 +159,8 @@ def script(main: Callable) -> Callable:
 
 def _wait_for_the_others() -> None:
     """One of several processes that leaves while another still works can be aborted, and takes all with it."""
-    if torch.distributed.is_initialized():
+    torch = sys.modules.get("torch")
+    if torch and torch.distributed.is_initialized():
         torch.distributed.barrier()
 
 

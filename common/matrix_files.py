@@ -11,12 +11,16 @@ import warnings
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from common.files import DEFAULT_DATASET, DEFAULT_MODEL, EXP_DIR, ROOT, model_dir, safe_name, shorten
-from measures import KINDS, Measure
+from measures import KINDS
 from measures.table import Kind, Option
+
+if TYPE_CHECKING:
+    from measures.base import Measure
 
 PER_TOKEN_MODES = ("T", "seq")  # nothing is pooled
 DEFAULT_POOL = "mean"
@@ -64,9 +68,9 @@ class MatrixSettings:
         """The row of the table of measures."""
         return KINDS[self.measure]
 
-    def new_measure(self) -> Measure:
+    def new_measure(self) -> "Measure":
         """The measure with its options; raises ValueError for an option out of range."""
-        return self.kind.measure(**self.options)
+        return self.kind(**self.options)
 
     @property
     def draw_size(self) -> int:
@@ -104,7 +108,7 @@ class MatrixSettings:
         return shorten(name + "".join(suffix for suffix, used in suffixes if used))
 
     def _suffix(self, option: Option) -> str:
-        return option.suffix(self.options[option.name], self.kind.defaults[option.name])
+        return option.suffix(self.options[option.name])
 
     def path(self, folder: Path) -> Path:
         return folder / f"{self.tag}.npy"

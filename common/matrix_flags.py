@@ -4,7 +4,7 @@ import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
-from common.cli import add_common_flags, boolean, bounded, positive_int
+from common.cli import add_common_flags, bounded, choice, positive_int, switch
 from common.matrix_files import DEFAULT_POOL, MatrixSettings, pools
 from measures import KINDS
 from measures.table import Option
@@ -12,10 +12,15 @@ from measures.table import Option
 OPTIONS = {option.name: option for kind in KINDS.values() for option in kind.options}
 SEARCHED = {"bs": "batch_size", "iter": "iter_num", "mode": "mode", "pool": "pool", "repeats": "repeats"}
 SAMPLES = {
-    "U": "a caption (U)",
-    "T": "a token (T)",
-    "mean": "a caption, as the mean of its tokens (mean)",
-    "seq": "a caption, as the whole sequence of them (seq)",
+    "U": "a sample is a caption, as one vector",
+    "T": "a sample is a token",
+    "mean": "a sample is a caption, as one vector",
+    "seq": "a sample is a caption, as the whole sequence of its tokens",
+}
+POOLS = {"mean": "the mean of its tokens", "eos": "its end token's, which CLIP reads out"}
+PRECISIONS = {
+    "float32": "within 1e-7 of float64 in a matrix",
+    "float64": "three times as slow, the same to 1e-9 on every machine",
 }
 
 
@@ -24,17 +29,19 @@ def add_option_flags(parser: argparse._ActionsContainer, measures: Sequence[str]
     for name, option in OPTIONS.items():
         owners = [measure for measure in measures if option in KINDS[measure].options]
         if owners:
-            default = KINDS[owners[0]].defaults[name]
             of = f"{', '.join(owners)}: " if len(measures) > 1 else ""
-            shown = str(default).lower() if isinstance(default, bool) else default
-            parser.add_argument(f"--{name}", **_values(option, default), help=f"{of}{option.help} (default: {shown})")
+            shown = str(option.default).lower() if isinstance(option.default, bool) else option.default
+            values = _values(option, f"{of}{option.help}")
+            parser.add_argument(f"--{name}", **values | {"help": f"{values['help']} (default: {shown})"})
 
 
-def _values(option: Option, default: object) -> dict:
-    """What argparse takes for an option: choices, or a type."""
+def _values(option: Option, what: str) -> dict:
+    """What argparse takes for an option: choices, or a type; and its help."""
     if option.choices:
-        return {"choices": option.choices}
-    return {"type": boolean if isinstance(default, bool) else bounded(type(default), *option.limits)}
+        return choice(option.choices, None, what)
+    if isinstance(option.default, bool):
+        return switch(None, what)
+    return {"type": bounded(type(option.default), *option.limits), "help": what}
 
 
 def given_options(args: argparse.Namespace) -> dict:
@@ -50,7 +57,7 @@ def add_analysis_flags(parser: argparse.ArgumentParser, script: str) -> None:
     measures = [name for name, kind in KINDS.items() if kind.script == Path(script).name]
     first, add = KINDS[measures[0]], parser.add_argument
     if len(measures) > 1:
-        add("--measure", choices=measures, required=True, help="one file of measures/ each")
+        add("--measure", required=True, **choice({name: KINDS[name].meaning for name in measures}, None))
     else:
         parser.set_defaults(measure=measures[0])
     add_option_flags(parser, measures)
@@ -59,7 +66,7 @@ def add_analysis_flags(parser: argparse.ArgumentParser, script: str) -> None:
         shown = "".join(f"; {name}: {draws[number]}" for name, draws in others.items())
         add(f"--{flag}", type=positive_int, help=f"{what} (default: {first.draws[number]}{shown})")
     modes = list(dict.fromkeys(mode for name in measures for mode in KINDS[name].modes))
-    add("--mode", choices=modes, help=f"a sample is {' or '.join(SAMPLES[m] for m in modes)} (default: {modes[0]})")
+    add("--mode", **choice({mode: SAMPLES[mode] for mode in modes}, None, f"default {modes[0]}"))
     add_pool_flag(parser)
     add(
         "--repeats",
@@ -67,28 +74,13 @@ def add_analysis_flags(parser: argparse.ArgumentParser, script: str) -> None:
         default=MatrixSettings.repeats,
         help="disjoint draws of captions; their mean, and the standard deviation beside it (default: %(default)s)",
     )
-    add(
-        "--baseline",
-        type=boolean,
-        default=False,
-        help="also the matrix of row-shuffled layers: what the measure gives by chance (default: false)",
-    )
-    add(
-        "--precision",
-        choices=("float32", "float64"),
-        default="float32",
-        help="of the forward pass: float64 is about three times as slow, within 1e-7 of float32, and gives the same to 1e-9 "
-        "on every machine (default: %(default)s)",
-    )
+    add("--baseline", **switch(False, "also the matrix of row-shuffled layers: what the measure gives by chance"))
+    add("--precision", **choice(PRECISIONS, "float32", "of the forward pass"))
     add_common_flags(parser, max_pairs=False, streaming=True, tower=True)
 
 
 def add_pool_flag(parser: argparse._ActionsContainer) -> None:
-    parser.add_argument(
-        "--pool",
-        choices=("mean", "eos"),
-        help=f"vector of a caption: the mean of its tokens, or its end token's (default: {DEFAULT_POOL})",
-    )
+    parser.add_argument("--pool", **choice(POOLS, None, f"vector of a caption, default {DEFAULT_POOL}"))
 
 
 def analysis_settings(args: argparse.Namespace) -> MatrixSettings:
@@ -125,7 +117,9 @@ def add_search_flags(parser: argparse.ArgumentParser) -> None:
     """The flags that say which matrix is searched. None where not given: the defaults are those of the measure."""
     group = parser.add_argument_group("which matrix (defaults: those of the analysis commands)")
     add = group.add_argument
-    add("--select_measure", choices=(*KINDS, "rand", "combine"), default="dc", help="matrix to search (default: dc)")
+    meanings = {name: kind.meaning for name, kind in KINDS.items()}
+    meanings |= {"rand": "no matrix, random proposals", "combine": "the mean of the ranks of several matrices"}
+    add("--select_measure", **choice(meanings, "dc", "matrix to search"))
     add("--combine", nargs="+", choices=tuple(KINDS), metavar="MEASURE", help="for --select_measure combine")
     add("--bs", type=positive_int, help="its --batch_size")
     add("--iter", type=positive_int, help="its --iter_num")

@@ -1,4 +1,4 @@
-"""Pictures of similarity matrices. The same matrix gives the same bytes, so committed pictures change only with it."""
+"""Pictures. The same figures give the same bytes, so committed pictures change only with them."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -20,6 +20,12 @@ CHANCE_LABEL = "the same with rows shuffled in every layer: what chance gives"
 MOST_ANNOTATED = 14  # layers; with more, the numbers are too small to read
 CELL = 0.46  # inches
 DPI = 150
+
+
+def save(figure: Figure, path: Path, **options: object) -> None:
+    """Write a figure as a PNG without what differs from run to run; `options`: of `savefig`."""
+    with atomic_path(path) as temporary:
+        figure.savefig(temporary, format="png", metadata={"Software": None}, **options)
 
 
 def heat_map(
@@ -45,8 +51,7 @@ def heat_map(
     for first, last in segments or ():
         _mark_segment(axes[0], first, last)
     axes[0].set_title(title, fontsize=11, pad=30 if segments else 10)
-    with atomic_path(path) as temporary:
-        figure.savefig(temporary, format="png", metadata={"Software": None})
+    save(figure, path)
 
 
 def _layout(side: float, num_matrices: int) -> tuple[Figure, list[Axes], Axes]:
@@ -125,8 +130,7 @@ def strategy_panel(
     _draw_losses(axes[0], strategies, all_losses, full_loss)
     if judged:
         _draw_correlations(axes[1], judged)
-    with atomic_path(path) as temporary:
-        figure.savefig(temporary, format="png", bbox_inches="tight", metadata={"Software": None})
+    save(figure, path, bbox_inches="tight")
 
 
 def _draw_losses(ax: Axes, strategies: Sequence[dict], all_losses: np.ndarray | None, full_loss: float) -> None:
@@ -182,5 +186,4 @@ def quality_curve(sizes: Sequence[dict], path: Path) -> None:
     ax.set_ylim(bottom=0)
     ax.grid(alpha=0.3)
     ax.legend(fontsize=8)
-    with atomic_path(path) as temporary:
-        figure.savefig(temporary, format="png", bbox_inches="tight", metadata={"Software": None})
+    save(figure, path, bbox_inches="tight")

@@ -1,4 +1,7 @@
-"""What every run has: seed, device, logging, and the record of how its results were made."""
+"""What every run has: seed, device, logging, and the record of how its results were made.
+
+torch and accelerate are imported where they are used: parsers are built with this module, and need neither.
+"""
 
 import argparse
 import atexit
@@ -17,8 +20,6 @@ from importlib.metadata import version
 from pathlib import Path
 
 import numpy as np
-import torch
-from accelerate import PartialState
 
 from common.files import ROOT, plain
 
@@ -38,6 +39,8 @@ def note_command(script: Path, argv: Sequence[str]) -> None:
 
 def seed_everything(seed: int) -> None:
     """Seed the generators that libraries use on their own; our own choices take a generator."""
+    import torch
+
     random.seed(seed)
     np.random.seed(seed)  # for libraries that draw from the global state
     torch.manual_seed(seed)
@@ -47,8 +50,11 @@ def set_up(args: argparse.Namespace) -> str:
     """Processes, logging, threads, seed and device of a script; returns the device.
 
     Started by `accelerate launch`, a script runs in several processes that share the work: each sees a part of the
-    data, and only the main one logs, prints and writes.
+    only the main one logs, prints, and writes.
     """
+    import torch
+    from accelerate import PartialState
+
     device = select_device(args.device)
     processes = PartialState(cpu=device == "cpu")
     atexit.register(processes.destroy_process_group)
@@ -61,11 +67,15 @@ def set_up(args: argparse.Namespace) -> str:
 
 def is_main_process() -> bool:
     """Whether this process logs, prints and writes: always, but for the helpers that `accelerate launch` starts."""
+    from accelerate import PartialState
+
     return PartialState().is_main_process
 
 
 def select_device(name: str) -> str:
     """`cpu` or `cuda` for the flag `--device`."""
+    import torch
+
     if name == "cuda" and not torch.cuda.is_available():
         raise ValueError("--device cuda: this machine or this build of torch has no CUDA device; pass --device cpu")
     if name == "auto":
@@ -116,6 +126,8 @@ def git_state() -> str:
 
 
 def hardware(device: str) -> str:
+    import torch
+
     name = torch.cuda.get_device_name() if device.startswith("cuda") else platform.processor() or platform.machine()
     return f"{device} ({name}, {torch.get_num_threads()} CPU threads)"
 

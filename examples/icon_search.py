@@ -24,10 +24,10 @@ from common import (
     DEFAULT_MODEL,
     EXP_DIR,
     add_common_flags,
-    atomic_path,
     data_flags,
     format_table,
     model_dir,
+    plots,
     positive_int,
     script,
     set_up,
@@ -124,8 +124,7 @@ def draw(
                 axes.axis("off")
                 caption = textwrap.fill(captions[image], 17, max_lines=2, placeholder=" …")
                 write(x + CELL / 2, y + side + 0.06, caption, ha="center", fontsize=6.5)
-    with atomic_path(path) as temporary:
-        figure.savefig(temporary, format="png", metadata={"Software": None})
+    plots.save(figure, path)
 
 
 def shared(one: Found, other: Found) -> int:

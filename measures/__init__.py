@@ -9,17 +9,4 @@ What each measure has is `Measure` in base.py; what the scripts know of it is a 
 numbers mean, and do not mean, is in README.md of this folder.
 """
 
-from measures.ablation import Ablation
-from measures.angular import Angular
-from measures.base import Measure
-from measures.baseline import Shuffled
-from measures.cka import CKA
-from measures.combine import combine
-from measures.cosine import Cosine
-from measures.covcorr import CovCorr
-from measures.dc import DC
-from measures.delta_mean import DeltaMean
-from measures.pwcca import PWCCA
-from measures.repair import Repair
-from measures.svcca import SVCCA
 from measures.table import KINDS, MEASURES

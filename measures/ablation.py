@@ -11,7 +11,7 @@ from torch import Tensor
 
 from measures.base import symmetric_matrix
 from measures.checks import check_hidden_states, check_mergeable, check_samples, without_gradients
-from measures.pairsums import unit_vectors
+from measures.pair_measure import unit_vectors
 
 
 def skipped_segments(num_layers: int) -> Iterator[tuple[int, int]]:

@@ -2,39 +2,23 @@
 
 import math
 
-import numpy as np
 import torch
 from torch import Tensor
 
-from measures.base import SummedMeasure, symmetric_matrix
-from measures.checks import check_samples
 from measures.distances import pairwise_distances
-from measures.pairsums import PairSums, unit_vectors
+from measures.pair_measure import PairMeasure, unit_vectors
 
 
-def summed_angular(vectors: Tensor) -> Tensor:
-    """The sum over samples of 1 - angle / pi between layers: (n, L+1, d) -> (L+1, L+1).
-
-    The angle of unit vectors is 2 arcsin(|u - v| / 2): the arc cosine loses half of the digits near 1. A zero vector is
-    at a right angle to everything.
-    """
-    chords = pairwise_distances(unit_vectors(vectors))
-    zero = ~vectors.any(-1)
-    chords.masked_fill_(zero.unsqueeze(-1) | zero.unsqueeze(-2), math.sqrt(2))
-    return (1 - 2 / math.pi * torch.asin((chords / 2).clamp_max_(1))).sum(0)
-
-
-class Angular(SummedMeasure):
+class Angular(PairMeasure):
     """Mean over samples of 1 - arccos(cos(h_i, h_j)) / pi, two layers of the same width, in [0, 1].
 
     The original takes the last token's vector; here it is whatever vector a sample has (`--pool eos` for that). As with
-    the cosine nothing is centred, and independent vectors give 0.5.
+    the cosine nothing is centred, and independent vectors give 0.5. A zero vector is at a right angle to everything.
     """
 
-    def __init__(self) -> None:
-        super().__init__(PairSums(summed_angular))
-
-    def matrix(self) -> np.ndarray:
-        """The (L+1, L+1) matrix. ValueError below 2 samples."""
-        check_samples(self.samples)
-        return symmetric_matrix(self._sums.mean(), self._sums.constant_layers())
+    def summed(self, vectors: Tensor) -> Tensor:
+        # the angle of unit vectors is 2 arcsin(|u - v| / 2): the arc cosine loses half of the digits near 1
+        chords = pairwise_distances(unit_vectors(vectors))
+        zero = ~vectors.any(-1)
+        chords.masked_fill_(zero.unsqueeze(-1) | zero.unsqueeze(-2), math.sqrt(2))
+        return (1 - 2 / math.pi * torch.asin((chords / 2).clamp_max_(1))).sum(0)

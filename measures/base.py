@@ -1,4 +1,4 @@
-"""What a measure is, and what the measures that add up sums over samples have in common."""
+"""What a measure is, and what the measures of products over samples have in common."""
 
 import warnings
 from collections.abc import Sequence
@@ -8,6 +8,7 @@ import numpy as np
 from torch import Tensor
 
 from measures.checks import check_mergeable
+from measures.moments import Moments
 
 
 class Measure(Protocol):
@@ -43,25 +44,13 @@ class Measure(Protocol):
         """What belongs into a record, ready for JSON: `samples`, `constant_layers` and the like."""
 
 
-class Sums(Protocol):
-    """What a `SummedMeasure` adds up: `Moments`, `PairSums`."""
-
-    samples: int
-
-    def update(self, hidden_states: Sequence[Tensor]) -> None: ...
-
-    def merge(self, other: Self) -> None: ...
-
-    def constant_layers(self) -> list[int]: ...
-
-
 class SummedMeasure:
-    """A measure of sums over samples, which come in updates of any size: the result does not depend on the division."""
+    """A measure of `Moments`. Samples come in updates of any size: the result does not depend on the division."""
 
     per_draw = False
     min_samples = 2
 
-    def __init__(self, sums: Sums, **options: object) -> None:
+    def __init__(self, sums: Moments, **options: object) -> None:
         self._sums, self.options = sums, options
 
     @property

@@ -1,23 +1,13 @@
 """Mean relative change of the hidden state between two layers, as a similarity."""
 
-import numpy as np
 import torch
 from torch import Tensor
 
-from measures.base import SummedMeasure, symmetric_matrix
-from measures.checks import check_samples
 from measures.distances import pairwise_distances
-from measures.pairsums import PairSums
+from measures.pair_measure import PairMeasure
 
 
-def summed_unchanged(vectors: Tensor) -> Tensor:
-    """The sum over samples of 1 - |h_i - h_j| / (|h_i| + |h_j|): (n, L+1, d) -> (L+1, L+1). Two zero vectors: 1."""
-    norms = torch.linalg.vector_norm(vectors, dim=-1)
-    sizes = norms.unsqueeze(-1) + norms.unsqueeze(-2)
-    return (1 - pairwise_distances(vectors) / torch.where(sizes > 0, sizes, 1)).sum(0)
-
-
-class DeltaMean(SummedMeasure):
+class DeltaMean(PairMeasure):
     """1 - r/2, where r is the mean over samples of |h_j - h_i| / ((|h_i| + |h_j|) / 2), in [0, 1].
 
     r is the relative change of the hidden state, taken relative to the mean of the two norms, which makes it symmetric
@@ -26,10 +16,7 @@ class DeltaMean(SummedMeasure):
     Layers of the same width only. Unlike the cosine it sees a change of norm.
     """
 
-    def __init__(self) -> None:
-        super().__init__(PairSums(summed_unchanged))
-
-    def matrix(self) -> np.ndarray:
-        """The (L+1, L+1) matrix. ValueError below 2 samples."""
-        check_samples(self.samples)
-        return symmetric_matrix(self._sums.mean(), self._sums.constant_layers())
+    def summed(self, vectors: Tensor) -> Tensor:
+        norms = torch.linalg.vector_norm(vectors, dim=-1)
+        sizes = norms.unsqueeze(-1) + norms.unsqueeze(-2)  # (n, L+1, L+1): |h_i| + |h_j|
+        return (1 - pairwise_distances(vectors) / torch.where(sizes > 0, sizes, 1)).sum(0)  # two zero vectors: 1

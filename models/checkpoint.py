@@ -231,8 +231,10 @@ def check_finite(name: str, model: nn.Module) -> None:
 # --- tokenizer, image processor
 
 
-def read_tokenizer(name: str, tokenizer_class: type = AutoTokenizer) -> PreTrainedTokenizerBase:
-    """The tokenizer beside a model. Raises ValueError where it is missing or damaged."""
+def read_tokenizer(
+    name: str, vocab_size: int | None = None, tokenizer_class: type = AutoTokenizer
+) -> PreTrainedTokenizerBase:
+    """The tokenizer beside a model. Raises ValueError where it is missing, damaged, or too large for the model."""
     try:
         tokenizer = tokenizer_class.from_pretrained(name, **NO_CODE)
     except Exception as error:
@@ -241,6 +243,8 @@ def read_tokenizer(name: str, tokenizer_class: type = AutoTokenizer) -> PreTrain
         raise ValueError(
             f"{name}: no tokenizer with a vocabulary; expected tokenizer.json, or vocab.json and merges.txt, beside the model"
         )
+    if vocab_size is not None:
+        check_vocabulary(name, tokenizer, vocab_size)
     return tokenizer
 
 

@@ -29,7 +29,8 @@ from transformers import (
 from common.files import cached_array
 from data import ImageCaptionPairs
 from models import checkpoint
-from models.encoders import Batch, Encoder, pad_tokens, read_config, state_hash
+from models.encoders import Batch, Encoder, pad_tokens, state_hash
+from models.families import read_config
 from models.layer_stack import LayerStack
 from models.open_clip_folder import find_open_clip, load_open_clip
 
@@ -105,9 +106,6 @@ class Clip(Encoder):
     @property
     def logit_scale(self) -> float:
         return self.model.logit_scale.exp().item()
-
-    def samples(self, pairs: ImageCaptionPairs) -> list[str]:
-        return pairs.captions
 
     # --- images
 
@@ -186,8 +184,7 @@ def load_clip(name: str, device: str = "cpu", weights: bool = True) -> Clip:
         if config.model_type not in MODEL_CLASSES:
             raise ValueError(f"{name}: expected a CLIP model (model_type clip), found {config.model_type}")
         model_class = MODEL_CLASSES[config.model_type]
-        tokenizer = checkpoint.read_tokenizer(name)
-        checkpoint.check_vocabulary(name, tokenizer, config.text_config.vocab_size)
+        tokenizer = checkpoint.read_tokenizer(name, config.text_config.vocab_size)
         processor = CLIPProcessor(checkpoint.read_image_processor(CLIPImageProcessorPil, name), tokenizer)
         model = checkpoint.read_model(model_class, name, config) if weights else model_class(config)
     _check_end_token(name, processor.tokenizer, model.config)

@@ -46,9 +46,8 @@ def hidden_states(
             mask, rows = batch.mask, first_row[batch.rows]
             if mode in PER_TOKEN_MODES:
                 rows = (rows[:, None] + torch.arange(mask.shape[1], device=rows.device))[mask]
-            hidden, context = encoder.stack.start(**batch.inputs)
-            for layer, state in enumerate(states):
-                hidden = encoder.stack.run(hidden, context, [layer] if layer else [])
+            walk = encoder.stack.walk(*encoder.stack.start(**batch.inputs))
+            for state, hidden in zip(states, walk, strict=True):
                 if mode in PER_TOKEN_MODES:
                     state[rows] = hidden[mask]
                 else:
@@ -75,9 +74,7 @@ def embeddings_without_segments(
     with torch.inference_mode():
         for batch in encoder.prepared_batches(tokens, max(1, FORWARD_TOKENS // longest)):
             hidden, context = encoder.stack.start(**batch.inputs)
-            states = [hidden]
-            for layer in range(1, num_layers + 1):
-                states.append(encoder.stack.run(states[-1], context, [layer]))
+            states = list(encoder.stack.walk(hidden, context))
             embeddings[0, batch.rows] = encoder.embed(states[-1], batch)
             for number, (first, last) in enumerate(segments, 1):
                 hidden = encoder.stack.run(states[first], context, range(last + 1, num_layers + 1))

@@ -17,33 +17,15 @@ import inspect
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from operator import index
-from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
-from transformers import PreTrainedConfig, PreTrainedModel
+from transformers import PreTrainedModel
+
+from models.anatomy import describe_cut, find_stack
 
 # The positional and keyword arguments of one block beside its input.
 BlockArguments = tuple[tuple, dict]
-
-# Config entries with one value a layer. Named one by one: other lists (the convolutions of Wav2Vec2) may be as long as
-# the stack.
-PER_LAYER_LISTS = (
-    "layer_types",
-    "mlp_layer_types",
-    "layers_block_type",
-    "attention_layers",
-    "no_rope_layers",
-    "layer_rope_theta",
-    "sliding_windows",
-    "attention_window",
-)
-# Where the modules of a block keep the block's place in the stack, from 0 (caches need it).
-LAYER_INDEX_NAMES = ("layer_idx", "layer_id")
-# With this in its config a block divides its attention by its place: GPT-2 when it is made, ImageGPT in every forward
-# pass.
-SCALE_BY_PLACE = "scale_attn_by_inverse_layer_idx"
-TIME_FIRST = ("xlnet",)  # model types whose states are (T, n, d)
 
 
 class LayerStack:
@@ -70,7 +52,7 @@ class LayerStack:
     def __init__(self, model: PreTrainedModel, tower: str | None = None):
         if not isinstance(model, PreTrainedModel):
             raise TypeError(f"expected a Hugging Face model (PreTrainedModel), found {type(model).__name__}")
-        found = _find_stack(model, tower)
+        found = find_stack(model, tower)
         self.model, self.path, self.tower, self.layers = model, found.path, found.tower, found.blocks
         self._returns_tensor = False  # unknown before the first forward pass
         self._compiled: list[Callable] = []
@@ -85,8 +67,7 @@ class LayerStack:
 
         The tower's own forward runs once with blocks that note their arguments and hand on their input, so no layer is
         computed (but layer 1, the first time, or every time where blocks return tuples). Forward hooks on blocks see
-        this pass. There is no cache, and LayerDrop is off; for the rest the model is in the mode it is in:
-        `model.eval()` switches dropout off.
+        this pass. LayerDrop is off; for the rest the model is in the mode it is in.
 
         Args:
             inputs: what the tower takes, such as `input_ids` and `attention_mask`, or `pixel_values`.
@@ -96,20 +77,20 @@ class LayerStack:
 
         Raises:
             ValueError: a tower that is no chain of its layers: it calls others than 1..L in order, changes the state
-            between two
-                of them, or gives them other positions than those of the token ids.
+                between two of them, or gives them other positions than those of the token ids.
         """
+        # 1) One forward of the tower, without a cache: what each block was called with.
         if "use_cache" in inspect.signature(self.tower.forward).parameters:
             inputs["use_cache"] = False
         with self._recording() as calls:
             self.tower(**inputs)
+        # 2) Is it a chain of the layers 1..L?
         order = [i + 1 for i, _, _ in calls]
         if order != list(range(1, self.num_layers + 1)):
             raise ValueError(f"expected {self.path} to call layers 1..{self.num_layers} once, in order, found {order}")
+        # 3) Every block handed on what it received, so only the tower can have changed it (DeBERTa-v2's convolution).
         h_0 = calls[0][1]
         for i, hidden, _ in calls:
-            # every block handed on what it received, so only the tower can have changed it (a convolution of DeBERTa-v2
-            # does)
             if hidden is not h_0 and not torch.equal(hidden, h_0):
                 raise ValueError(
                     f"expected {self.path} to be a chain of layers, found that the tower changes the state before layer {i + 1}"
@@ -147,11 +128,14 @@ class LayerStack:
         Equal to those of `output_hidden_states=True`, but h_L is always the output of layer L, while Hugging Face shows
         it after the final norm for many language models (Llama, GPT-2).
         """
-        hidden, context = self.start(**inputs)
-        states = [hidden]
+        return list(self.walk(*self.start(**inputs)))
+
+    def walk(self, hidden: Tensor, context: list[BlockArguments]) -> Iterator[Tensor]:
+        """h_0 .. h_L one after the other, from what `start` returned."""
+        yield hidden
         for layer in range(1, self.num_layers + 1):
-            states.append(self.run(states[-1], context, [layer]))
-        return states
+            hidden = self.run(hidden, context, [layer])
+            yield hidden
 
     def drop(self, dropped_layers: Iterable[int]) -> PreTrainedModel:
         """A new model without these layers: of the class of the whole model, with all weights that stay copied.
@@ -174,12 +158,7 @@ class LayerStack:
         layers = model.get_submodule(self.path)
         for i in reversed(dropped):
             del layers[i]
-        for new, old in enumerate(kept):
-            _renumber(layers[new], old, new)
-        for config in _tower_configs(model, self.path, self.num_layers):
-            _cut_config(config, self.path, self.num_layers, kept)
-        if dropped:
-            _check_config_describes(model, self.path)
+        describe_cut(model, self.path, self.num_layers, kept)
         return model
 
     def _check_positions(self, h_0: Tensor, given: Tensor | None) -> None:
@@ -217,7 +196,9 @@ class LayerStack:
 
         def record(i: int, forward: Callable, *args, **kwargs):
             nonlocal tail
+            # the state is the first argument, given by place or, in some models, by its name
             hidden, *args = args or [kwargs.pop(next(iter(inspect.signature(forward).parameters)))]
+            # what a block returns, a state or a tuple that begins with one, is seen by running the first one
             if not calls and not self._returns_tensor:
                 output = forward(hidden, *args, **kwargs)
                 self._returns_tensor = isinstance(output, Tensor)
@@ -225,8 +206,7 @@ class LayerStack:
             calls.append((i, hidden, (tuple(args), kwargs)))
             return hidden if self._returns_tensor else (hidden, *tail)
 
-        # The module that loops over the blocks drops whole layers in training mode (LayerDrop); its children keep their
-        # mode.
+        # The module that loops over the blocks drops whole layers in training mode (LayerDrop); the blocks keep theirs.
         owner = self.model.get_submodule(self.path.rpartition(".")[0])
         training = owner.training
         # A forward in the instance hides that of the class; a library that wraps models may have put one there before.
@@ -242,173 +222,3 @@ class LayerStack:
                 vars(block).pop("forward", None)
                 if own_forward is not None:
                     block.forward = own_forward
-
-
-class _Found(NamedTuple):
-    path: str
-    tower: PreTrainedModel
-    blocks: nn.ModuleList
-
-    def answers_to(self, name: str) -> bool:
-        """Whether `name`, or `<name>_model`, is a part of the path or the kind of the tower."""
-        kind = self.tower.config.base_config_key.removesuffix("_config")  # "text" for a CLIPTextConfig
-        in_path = any(f".{part}." in f".{self.path}." for part in (name, f"{name}_model"))
-        return in_path or name.removesuffix("_model") == kind != ""
-
-
-def _find_stack(model: PreTrainedModel, tower: str | None) -> _Found:
-    stacks: list[_Found] = []
-    refused: dict[str, str] = {}
-    for path, blocks in model.named_modules():
-        # lists inside a block, such as the experts of a mixture, are no stacks of their own
-        if isinstance(blocks, nn.ModuleList) and not _is_inside(path, [stack.path for stack in stacks]):
-            found = _Found(path, _tower_around(model, path), blocks)
-            reason = _refusal(found)
-            if reason is None:
-                stacks.append(found)
-            elif not _is_inside(path, refused):
-                refused[path] = reason
-    if not stacks:
-        raise ValueError(
-            "expected an nn.ModuleList of identical blocks, as many as the config's number of layers, in "
-            f"{type(model).__name__}, found: {'; '.join(f'{p}: {r}' for p, r in refused.items()) or 'no nn.ModuleList'}"
-        )
-    fitting = [stack for stack in stacks if tower is None or stack.answers_to(tower)]
-    if tower is None and len(fitting) > 1:
-        fitting = [stack for stack in stacks if stack.answers_to("text")]
-    if len(fitting) != 1:
-        expected = "one stack of layers" if tower is None else f"one stack of layers that fits tower={tower!r}"
-        paths = ", ".join(stack.path for stack in fitting or stacks)
-        raise ValueError(f"expected {expected}, found {paths}: name a part of one path with tower=")
-    return fitting[0]
-
-
-def _is_inside(path: str, outer_paths: Iterable[str]) -> bool:
-    return any(path.startswith(f"{outer}.") for outer in outer_paths)
-
-
-def _tower_around(model: PreTrainedModel, path: str) -> PreTrainedModel:
-    """The innermost model around `path` whose forward takes the main input (token ids, pixels, samples)."""
-    for outer in reversed(_models_around(model, path)):
-        if outer.main_input_name in inspect.signature(outer.forward).parameters:
-            return outer
-    return model
-
-
-def _models_around(model: PreTrainedModel, path: str) -> list[PreTrainedModel]:
-    """The Hugging Face models on the way from the root to `path`, outermost first."""
-    names = path.split(".")
-    modules = [model.get_submodule(".".join(names[:depth])) for depth in range(len(names))]
-    return [module for module in modules if isinstance(module, PreTrainedModel)]
-
-
-def _refusal(found: _Found) -> str | None:
-    """Why these blocks are no stack of layers; None where they are one."""
-    blocks, config = found.blocks, found.tower.config
-    shapes = [{name: tuple(p.shape) for name, p in block.named_parameters()} for block in blocks]
-    if not any(shapes) or not any(True for _ in blocks[0].children()):
-        return "no blocks made of modules with parameters"
-    for layer, (block, shape) in enumerate(zip(blocks, shapes, strict=True), start=1):
-        if type(block) is not type(blocks[0]):
-            return f"block 1 is a {type(blocks[0]).__name__}, block {layer} a {type(block).__name__}"
-        if shape != shapes[0]:
-            name = next(n for n in {**shapes[0], **shape} if shape.get(n) != shapes[0].get(n))
-            return f"{name} is {shapes[0].get(name)} in block 1, {shape.get(name)} in block {layer}"
-    if config.model_type in TIME_FIRST:
-        return f"the states of {config.model_type} are (T, n, d), not (n, T, d)"
-    key = _depth_key(config, found.path)
-    if key is not None and getattr(config, key) != len(blocks):
-        return f"{len(blocks)} blocks, config.{key} is {getattr(config, key)}"
-    return None
-
-
-def _depth_key(config: PreTrainedConfig, path: str) -> str | None:
-    """Which attribute of the config holds the length of the stack; None if it has none."""
-    decoder_keys = ("decoder_layers", "num_decoder_layers") if "decoder" in path.split(".") else ()
-    return next((key for key in (*decoder_keys, "num_hidden_layers") if getattr(config, key, None) is not None), None)
-
-
-def _renumber(block: nn.Module, old: int, new: int) -> None:
-    for module in block.modules():
-        if old != new and getattr(module, SCALE_BY_PLACE, False):
-            raise ValueError(
-                f"cannot move layer {old + 1} to the place of layer {new + 1}: with {SCALE_BY_PLACE} its attention is divided by "
-                "its place in the stack; drop the last layers, or prune a model without this setting"
-            )
-        for name in LAYER_INDEX_NAMES:
-            if getattr(module, name, None) == old:
-                setattr(module, name, new)
-
-
-def _tower_configs(model: PreTrainedModel, path: str, depth: int) -> list[PreTrainedConfig]:
-    """Every config object that describes the stack: those in the tower, and copies of them in the models around it."""
-    tower = _tower_around(model, path)
-    own, key = tower.config, _depth_key(tower.config, path)
-    found = [module.config for module in tower.modules() if isinstance(getattr(module, "config", None), type(own))]
-    for outer in _models_around(model, path):
-        configs = _with_sub_configs(outer.config)
-        # One that shares the tower's object needs no copy; what else it has of this kind belongs to other towers.
-        if key is not None and not any(config is own for config in configs):
-            found += [c for c in configs if isinstance(c, type(own)) and getattr(c, key) == depth]
-    return list({id(config): config for config in found}.values())
-
-
-def _with_sub_configs(config: PreTrainedConfig) -> list[PreTrainedConfig]:
-    nested = [value for value in vars(config).values() if isinstance(value, PreTrainedConfig)]
-    return [config] + [inner for value in nested for inner in _with_sub_configs(value)]
-
-
-def _cut_config(config: PreTrainedConfig, path: str, depth: int, kept: list[int]) -> None:
-    key = _depth_key(config, path)
-    if key is not None:
-        setattr(config, key, len(kept))
-    for name in PER_LAYER_LISTS:
-        values = vars(config).get(name)
-        if isinstance(values, list | tuple) and len(values) == depth:
-            setattr(config, name, type(values)(values[i] for i in kept))
-    # Image models that can be backbones name their hidden states ("stem", "stage1", ...) and give out the last by
-    # default.
-    stage_names = vars(config).get("stage_names")
-    if stage_names is not None and len(stage_names) == depth + 1 and config.out_indices == [depth]:
-        config.stage_names = stage_names[: len(kept) + 1]
-        config.set_output_features_output_indices(out_features=None, out_indices=None)
-
-
-def _check_config_describes(model: PreTrainedModel, path: str) -> None:
-    """Raise ValueError where the model, built from its config as it would be saved, differs in what no weight says.
-
-    That is the lengths of its lists of modules, and the numbers that its blocks make for themselves.
-    """
-    name = type(model).__name__
-    try:
-        with torch.device("meta"):
-            rebuilt = type(model)(type(model.config).from_dict(model.config.to_dict()))
-    except Exception as error:  # whatever a model raises at a config that it cannot use
-        raise ValueError(f"the config of {name} cannot describe what is left of the model: {error}") from error
-    expected, found = (
-        {list_path: len(module) for list_path, module in m.named_modules() if isinstance(module, nn.ModuleList)}
-        for m in (model, rebuilt)
-    )
-    for list_path in expected:
-        if found.get(list_path) != expected[list_path]:
-            raise ValueError(
-                f"expected {list_path} of length {expected[list_path]} from the config of {name}, found {found.get(list_path)}"
-            )
-    expected, found = (_numbers_by_place(m.get_submodule(path)) for m in (model, rebuilt))
-    for attribute in expected:
-        if found.get(attribute) != expected[attribute]:
-            raise ValueError(
-                f"the config of {name} cannot describe what is left of the model: {path}.{attribute} depends on the layer's place"
-            )
-
-
-def _numbers_by_place(blocks: nn.ModuleList) -> dict[str, float]:
-    """Fractions that modules hold beside their weights, such as scales of attention (DiffLlama: `lambda_init`)."""
-    return {
-        f"{path}.{name}": value
-        for path, module in blocks.named_modules()
-        if not isinstance(module, nn.Dropout)
-        for name, value in vars(module).items()
-        # the rate of a drop path may depend on the place; it is for training alone
-        if isinstance(value, float) and "drop" not in name
-    }

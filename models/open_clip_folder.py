@@ -95,7 +95,7 @@ def load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
     if (folder / "tokenizer_config.json").is_file():
         return read_tokenizer(str(folder))
     if (folder / "tokenizer.json").is_file() or (folder / "merges.txt").is_file():
-        return read_tokenizer(str(folder), CLIPTokenizer)
+        return read_tokenizer(str(folder), tokenizer_class=CLIPTokenizer)
     package = importlib.util.find_spec("open_clip")  # found, not imported
     places = [folder, *map(Path, (package.submodule_search_locations if package else None) or ())]
     for place in places:

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from measures import Repair
+from measures.repair import Repair
 from models.encoders import Batch, Encoder
 from models.folding import BlockMap, TableMap, apply_change, find_place
 from models.judging import Judge

@@ -16,7 +16,8 @@ from transformers import MODEL_MAPPING, PreTrainedModel, PreTrainedTokenizerBase
 from common.files import cached_array
 from data import ImageCaptionPairs
 from models import checkpoint
-from models.encoders import Batch, Encoder, pad_tokens, read_config, state_hash
+from models.encoders import Batch, Encoder, pad_tokens, state_hash
+from models.families import read_config
 from models.layer_stack import LayerStack
 from models.sentence_form import Form, identity_map, is_identity, read_dense, read_form, save_dense, with_dense
 
@@ -112,9 +113,6 @@ model = SentenceTransformer(folder)"""
     def logit_scale(self) -> float:
         return SIMILARITY_SCALE
 
-    def samples(self, pairs: ImageCaptionPairs) -> list[str]:
-        return pairs.captions
-
     def embed_pairs(
         self, pairs: ImageCaptionPairs, cache_dir: Path | None = None, progress: bool = False
     ) -> tuple[ImageCaptionPairs, Tensor]:
@@ -140,8 +138,7 @@ def load_sentence_encoder(name: str, device: str = "cpu", weights: bool = True) 
     config = read_config(name)
     model_class = MODEL_MAPPING[type(config)]
     form = read_form(name, config.hidden_size)
-    tokenizer = checkpoint.read_tokenizer(name)
-    checkpoint.check_vocabulary(name, tokenizer, config.vocab_size)
+    tokenizer = checkpoint.read_tokenizer(name, config.vocab_size)
     model = checkpoint.read_model(model_class, name, config, UNUSED_WEIGHTS) if weights else model_class(config).eval()
     model.add_module(
         PROJECTION, read_dense(name, form.dense) if form.dense and weights else identity_map(config.hidden_size)

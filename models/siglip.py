@@ -14,7 +14,8 @@ from transformers import SiglipImageProcessorPil, SiglipModel, SiglipProcessor
 
 from models import checkpoint
 from models.clip import Clip
-from models.encoders import Batch, read_config
+from models.encoders import Batch
+from models.families import read_config
 
 
 class Siglip(Clip):
@@ -48,9 +49,6 @@ class Siglip(Clip):
         )
         return hidden.masked_fill(~is_token[:, :, None], 0).sum(1) / is_token.sum(1, keepdim=True)
 
-    def features(self, hidden: Tensor, batch: Batch) -> Tensor:
-        return self.stack.tower.final_layer_norm(self.own_pool(hidden, batch))
-
     @property
     def projection(self) -> nn.Linear:
         return self.model.text_model.head
@@ -75,8 +73,7 @@ def load_siglip(name: str, device: str = "cpu", weights: bool = True) -> Siglip:
     config = read_config(name)
     if config.model_type != "siglip":
         raise ValueError(f"{name}: expected a SigLIP model (model_type siglip), found {config.model_type}")
-    tokenizer = checkpoint.read_tokenizer(name)
-    checkpoint.check_vocabulary(name, tokenizer, config.text_config.vocab_size)
+    tokenizer = checkpoint.read_tokenizer(name, config.text_config.vocab_size)
     if tokenizer.pad_token_id is None:
         raise ValueError(f"{name}: the tokenizer has no padding token, and SigLIP reads padded texts")
     processor = SiglipProcessor(checkpoint.read_image_processor(SiglipImageProcessorPil, name), tokenizer)

@@ -15,7 +15,8 @@ from torch import Tensor, nn
 from common.files import cached_array
 from data import ImageCaptionPairs
 from models.clip import Clip, load_clip
-from models.encoders import Batch, Encoder, read_config, state_hash
+from models.encoders import Batch, Encoder, state_hash
+from models.families import read_config
 from models.layer_stack import LayerStack
 from models.siglip import load_siglip
 

@@ -35,13 +35,18 @@ class Score(NamedTuple):
     over the segments is >= 0. This is what the exact search needs.
     """
 
+    meaning: str
     value: Callable[[Any, Any], Any]
     excess: Callable[[np.ndarray, float], tuple[np.ndarray, float]]
 
 
 SCORES = {
-    "mean": Score(lambda total, count: total / count, lambda matrix, x: (matrix - x, 0.0)),
-    "sum": Score(lambda total, count: total - count, lambda matrix, x: (matrix - 1.0, -x)),
+    "mean": Score(
+        "of the entries of the segments, as published",
+        lambda total, count: total / count,
+        lambda matrix, x: (matrix - x, 0.0),
+    ),
+    "sum": Score("of what they lack of 1", lambda total, count: total - count, lambda matrix, x: (matrix - 1.0, -x)),
 }
 
 
@@ -159,6 +164,7 @@ def _best_rows(matrix: np.ndarray, proposals: np.ndarray, num_best: int, rule: S
 def _exhaustive(
     matrix: np.ndarray, num_clip_layers: int, num_proposals: int, rule: Score, beam_size: int
 ) -> Iterable[Proposal]:
+    """scores every subset"""
     num_layers = len(matrix) - 1
     existing = comb(num_layers, num_clip_layers)
     if existing > MAX_EXHAUSTIVE:
@@ -178,6 +184,7 @@ def _exhaustive(
 def _beam(
     matrix: np.ndarray, num_clip_layers: int, num_proposals: int, rule: Score, beam_size: int
 ) -> Iterable[Proposal]:
+    """extends the best few, layer by layer, as published"""
     kept = np.ones((1, len(matrix) - 1), dtype=bool)  # one row a proposal of the beam
     for num_dropped in range(1, num_clip_layers + 1):
         rows, layers = np.nonzero(kept)
@@ -194,12 +201,14 @@ def _beam(
 def _greedy(
     matrix: np.ndarray, num_clip_layers: int, num_proposals: int, rule: Score, beam_size: int
 ) -> Iterable[Proposal]:
+    """a beam of 1"""
     return _beam(matrix, num_clip_layers, num_proposals, rule, 1)
 
 
 def _exact(
     matrix: np.ndarray, num_clip_layers: int, num_proposals: int, rule: Score, beam_size: int
 ) -> Iterable[Proposal]:
+    """the true best for any number of layers, in seconds"""
     return best_proposals(
         lambda x: rule.excess(matrix, x),
         lambda proposal: round(_score(matrix, proposal, rule), DECIMALS),
@@ -210,5 +219,5 @@ def _exact(
     )
 
 
-# All take what `coarse_search` checked; `beam_size` is read by beam alone.
+# All take what `coarse_search` checked; `beam_size` is read by beam alone. Their docstrings are what `--help` says.
 SEARCH_MODES = {"exhaustive": _exhaustive, "greedy": _greedy, "beam": _beam, "exact": _exact}

@@ -13,61 +13,17 @@ compare_clip<L>_all_k.json and .png: the best proposal found for every number of
 """
 
 import argparse
-import logging
 import sys
-from math import comb
 from pathlib import Path
-
-import numpy as np
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from common import (
-    Record,
-    add_common_flags,
-    analysis,
-    boolean,
-    data_flags,
-    positive_int,
-    script,
-    set_up,
-    set_up_logging,
-    tower_dir,
-    write_array,
-    write_json,
-)
-from common.cli import caption_flags
-from common.matrix_files import MatrixSettings, read_matrix, warn_of_other_weights
-from common.plots import quality_curve, strategy_panel
-from data import ImageCaptionPairs, load_pairs
-from measures import KINDS
-from models import Encoder, check_num_layers, load_encoder
-from models.segment_maps import CAPTIONS as MAP_CAPTIONS
-from models.segment_maps import SegmentMaps
-from search_strategy.comparison_tables import panel_table, scores_table, searches_table, sizes_table
-from search_strategy.fine import FineSearch
-from search_strategy.fine_flags import add_fine_flags, add_size_flags, draw_repair_captions, make_fine_search
-from search_strategy.proposals import Proposal, check_num_clip_layers, segments
-from search_strategy.results import describe_figures
-from search_strategy.rivals import (
-    OURS,
-    AllSubsets,
-    Outcome,
-    all_subsets,
-    best_of_every_size,
-    compare_pairs,
-    judge_scores,
-    judge_searches,
-    random_rivals,
-    run_strategy,
-    strategies,
-)
-
-logger = logging.getLogger("comflp")
+from common import add_common_flags, new_parser, positive_int, script, switch
+from search_strategy.fine_flags import add_fine_flags, add_size_flags
 
 
 def build_parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(description="Compare every way to choose the layers to drop.")
+    parser = new_parser(__doc__)
     add_size_flags(parser)
     add_fine_flags(parser)
     parser.add_argument(
@@ -76,7 +32,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--scratch", type=Path, nargs="+", default=[], help="checkpoints of small models trained from scratch"
     )
-    parser.add_argument("--all_k", type=boolean, default=False, help="the best proposal for every number of layers too")
+    parser.add_argument("--all_k", **switch(False, "the best proposal for every number of layers too"))
     parser.add_argument(
         "--max_subsets", type=positive_int, default=5000, help="evaluate all subsets up to so many (default: 5000)"
     )
@@ -88,179 +44,9 @@ def build_parser() -> argparse.ArgumentParser:
 @script
 def main(argv: list[str] | None = None) -> None:
     args = build_parser().parse_args(argv)
-    check_num_clip_layers(args.num_clip_layers, args.num_layers)
-    check_num_layers(args.num_layers, args.model, args.tower)
-    folder = tower_dir(args.exp_dir, args.model, args.tower)
-    device = set_up(args)
-    record = Record(args, device)
-    encoder = load_encoder(args.model, args.tower, device)
-    pairs = {split: load_pairs(args.dataset, split, **data_flags(args)) for split in ("validation", "test")}
-    record.note_data(**pairs)
-    record.note(model=encoder.identity())
-    maps = SegmentMaps(encoder, draw_repair_captions(args, encoder)[:MAP_CAPTIONS]) if args.repair else None
-    fine, test = make_searches(args, encoder, pairs, folder, maps)
-    scratch = {
-        path: make_searches(args, load_encoder(str(path), args.tower, device), pairs, folder) for path in args.scratch
-    }
-    part = (f"_max{args.max_pairs}" if args.max_pairs else "") + ("" if args.repair else "_left_out")
-    path = folder / f"compare_clip{args.num_layers}to{args.num_layers - args.num_clip_layers}{part}.json"
-    set_up_logging(path.with_suffix(".log"))  # all input is there: from here on, files are written
-    draws = find_matrices(args, encoder, folder, record)
-    compare(args, fine, test, scratch, draws, record, path)
-    if args.all_k:
-        path = folder / f"compare_clip{args.num_layers}_all_k{part}.json"
-        sizes = compare_sizes(args, fine, test, draws[0]["dc"])
-        write_json(path, {"sizes": sizes, "record": record.content()})
-        quality_curve(sizes, path.with_suffix(".png"))
-        print(f"\n{sizes_table(sizes)}")
+    from commands.compare import run
 
-
-Searches = tuple[FineSearch, FineSearch]
-
-
-def make_searches(
-    args: argparse.Namespace,
-    encoder: Encoder,
-    pairs: dict[str, ImageCaptionPairs],
-    folder: Path,
-    maps: SegmentMaps | None = None,
-) -> Searches:
-    """By the loss on validation; by R@10 on test, so that there is a value of it for every pair, at the same scale."""
-    fine = make_fine_search(args, encoder, pairs["validation"], folder, maps=maps)
-    options = {"objective": "recall", "logit_scale": fine.task.logit_scale, "maps": maps}
-    return fine, make_fine_search(args, encoder, pairs["test"], folder, **options)
-
-
-def find_matrices(
-    args: argparse.Namespace, encoder: Encoder, folder: Path, record: Record
-) -> list[dict[str, np.ndarray]]:
-    """The matrix of every measure for each draw: read where it is there, made and written where it is not."""
-    names = ("dataset", "caption_column", "streaming", "tower")
-    common = {name: getattr(args, name) for name in names}
-    draws, identity, samples = [], encoder.identity(), None
-    for seed in range(args.seed, args.seed + args.draws):
-        settings = [MatrixSettings(name, seed=seed, **common) for name in KINDS]
-        missing = [one for one in settings if not one.path(folder).exists()]
-        if missing and samples is None:
-            needed = max(one.num_captions for one in settings)
-            flags = caption_flags(args, needed) | ({} if args.streaming else {"max_pairs": None})
-            samples = encoder.samples(load_pairs(args.dataset, "train", **flags))
-        with record.timed("matrices"):
-            made = analysis.measure_several(encoder, samples, missing, record) if missing else []
-        for one, matrix in zip(missing, made, strict=True):
-            write_array(one.path(folder), matrix)
-            facts = {"model": identity, "dataset": one.dataset_name}
-            write_json(one.path(folder).with_suffix(".json"), record.content() | facts)
-        with record.warnings():
-            for one in settings:
-                warn_of_other_weights(one, folder, identity)
-        draws.append({one.measure: read_matrix(one, folder, args.num_layers, args.model) for one in settings})
-    return draws
-
-
-def compare(
-    args: argparse.Namespace,
-    fine: FineSearch,
-    test: FineSearch,
-    scratch: dict[Path, Searches],
-    draws: list[dict[str, np.ndarray]],
-    record: Record,
-    path: Path,
-) -> None:
-    """The panel on validation, with the figures on test, in a file, a picture and tables."""
-    truth = find_truth(args, fine, record)
-    outcomes = run_panel(args, fine, draws[0])
-    rows = [describe_outcome(outcome, truth, fine, test) for outcome in outcomes]
-    if fine.maps:
-        plain = fine.without_maps(), test.without_maps()
-        for row, outcome in zip(rows, outcomes, strict=True):
-            row["left_out"] = describe_both(*plain, outcome.proposal)
-    ours = min((row["task_loss"], number) for number, row in enumerate(rows) if row["strategy"].startswith(OURS))[1]
-    reference = test.evaluate([outcomes[ours].proposal])[0].values
-    of_test = [test.evaluate([outcome.proposal])[0].values for outcome in outcomes]
-    for model, searches in scratch.items():
-        rows.append(describe_scratch(model, truth, *searches))
-        of_test.append(searches[1].full_model().values)
-    for row, values in zip(rows, of_test, strict=True):  # minus R@10: smaller is better
-        row["to_ours"] = compare_pairs(-values, -reference) if row is not rows[ours] else None
-    rows.sort(key=lambda row: row["task_loss"])
-    judged, found = [], []
-    if truth:
-        judged = judge_scores(draws, args.num_clip_layers, truth)
-        found = judge_searches(draws, args.num_clip_layers, truth, args.refine)
-    full = describe_both(fine, test, ())
-    content = {"full_model": full, "strategies": rows, "coarse_scores": judged, "default_search": found}
-    write_json(path, content | {"record": record.content()})
-    strategy_panel(rows, judged, truth.sorted if truth else None, full["task_loss"], path.with_suffix(".png"))
-    tables = [panel_table(rows, full["test_recall_at_10"]), scores_table(judged), searches_table(found)]
-    print("\n\n".join(tables if truth else tables[:1]))
-
-
-def find_truth(args: argparse.Namespace, fine: FineSearch, record: Record) -> AllSubsets | None:
-    """Every subset, evaluated, where there are few enough."""
-    if comb(args.num_layers, args.num_clip_layers) > args.max_subsets:
-        return None
-    subsets, before = all_subsets(args.num_layers, args.num_clip_layers), fine.layer_calls
-    with record.timed("all_subsets"):
-        truth = AllSubsets(dict(zip(subsets, fine.objectives(subsets), strict=True)))
-    calls = fine.layer_calls - before
-    logger.info("all %d subsets: %d layer calls a batch", len(subsets), calls)
-    record.note(layer_calls_all_subsets=calls, num_subsets=len(subsets), pairs=fine.num_samples)
-    return truth
-
-
-def run_panel(args: argparse.Namespace, fine: FineSearch, matrices: dict[str, np.ndarray]) -> list[Outcome]:
-    outcomes = []
-    for name, choose in strategies(matrices, args.num_clip_layers, args.refine).items():
-        outcomes.append(run_strategy(name, choose, fine.objectives, args.num_layers))
-        value = fine.objectives([outcomes[-1].proposal])[0]
-        logger.info("%s: %.4f after %d layer calls", name, value, outcomes[-1].costs["layer_calls"])
-    sizes = (args.num_layers, args.num_clip_layers, args.refine, args.num_random)
-    return outcomes + random_rivals(fine.objectives, *sizes, np.random.default_rng(args.seed))
-
-
-def describe_outcome(outcome: Outcome, truth: AllSubsets | None, fine: FineSearch, test: FineSearch) -> dict:
-    """One row of the comparison as it is written; of a draw also `runs`: mean and standard deviation over its runs."""
-    figures = describe_both(fine, test, outcome.proposal)
-    row = {"strategy": outcome.strategy, "segments": segments(outcome.proposal), **figures, **outcome.costs}
-    row |= describe_place(row["task_loss"], truth)
-    if outcome.runs:
-        losses = fine.objectives([run.proposal for run in outcome.runs])
-        of_runs = {"task_loss": losses, "layer_calls": [run.costs["layer_calls"] for run in outcome.runs]}
-        of_runs |= {"rank": [truth.rank(loss) for loss in losses]} if truth else {}
-        row["runs"] = {name: (float(np.mean(values)), float(np.std(values))) for name, values in of_runs.items()}
-    return row
-
-
-def describe_scratch(model: Path, truth: AllSubsets | None, fine: FineSearch, test: FineSearch) -> dict:
-    """The same of a model trained from scratch: nothing is dropped, nothing searched; losses at its own best scale."""
-    figures = describe_both(fine, test, ())
-    costs = {"proposals_evaluated": 0, "layer_calls": 0, "layer_calls_unshared": 0}
-    name = f"from scratch, {fine.encoder.num_layers} layers ({model.name})"
-    return {"strategy": name, "segments": None, **figures, **costs, **describe_place(figures["task_loss"], truth)}
-
-
-def describe_place(loss: float, truth: AllSubsets | None) -> dict:
-    return {"rank": truth.rank(loss) if truth else None, "regret": float(truth.regret(loss)) if truth else None}
-
-
-def describe_both(fine: FineSearch, test: FineSearch, proposal: Proposal) -> dict:
-    """Figures of validation; those of test, with `test_recall_at_10` the mean of both directions."""
-    of_test = test.evaluate([proposal])[0]
-    figures = describe_figures(of_test) | {"recall_at_10": -of_test.objective}
-    return describe_figures(fine.evaluate([proposal])[0]) | {f"test_{name}": value for name, value in figures.items()}
-
-
-def compare_sizes(args: argparse.Namespace, fine: FineSearch, test: FineSearch, matrix: np.ndarray) -> list[dict]:
-    """The curve of quality against layers kept, with the figures on validation and test."""
-    options = {"max_subsets": args.max_subsets, "refine_rounds": args.refine}
-    found = best_of_every_size(fine.objectives, matrix, **options)
-    rows = []
-    for row in [{"num_clip_layers": 0, "dropped_layers": (), "all_known": True, "nested": True}, *found]:
-        proposal = row["dropped_layers"]
-        place = {"segments": segments(proposal), "layers_kept": args.num_layers - row["num_clip_layers"]}
-        rows.append(row | place | describe_both(fine, test, proposal))
-    return rows
+    run(args)
 
 
 if __name__ == "__main__":

@@ -26,14 +26,13 @@ from data import ImageCaptionPairs
 from models import Encoder
 from models.layer_stack import LayerStack
 from models.segment_maps import SegmentMaps
+from search_strategy.defaults import OBJECTIVES, SAMPLES_AT_ONCE
 from search_strategy.proposals import Proposal, kept_layers
 from tasks.base import LOSS_BATCH_SIZE, Task
 from tasks.distance import Distance
 from tasks.image_retrieval import retrieval_task
 from tasks.retrieval import Retrieval
 
-OBJECTIVES = (*Retrieval.OBJECTIVES, Distance.objective)
-SAMPLES_AT_ONCE = 512  # in a forward pass
 EMBEDDING_BYTES = 1 << 30  # of embeddings held at a time; more proposals are run in parts
 STATE_BYTES = 1 << 29  # of hidden states kept from one call to the next
 MOST_TO_KEEP_STATES = 100  # proposals in a call whose states may serve a later one, as in a refinement

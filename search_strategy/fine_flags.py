@@ -1,14 +1,9 @@
-"""The flags of the fine search, and a fine search from them: for the script that searches and the one that compares."""
+"""The flags of the fine search: for the script that searches and the one that compares."""
 
 import argparse
-from pathlib import Path
 
-from common import boolean, bounded, data_flags, positive_int, show_progress
-from data import ImageCaptionPairs, load_pairs
-from models import Encoder
-from models.repair import draw_captions
-from search_strategy.fine import SAMPLES_AT_ONCE, FineSearch
-from search_strategy.verify import REFINE_ROUNDS
+from common import bounded, positive_int, switch
+from search_strategy.defaults import REFINE_ROUNDS, SAMPLES_AT_ONCE
 from tasks.base import LOSS_BATCH_SIZE
 
 
@@ -20,12 +15,8 @@ def add_size_flags(parser: argparse.ArgumentParser) -> None:
 def add_fine_flags(parser: argparse.ArgumentParser) -> argparse._ArgumentGroup:
     """Gives the group, for what a script has beside them."""
     group = parser.add_argument_group("fine search")
-    group.add_argument(
-        "--repair",
-        type=boolean,
-        default=True,
-        help="score proposals with a linear map in the place of what they drop (default: true; false: as published)",
-    )
+    what = "score proposals with a linear map in the place of what they drop; false: as published"
+    group.add_argument("--repair", **switch(True, what))
     group.add_argument(
         "--refine",
         type=bounded(int, 0),
@@ -45,17 +36,3 @@ def add_fine_flags(parser: argparse.ArgumentParser) -> argparse._ArgumentGroup:
         help="captions in a forward pass (default: %(default)s)",
     )
     return group
-
-
-def make_fine_search(
-    args: argparse.Namespace, encoder: Encoder, pairs: ImageCaptionPairs, folder: Path, **options: object
-) -> FineSearch:
-    """On these pairs, with the flags; `options`: more of those of `FineSearch.from_pairs`."""
-    sizes = {"loss_batch_size": args.loss_batch_size, "batch_size": args.text_batch_size}
-    return FineSearch.from_pairs(encoder, pairs, folder / "cache", progress=show_progress(), **sizes, **options)
-
-
-def draw_repair_captions(args: argparse.Namespace, encoder: Encoder) -> list:
-    """Samples of train, of validation where there is none, that repairs are fitted to; the first are a draw too."""
-    options = {"images": encoder.tower == "vision", "or_validation": True}
-    return draw_captions(encoder.samples(load_pairs(args.dataset, "train", **data_flags(args) | options)), args.seed)

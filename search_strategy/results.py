@@ -10,9 +10,10 @@ import numpy as np
 
 from common import DEFAULT_DATASET, DEFAULT_MODEL, Record, safe_name, shorten, write_json
 from search_strategy.coarse import BEAM_SIZE, SCORES, coarse_score
+from search_strategy.defaults import NUM_PROPOSALS, REFINE_ROUNDS, SCORE
 from search_strategy.fine import Evaluation
 from search_strategy.proposals import Proposal, kept_layers, segments
-from search_strategy.verify import NUM_PROPOSALS, REFINE_ROUNDS, SCORE, Scored, Verification
+from search_strategy.verify import Scored, Verification
 from tasks.base import Scores
 
 NOISE = 0.05  # a proposal whose p-value is greater is within noise of the winner

@@ -9,277 +9,50 @@ that is, to drop.
 """
 
 import argparse
-import logging
 import sys
-from dataclasses import asdict
 from pathlib import Path
-
-import numpy as np
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from common import (
-    Record,
-    add_common_flags,
-    boolean,
-    data_flags,
-    format_table,
-    is_main_process,
-    positive_int,
-    script,
-    set_up,
-    set_up_logging,
-    tower_dir,
-)
-from common.matrix_files import MatrixSettings, read_matrix, warn_of_other_weights
-from common.matrix_flags import add_search_flags, searched_matrices
-from common.plots import heat_map
-from data import load_pairs
-from measures import combine
-from models import check_num_layers, load_encoder
-from models.repair import repair
-from models.segment_maps import CAPTIONS as MAP_CAPTIONS
-from models.segment_maps import SegmentMaps
-from search_strategy.coarse import BEAM_SIZE, SCORES, SEARCH_MODES, coarse_search, missed_by
-from search_strategy.fine import OBJECTIVES, FineSearch
-from search_strategy.fine_flags import add_fine_flags, add_size_flags, draw_repair_captions, make_fine_search
-from search_strategy.proposals import Proposal, check_num_clip_layers, random_proposals, segments
-from search_strategy.results import (
-    CHOICES,
-    coarse_rows,
-    describe_evaluation,
-    describe_figures,
-    result_path,
-    result_tag,
-    verified_rows,
-    write_result,
-)
-from search_strategy.verify import (
-    BEST_SHOWN,
-    NUM_PROPOSALS,
-    SCORE,
-    SEARCH_MODE,
-    Scored,
-    Verification,
-    propose,
-    rank_correlation,
-    verify,
-)
-from tasks.distance import Distance
-from tasks.retrieval import RECALL_AT
-
-logger = logging.getLogger("comflp")
-
-MAX_LAYERS_TO_CHECK = 200  # up to here the exact search takes a moment, so the log can say what another mode missed
-SCORE_FORMAT = ".6f"  # biased DC of few samples differs in the fourth decimal and later
+from common import add_common_flags, choice, new_parser, positive_int, script, switch
+from common.matrix_flags import add_search_flags
+from search_strategy.coarse import BEAM_SIZE, SCORES, SEARCH_MODES
+from search_strategy.defaults import NUM_PROPOSALS, OBJECTIVES, SCORE, SEARCH_MODE
+from search_strategy.fine_flags import add_fine_flags, add_size_flags
 
 
 def build_parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        description="Search the layers to drop: coarse over a matrix, then fine by task loss."
-    )
+    parser = new_parser(__doc__)
     add_size_flags(parser)
     coarse = parser.add_argument_group("coarse search")
-    coarse.add_argument("--search_mode", choices=tuple(SEARCH_MODES), default=SEARCH_MODE, help="default: %(default)s")
+    modes = {name: mode.__doc__ for name, mode in SEARCH_MODES.items()}
+    coarse.add_argument("--search_mode", **choice(modes, SEARCH_MODE))
+    scores = {name: score.meaning for name, score in SCORES.items()} | {"both": "the best by each"}
+    coarse.add_argument("--score", **choice(scores, SCORE, "of a proposal"))
     coarse.add_argument(
-        "--score",
-        choices=(*SCORES, "both"),
-        default=SCORE,
-        help="over the segments: mean, as published, sum, or the best by both (default: %(default)s)",
+        "--beam_size", type=positive_int, default=BEAM_SIZE, help="proposals that go on (default: %(default)s)"
     )
-    coarse.add_argument("--beam_size", type=positive_int, default=BEAM_SIZE, help="default: %(default)s")
     coarse.add_argument(
         "--topk_num",
         type=positive_int,
         default=NUM_PROPOSALS,
         help="proposals for the fine search (default: %(default)s)",
     )
-    coarse.add_argument(
-        "--coarse_search_only", type=boolean, default=False, help="stop before the fine search (default: false)"
-    )
+    coarse.add_argument("--coarse_search_only", **switch(False, "stop before the fine search"))
     add_search_flags(parser)
     fine = add_fine_flags(parser)
-    fine.add_argument("--objective", choices=OBJECTIVES, default="task_loss", help="default: task_loss")
-    fine.add_argument(
-        "--race", type=boolean, default=False, help="halve the proposals over growing parts of the pairs first"
-    )
+    fine.add_argument("--objective", **choice(OBJECTIVES, "task_loss", "what is searched for"))
+    fine.add_argument("--race", **switch(False, "halve the proposals over growing parts of the pairs first"))
     add_common_flags(parser, streaming=True, tower=True, target_column=True)
     return parser
-
-
-def prepare(
-    args: argparse.Namespace, settings: list[MatrixSettings], device: str, folder: Path, record: Record
-) -> tuple[FineSearch, list[str]]:
-    """Model, validation pairs, their image embeddings and the maps of all segments, ready to evaluate proposals.
-
-    Beside it the captions that the winner is repaired with; none without repair.
-    """
-    encoder = load_encoder(args.model, args.tower, device)
-    images = args.tower == "vision" or args.objective != Distance.objective
-    pairs = load_pairs(args.dataset, "validation", images=images, **data_flags(args))
-    identity = encoder.identity()
-    record.note(model=identity)
-    record.note_data(data=pairs)
-    with record.warnings():
-        for of_matrix in settings:
-            warn_of_other_weights(of_matrix, folder, identity)
-    maps, captions = None, []
-    if args.repair:
-        captions = draw_repair_captions(args, encoder)
-        with record.timed("maps"):
-            maps = SegmentMaps(encoder, captions[:MAP_CAPTIONS])
-    with record.timed("image_embeddings"):
-        fine = make_fine_search(args, encoder, pairs, folder, objective=args.objective, maps=maps)
-    return fine, captions
-
-
-def refit_winner(fine: FineSearch, winner: Proposal, captions: list[str]) -> dict:
-    """The winner repaired cut by cut, and its projection; its figures and what became of each cut."""
-    model, report = repair(fine.encoder, winner, captions)
-    scores = fine.task.score(model.embeddings(fine.samples))
-    for cut in report.cuts:
-        logger.info("repair of %s", cut)
-    return {
-        "objective": scores.values.mean().item(),
-        **describe_figures(scores),
-        "repair": asdict(report),
-    }
-
-
-def log_missed(args: argparse.Namespace, scored: list, matrix: np.ndarray | None) -> None:
-    """Say what beam or greedy missed, where the exact answer is quick to get."""
-    if matrix is None or args.search_mode not in ("beam", "greedy") or args.num_layers > MAX_LAYERS_TO_CHECK:
-        return
-    scored = scored[: args.topk_num]  # of both scores, the published one
-    score = published_score(args)
-    exact = coarse_search(matrix, args.num_clip_layers, mode="exact", num_proposals=len(scored), score=score)
-    missed, proposals = missed_by(scored, exact)
-    best = f"; the best of them: {segments(proposals[0][0])} with {proposals[0][1]:{SCORE_FORMAT}}" if missed else ""
-    logger.info("%s missed %d of the true %d best%s", args.search_mode, missed, len(scored), best)
-
-
-def print_table(proposals: list[dict], verification: Verification | None, objective: str) -> None:
-    """The best proposals, the full model first; recall in percent (t>i: text to image)."""
-    if verification is None:
-        rows = [(p["rank"], p["segments"], p["coarse_score"]) for p in proposals[:BEST_SHOWN]]
-        print(format_table(rows, ("rank", "dropped layers", "coarse score"), ("", "", SCORE_FORMAT)))
-        return
-    shown = proposals[:BEST_SHOWN]
-    full = describe_evaluation(verification.full_model)
-    models = [full, *shown]
-    columns = {  # heading: format, values
-        "rank": ("", ["full", *(p["rank"] for p in shown)]),
-        "dropped layers": ("", [[], *(p["segments"] for p in shown)]),
-        "coarse score": (SCORE_FORMAT, [None, *(p["coarse_score"] for p in shown)]),
-        objective: (".4f", [model["objective"] for model in models]),
-        "task loss": (".4f", [model["task_loss"] for model in models]),
-    }
-    if objective == "task_loss":  # once is enough
-        del columns[objective]
-    if verification.left_out:
-        columns["left out"] = (".4f", [None, *(p["left_out"]["objective"] for p in shown)])
-    recalls = zip(*(_percent(model["recall"]) for model in models), strict=True)
-    headings = [f"{way} R@{k}" for way in ("t>i", "i>t") for k in RECALL_AT]
-    columns |= {heading: (".1f", values) for heading, values in zip(headings, recalls, strict=True)}
-    notes = [p["found_by"] + (", within noise" if p["within_noise"] else "") for p in shown]
-    columns["found by"] = ("", ["", *notes])
-    formats, values = zip(*columns.values(), strict=True)
-    print(format_table(list(zip(*values, strict=True)), list(columns), formats))
-
-
-def _percent(recall: dict[str, float] | None) -> list[float | None]:
-    return [None] * 2 * len(RECALL_AT) if recall is None else [100 * value for value in recall.values()]
 
 
 @script
 def main(argv: list[str] | None = None) -> None:
     args = build_parser().parse_args(argv)
-    check_num_clip_layers(args.num_clip_layers, args.num_layers)
-    folder = tower_dir(args.exp_dir, args.model, args.tower)
-    check_num_layers(args.num_layers, args.model, args.tower)
-    settings = searched_matrices(args)
-    matrices = [read_matrix(of_matrix, folder, args.num_layers, args.model) for of_matrix in settings]
-    matrix = combine(matrices) if args.combine else matrices[0] if matrices else None
-    tags = [of_matrix.tag for of_matrix in settings]
-    names = ("seed", "dataset", "max_pairs", "repair", "coarse_search_only", *CHOICES)
-    choice = {name: getattr(args, name) for name in names}
-    tag = result_tag(args.select_measure, tags, **choice)
-    result = result_path(folder, args.num_layers, args.num_clip_layers, args.search_mode, tag)
-    device = set_up(args)
-    record = Record(args, device)
-    fine, captions = None, []
-    if not args.coarse_search_only:
-        fine, captions = prepare(args, settings, device, folder, record)
-    set_up_logging(result.with_suffix(".log"))  # all input is there: from here on, files are written
-    generator = np.random.default_rng(args.seed)
-    with record.timed("coarse"):
-        scored = choose_proposals(args, matrix, generator)
-    log_missed(args, scored, matrix)
-    verification, rows = None, coarse_rows(scored, args.num_layers)
-    if fine is not None:
-        starts = [proposal for proposal, _ in scored]
-        with record.timed("fine"):
-            verification = verify(fine, starts, use_race=args.race, refine_rounds=args.refine, generator=generator)
-        rows = verified_rows(verification, scored, matrix, args.num_layers, args.score)
-        correlation = rank_correlation(scored, verification.ranked)
-        record.note(**verification.facts, rank_correlation=correlation)
-        log_facts(verification.facts, correlation)
-    if not is_main_process():
-        return
-    if captions:
-        with record.timed("repair"):
-            rows[0]["refitted"] = refit_winner(fine, verification.winner, captions)
-    numbers = {name: getattr(args, name) for name in ("num_layers", "num_clip_layers", "search_mode")}
-    files = [f"{tag}.npy" for tag in tags]
-    searched = {"measure": args.select_measure, "matrix": files[0] if len(files) == 1 else files or None}
-    asked = numbers | searched | {"objective": args.objective, "repair": bool(captions)}
-    write_result(result, asked, rows, verification.full_model if verification else None, record)
-    if matrix is not None:
-        title = f"{args.select_measure}: {args.num_layers} to {args.num_layers - args.num_clip_layers} layers"
-        heat_map(matrix, result.with_suffix(".png"), title, segments=rows[0]["segments"])
-    print_table(rows, verification, args.objective)
-    print_winner(rows[0], args.objective, result)
+    from commands.search import run
 
-
-def print_winner(row: dict, objective: str, path: Path) -> None:
-    if "refitted" in row:
-        ways = ("left out", row["left_out"]), ("repaired by one pass", row), ("repaired cut by cut", row["refitted"])
-        values = ", ".join(f"{way} {found['objective']:.4f}" for way, found in ways)
-        print(f"{objective} of the winner: {values}")
-    print(f"winner: drop {row['segments']}, keep {row['kept_layers']}; written to {path}")
-
-
-def choose_proposals(args: argparse.Namespace, matrix: np.ndarray | None, generator: np.random.Generator) -> Scored:
-    """The best proposals with their coarse scores; random ones without a score where there is no matrix."""
-    if matrix is None:
-        drawn = random_proposals(args.num_layers, args.num_clip_layers, args.topk_num, generator)
-        return [(proposal, None) for proposal in drawn]
-    score = published_score(args) if args.coarse_search_only else args.score
-    return propose(
-        matrix,
-        args.num_clip_layers,
-        score=score,
-        mode=args.search_mode,
-        num_proposals=args.topk_num,
-        beam_size=args.beam_size,
-    )
-
-
-def published_score(args: argparse.Namespace) -> str:
-    """The score of the ranking that is shown: of `both` that of the paper."""
-    return "mean" if args.score == "both" else args.score
-
-
-def log_facts(facts: dict, correlation: float | None) -> None:
-    logger.info(
-        "%d proposals evaluated on %d pairs with %d layer calls a batch, %d without shared prefixes; %d rounds of refinement",
-        *(
-            facts[name]
-            for name in ("proposals_evaluated", "pairs", "layer_calls", "layer_calls_unshared", "refine_rounds")
-        ),
-    )
-    text = "undefined" if correlation is None else f"{correlation:.2f}"
-    logger.info("rank correlation (Spearman) between coarse score and objective over the coarse proposals: %s", text)
+    run(args)
 
 
 if __name__ == "__main__":

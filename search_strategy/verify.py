@@ -1,8 +1,4 @@
-"""From a matrix to a winner: coarse proposals, a race, fine search, hill climbing, and how sure the winner is.
-
-The numbers of the default search stand here (those of its parts beside them: `coarse.BEAM_SIZE`,
-`tasks.LOSS_BATCH_SIZE`).
-"""
+"""From a matrix to a winner: coarse proposals, a race, fine search, hill climbing, and how sure the winner is."""
 
 import math
 from collections.abc import Callable, Sequence
@@ -12,14 +8,11 @@ import numpy as np
 from scipy.stats import norm, spearmanr
 
 from search_strategy.coarse import BEAM_SIZE, coarse_score, coarse_search
+from search_strategy.defaults import NUM_PROPOSALS, REFINE_ROUNDS, SCORE, SEARCH_MODE
 from search_strategy.fine import Evaluation, FineSearch
 from search_strategy.proposals import Proposal, kept_layers
 from tasks.base import LOSS_BATCH_SIZE
 
-SEARCH_MODE = "beam"
-SCORE = "both"
-NUM_PROPOSALS = 10
-REFINE_ROUNDS = 20
 BEST_SHOWN = 10  # proposals of a table; they are evaluated without repair too
 
 Objective = Callable[[list[Proposal]], list[float]]

@@ -1,9 +1,12 @@
 """What is scored: a task needs nothing but embeddings, so it knows no model and no family."""
 
-from collections.abc import Sequence
-from typing import NamedTuple, Protocol, Self
+from __future__ import annotations
 
-from torch import Tensor
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, NamedTuple, Protocol, Self
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 LOSS_BATCH_SIZE = 250  # pairs in a batch of the task loss; divides the 2,000 pairs of the bundled splits
 

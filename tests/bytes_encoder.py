@@ -62,9 +62,6 @@ class BytesEncoder(Encoder):
     def save(self, folder):
         self.model.save_pretrained(folder)
 
-    def samples(self, pairs):
-        return pairs.captions
-
 
 def make_encoder() -> BytesEncoder:
     torch.manual_seed(0)

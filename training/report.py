@@ -13,7 +13,7 @@ from huggingface_hub.utils import validate_repo_id
 from matplotlib.figure import Figure
 from tabulate import tabulate
 
-from common import ROOT, atomic_path
+from common import ROOT, plots
 from data import BUNDLED
 from models import Encoder
 from models.repair import Repair
@@ -68,8 +68,7 @@ def draw_curves(history: Sequence[dict], path: Path) -> None:
         axes.legend(fontsize="small")
     left.set_title("loss (nats)")
     right.set_title("validation")
-    with atomic_path(path) as temporary:
-        figure.savefig(temporary, dpi=120, metadata={"Software": None})
+    plots.save(figure, path, dpi=120)
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from benchmarks import bench_measures, independence_floor
-from measures import SVCCA
+from measures.svcca import SVCCA
 
 TINY = ["--samples", "300", "--width", "12", "--layers", "4", "--dc_batch_sizes", "5", "--repeats", "1"]
 

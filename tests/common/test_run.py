@@ -26,6 +26,7 @@ from common import (
     script,
     seed_everything,
     set_up_logging,
+    switch,
     write_json,
 )
 from common.cli import DATA_OPTIONS, caption_flags
@@ -56,12 +57,20 @@ def test_captions_alone_are_streamed_as_many_as_needed():
     assert (streamed["streaming"], streamed["max_pairs"]) == (True, 40)
 
 
-@pytest.mark.parametrize(("text", "value"), [("true", True), ("false", False)])
+@pytest.mark.parametrize(("text", "value"), [("true", True), ("True", True), ("FALSE", False), ("false", False)])
 def test_booleans_are_true_or_false(text, value):
     assert boolean(text) is value
 
 
-@pytest.mark.parametrize("text", ["True", "1", "yes", ""])
+def test_a_boolean_flag_alone_is_true():
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--race", **switch(False, "run"))
+    parser.add_argument("--other")
+    flags = ([], ["--race"], ["--race", "--other", "x"], ["--race", "False"])
+    assert [parser.parse_args(given).race for given in flags] == [False, True, True, False]
+
+
+@pytest.mark.parametrize("text", ["1", "yes", ""])
 def test_any_other_boolean_is_an_error(text):
     with pytest.raises(argparse.ArgumentTypeError, match=f"expected true or false, got '{text}'"):
         boolean(text)

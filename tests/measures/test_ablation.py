@@ -7,8 +7,7 @@ import pytest
 import torch
 from measures_oracles import difference
 
-from measures import Ablation
-from measures.ablation import skipped_segments
+from measures.ablation import Ablation, skipped_segments
 
 NUM_LAYERS = 3
 SEGMENTS = [(0, 1), (0, 2), (0, 3), (1, 2), (1, 3), (2, 3)]

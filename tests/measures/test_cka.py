@@ -2,7 +2,7 @@ import pytest
 import torch
 from measures_oracles import difference, pairwise, plain_cka, plain_debiased_cka, walk
 
-from measures import CKA
+from measures.cka import CKA
 
 
 def cka(states, **options):

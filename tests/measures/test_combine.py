@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 from scipy.stats import spearmanr
 
-from measures import combine
+from measures.combine import combine
 
 
 def symmetric(upper):

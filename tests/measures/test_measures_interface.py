@@ -107,7 +107,7 @@ def test_the_division_into_updates_does_not_matter(case):
 
 
 def test_only_dc_is_an_average_of_draws():
-    assert [name for name, measure in MEASURES.items() if measure.per_draw] == ["dc"]
+    assert [name for name, kind in MEASURES.items() if kind.measure.per_draw] == ["dc"]
 
 
 @every_case

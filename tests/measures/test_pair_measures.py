@@ -5,7 +5,11 @@ import pytest
 import torch
 from measures_oracles import difference, walk
 
-from measures import MEASURES, Angular, Cosine, CovCorr, DeltaMean
+from measures import MEASURES
+from measures.angular import Angular
+from measures.cosine import Cosine
+from measures.covcorr import CovCorr
+from measures.delta_mean import DeltaMean
 
 
 def entry(kind, first, second):
@@ -77,5 +81,5 @@ def test_covcorr_does_not_see_which_sample_is_which():
 def test_many_samples_in_chunks_are_the_same(monkeypatch):
     states = walk(50, 8)
     expected = matrix(Angular, states)
-    monkeypatch.setattr("measures.pairsums.VALUES_AT_ONCE", 7 * 5 * 8)
+    monkeypatch.setattr("measures.pair_measure.VALUES_AT_ONCE", 7 * 5 * 8)
     assert difference(matrix(Angular, states), expected) < 1e-14

@@ -2,7 +2,8 @@ import pytest
 import torch
 from measures_oracles import difference, pairwise, plain_pwcca, walk
 
-from measures import PWCCA, SVCCA
+from measures.pwcca import PWCCA
+from measures.svcca import SVCCA
 
 
 def matrix(kind, states, **options):

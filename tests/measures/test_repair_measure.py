@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from measures import Repair
+from measures.repair import Repair
 
 L, F, D, N = 3, 6, 4, 50
 

@@ -5,8 +5,12 @@ import pytest
 import torch
 from measures_oracles import difference, walk
 
-from measures import CKA, DC, MEASURES, SVCCA, CovCorr, Shuffled
-from measures.baseline import ROWS_AT_ONCE
+from measures import MEASURES
+from measures.baseline import ROWS_AT_ONCE, Shuffled
+from measures.cka import CKA
+from measures.covcorr import CovCorr
+from measures.dc import DC
+from measures.svcca import SVCCA
 
 
 def shuffled(measure, *updates, seed=0):

@@ -6,8 +6,7 @@ import torch
 from measures_oracles import difference, pairwise, plain_directions, plain_svcca, walk
 from sklearn.cross_decomposition import CCA
 
-from measures import SVCCA
-from measures.svcca import kept_directions
+from measures.svcca import SVCCA, kept_directions
 
 
 def svcca(states, **options):

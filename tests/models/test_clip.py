@@ -11,7 +11,7 @@ from transformers import BertConfig
 
 from data import load_pairs
 from models import load_clip
-from models.encoders import check_num_layers, load_encoder, read_config, read_tower_config
+from models.families import check_num_layers, load_encoder, read_config, read_tower_config
 
 
 @pytest.fixture(scope="module")

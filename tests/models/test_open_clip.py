@@ -12,7 +12,7 @@ from transformers import CLIPImageProcessorPil
 
 from data import load_pairs
 from models import LayerStack, load_clip
-from models.encoders import read_config
+from models.families import read_config
 from models.hf_open_clip import clip_config, from_open_clip, image_processor, open_clip_config, to_open_clip
 from models.open_clip_folder import (
     BPE_NAME,

@@ -13,7 +13,8 @@ from data import load_pairs
 from measures.ridge import RidgeSums
 from models import judging
 from models import repair as module
-from models.encoders import Batch, Encoder, load_encoder, state_hash
+from models.encoders import Batch, Encoder, state_hash
+from models.families import load_encoder
 from models.layer_stack import LayerStack
 from models.repair import Cut, repair, repaired
 

@@ -8,7 +8,7 @@ import torch
 
 from data import load_pairs
 from measures.ridge import RidgeSums
-from models.encoders import Encoder, load_encoder
+from models import Encoder, load_encoder
 from models.folding import apply_change, find_place
 from models.segment_maps import SegmentMaps
 

@@ -69,7 +69,7 @@ def test_missing_matrices_are_made_of_every_draw(tiny_clip, tiny_pairs, tmp_path
         return [np.corrcoef(np.random.default_rng(one.seed).normal(size=(5, 9))) for one in settings]
 
     seeds = []  # 60 captions are too few for the default settings
-    monkeypatch.setattr(script.analysis, "measure_several", measure_several)
+    monkeypatch.setattr("common.analysis.measure_several", measure_several)
     own = model_dir(tmp_path, str(tiny_clip))
     places = ["--model", str(tiny_clip), "--dataset", str(tiny_pairs), "--exp_dir", str(tmp_path)]
     flags = ["--num_layers", "4", "--num_clip_layers", "2", "--repair", "false", "--draws", "2", *places]

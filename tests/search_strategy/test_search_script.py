@@ -8,6 +8,7 @@ import pytest
 
 from common import model_dir, write_json
 from common.matrix_files import MatrixSettings
+from measures.combine import combine
 from search_strategy import search_prune_then_verify_mix as script
 from search_strategy.coarse import SEARCH_MODES, coarse_search
 
@@ -122,7 +123,7 @@ def test_random_proposals_are_seeded_and_need_no_matrix(run):
 
 def test_combined_measures_search_the_mean_of_their_ranks(run):
     result = run("--select_measure", "combine", "--combine", "dc", "svcca", "--coarse_search_only", "true")
-    expected = coarse_search(script.combine([run.matrix, run.matrix]), 2, mode="beam", num_proposals=10)
+    expected = coarse_search(combine([run.matrix, run.matrix]), 2, mode="beam", num_proposals=10)
     assert [tuple(p["dropped_layers"]) for p in result["proposals"]] == [proposal for proposal, _ in expected]
     assert len(result["matrix"]) == 2
 
