@@ -187,15 +187,46 @@ def _beam(
     """extends the best few, layer by layer, as published"""
     kept = np.ones((1, len(matrix) - 1), dtype=bool)  # one row a proposal of the beam
     for num_dropped in range(1, num_clip_layers + 1):
-        rows, layers = np.nonzero(kept)
+        num_best = num_proposals if num_dropped == num_clip_layers else beam_size
+        rows, layers = _near_best(matrix, kept, num_best * len(kept), rule)  # each may be found from every row
         candidates = kept[rows]
         candidates[np.arange(len(rows)), layers] = False
         candidates = np.unique(candidates, axis=0)  # sorted: earlier dropped layers first
         proposals = np.nonzero(~candidates)[1].reshape(-1, num_dropped) + 1
-        num_best = num_proposals if num_dropped == num_clip_layers else beam_size
         best = _best_rows(matrix, proposals, num_best, rule)
         kept = candidates[best]
     return map(tuple, proposals[best].tolist())
+
+
+def _near_best(matrix: np.ndarray, kept: np.ndarray, number: int, rule: Score) -> tuple[np.ndarray, np.ndarray]:
+    """(row of `kept`, 0-based layer that it keeps) of at least the best `number` proposals that drop that layer too.
+
+    Scored by what changes: layer i joins the dropped layers a .. i-1 before it, i+1 .. b after it, both or none.
+    """
+    places = np.arange(kept.shape[1])
+    left = np.maximum.accumulate(np.where(kept, places + 1, 0), axis=1)
+    first = np.c_[np.zeros(len(kept), dtype=int), left[:, :-1]]  # 0-based a: h_a goes in; i where i-1 is kept
+    right = np.minimum.accumulate(np.where(kept, places, kept.shape[1])[:, ::-1], axis=1)[:, ::-1]
+    last = np.c_[right[:, 1:], np.full(len(kept), kept.shape[1])]  # b: h_b comes out; i+1 where i+1 is kept
+    rows, layers = np.nonzero(kept)
+    first, last = first[rows, layers], last[rows, layers]
+    joins_left, joins_right = first < layers, last > layers + 1
+    gains = matrix[first, last]
+    gains -= np.where(joins_left, matrix[first, layers], 0) + np.where(joins_right, matrix[layers + 1, last], 0)
+    totals, counts = zip(*(_total(matrix, row) for row in kept), strict=True)
+    scores = rule.value(
+        np.array(totals)[rows] + gains, np.array(counts)[rows] + 1 - joins_left.astype(int) - joins_right
+    )
+    if number >= len(scores):
+        return rows, layers
+    near = scores >= np.partition(scores, -number)[-number] - 1e-9
+    return rows[near], layers[near]
+
+
+def _total(matrix: np.ndarray, kept: np.ndarray) -> tuple[float, int]:
+    """The sum of the entries of the segments that are not kept, and their number."""
+    entries = [matrix[first - 1, last] for first, last in segments((np.flatnonzero(~kept) + 1).tolist())]
+    return fsum(entries), len(entries)
 
 
 def _greedy(
