@@ -53,10 +53,8 @@ class CKA(SummedMeasure):
         layers = range(len(self._sums.widths))
         own = torch.stack([self._sums.own(layer).square().sum() for layer in layers])
         squares = torch.diag(own)
-        for layer in layers[:-1]:
-            squares[layer, layer + 1 :] = torch.stack(
-                [product.square().sum() for product in self._sums.cross_products(layer)]
-            )
+        for firsts, seconds, products in self._sums.cross():
+            squares[firsts, seconds] = products.square_().sum((1, 2))
         return squares
 
     def _unbiased(self, squares: Tensor) -> Tensor:

@@ -18,14 +18,26 @@ class PWCCA(SVCCA):
     in the paper.
     """
 
-    def _entry(self, product: Tensor, first: tuple[Tensor, Tensor], second: tuple[Tensor, Tensor]) -> float:
-        left, correlations, right = torch.linalg.svd(product, full_matrices=False)
-        correlations = correlations.clamp_max_(1)
-        means = [
-            _weighted_mean(correlations, values, vectors, rotation)
-            for (values, vectors), rotation in ((first, left), (second, right.T))
-        ]
-        return sum(means) / 2
+    def _entries(
+        self, products: Tensor, firsts: Tensor, seconds: Tensor, directions: list[tuple[Tensor, Tensor]]
+    ) -> Tensor:
+        pairs = zip(products, firsts.tolist(), seconds.tolist(), strict=True)
+        entries = [_entry(product, directions[i], directions[j]) for product, i, j in pairs]
+        return torch.tensor(entries, dtype=torch.float64)
+
+
+def _entry(product: Tensor, first: tuple[Tensor, Tensor], second: tuple[Tensor, Tensor]) -> float:
+    """The entry of two layers from U_i'U_j, (k_i, k_j) but for zeros behind, and their singular values and vectors."""
+    product = product[: len(first[0]), : len(second[0])]
+    if 0 in product.shape:
+        return 0.0
+    left, correlations, right = torch.linalg.svd(product, full_matrices=False)
+    correlations = correlations.clamp_max_(1)
+    means = [
+        _weighted_mean(correlations, values, vectors, rotation)
+        for (values, vectors), rotation in ((first, left), (second, right.T))
+    ]
+    return sum(means) / 2
 
 
 def _weighted_mean(correlations: Tensor, values: Tensor, vectors: Tensor, rotation: Tensor) -> float:

@@ -10,24 +10,30 @@ from torch import Tensor
 from measures.base import SummedMeasure, symmetric_matrix
 from measures.checks import check_option, check_samples, check_threshold, without_gradients
 from measures.moments import Moments
+from measures.nuclear import nuclear_norms
 
 SMALLEST_WIDTH = 32  # the rounding of a narrower layer's Gram matrix is that of its sums, not of its width
 
 
-def kept_directions(product: Tensor, thre: float, thre_on: str) -> tuple[Tensor, Tensor]:
-    """The singular values and right singular vectors of X that the threshold keeps, from X'X: (k,), (d, k).
+def kept_directions(products: Tensor, thre: float, thre_on: str) -> list[tuple[Tensor, Tensor]]:
+    """For each X'X (b, d, d) the singular values (k,) and right singular vectors (d, k) of X that the threshold keeps.
 
     Directions with s^2 below max(s^2) d eps are rounding and never count. Of the others, k >= 1 is the smallest number
     for which cumsum(s) / sum(s) exceeds `thre` (with `thre_on="variance"`: of s^2); a `thre` of 1 keeps them all.
     """
-    squares, vectors = torch.linalg.eigh(product)
-    squares, vectors = squares.flip(0), vectors.flip(1)
+    squares, vectors = torch.linalg.eigh(products)
+    squares, vectors = squares.flip(1), vectors.flip(2)
+    dims = (_num_kept(values, thre, thre_on) for values in squares.cpu())
+    return [(values[:k].sqrt(), v[:, :k]) for values, v, k in zip(squares, vectors, dims, strict=True)]
+
+
+def _num_kept(squares: Tensor, thre: float, thre_on: str) -> int:
     floor = squares[0] * max(len(squares), SMALLEST_WIDTH) * torch.finfo(torch.float64).eps
     squares = squares[: int((squares > floor).sum())]
-    if thre < 1:
-        shares = (squares.sqrt() if thre_on == "singular" else squares).cumsum(0)
-        squares = squares[: int((shares <= thre * shares[-1:]).sum()) + 1]
-    return squares.sqrt(), vectors[:, : len(squares)]
+    if thre == 1:
+        return len(squares)
+    shares = (squares.sqrt() if thre_on == "singular" else squares).cumsum(0)
+    return min(len(squares), int((shares <= thre * shares[-1:]).sum()) + 1)
 
 
 class SVCCA(SummedMeasure):
@@ -61,16 +67,20 @@ class SVCCA(SummedMeasure):
         dims = self._dims[1]
         inverses = [vectors / values for values, vectors in directions]  # U_i = X_i inverses[i]
         entries = np.zeros((len(dims), len(dims)))
-        for layer, left in enumerate(inverses[:-1]):
-            for other, product in enumerate(self._sums.cross_products(layer, left), layer + 1):
-                if dims[layer] and dims[other]:
-                    entries[layer, other] = self._entry(product @ inverses[other], directions[layer], directions[other])
+        for firsts, seconds, products in self._sums.cross(inverses):
+            entries[firsts, seconds] = self._entries(products, firsts, seconds, directions).cpu()
         self._warn_too_few(dims)
         return symmetric_matrix(entries, _without_directions(dims))
 
-    def _entry(self, product: Tensor, _first: tuple[Tensor, Tensor], _second: tuple[Tensor, Tensor]) -> float:
-        """The entry of two layers from U_i'U_j, (k_i, k_j), and their singular values and vectors."""
-        return torch.linalg.svdvals(product).clamp_max_(1).mean().item()
+    def _entries(
+        self, products: Tensor, firsts: Tensor, seconds: Tensor, directions: list[tuple[Tensor, Tensor]]
+    ) -> Tensor:
+        """The entries (b,) of pairs of layers from their U_i'U_j (b, K, K'), filled up with zeros, and all layers'
+        directions.
+        """
+        dims = torch.tensor(self._dims[1])
+        smaller = torch.minimum(dims[firsts], dims[seconds]).clamp_min(1)
+        return nuclear_norms(products).cpu() / smaller
 
     def diagnostics(self) -> dict:
         """`samples`, `effective_dims` (the k_i; 0 for a constant layer) and `constant_layers`."""
@@ -83,11 +93,10 @@ class SVCCA(SummedMeasure):
         check_samples(self.samples)
         constant = self._sums.constant_layers()
         directions = []
-        for layer in range(len(self._sums.widths)):
-            product = self._sums.own(layer)
-            if layer in constant:
-                product = torch.zeros_like(product)
-            directions.append(kept_directions(product, self.options["thre"], self.options["thre_on"]))
+        for layers in self._sums.groups():
+            products = torch.stack([self._sums.own(layer) for layer in layers])
+            products[[layer in constant for layer in layers]] = 0
+            directions += kept_directions(products, self.options["thre"], self.options["thre_on"])
         self._dims = (self.samples, [len(values) for values, _ in directions])
         return directions
 

@@ -73,15 +73,15 @@ def test_two_features_of_known_correlation():
 )
 def test_keeps_the_smallest_number_whose_share_exceeds_the_threshold(singular_values, thre, kept):
     product = torch.diag(torch.tensor(singular_values, dtype=torch.float64) ** 2)
-    values, vectors = kept_directions(product, thre, "singular")
+    [(values, vectors)] = kept_directions(product[None], thre, "singular")
     assert len(values) == vectors.shape[1] == kept
     assert values.tolist() == pytest.approx(singular_values[:kept], abs=1e-12)
 
 
 def test_the_threshold_on_variance_uses_squares():
     product = torch.diag(torch.tensor([16.0, 9.0, 4.0, 1.0], dtype=torch.float64))
-    assert len(kept_directions(product, 0.5, "variance")[0]) == 1  # 16/30 > 0.5
-    assert len(kept_directions(product, 0.5, "singular")[0]) == 2  # 4/10, 7/10
+    assert len(kept_directions(product[None], 0.5, "variance")[0][0]) == 1  # 16/30 > 0.5
+    assert len(kept_directions(product[None], 0.5, "singular")[0][0]) == 2  # 4/10, 7/10
 
 
 def test_effective_dims_are_those_of_the_plain_version():
