@@ -3,8 +3,7 @@
 No model is rebuilt and no weight is copied: a proposal is a list of kept layers, run from the embeddings of a batch of
 samples. Proposals that begin with the same kept layers share their hidden states (a depth-first walk through the tree
 of prefixes), so a batch costs at most as many layer calls as there are distinct prefixes. What a pair has beside its
-sample is never
-touched: its embedding is given.
+sample is never touched: its embedding is given.
 
 With the maps of all segments (`models/segment_maps.py`) a proposal is scored repaired: what a prefix of kept layers
 leaves behind is shared as before, and the state that the next kept layer gets from it depends on which layer that is.
@@ -23,7 +22,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from data import ImageCaptionPairs
-from models import Encoder
+from models.encoders import Encoder
 from models.layer_stack import LayerStack
 from models.segment_maps import SegmentMaps
 from search_strategy.defaults import OBJECTIVES, SAMPLES_AT_ONCE

@@ -24,6 +24,14 @@ BELOW = {
     "training": ("common", "data", "models", "measures", "tasks", "search_strategy", "common.analysis"),
     "commands": ("common", "data", "models", "measures", "tasks", "search_strategy", "common.analysis", "training"),
 }
+# What the core of the README leans on and a reader of it may leave closed; else it imports itself alone.
+HELPERS = {
+    *("common", "data", "measures.checks", "measures.distances", "measures.products", "measures.nuclear"),
+    *("measures.ridge", "models.anatomy", "models.checkpoint", "models.families", "models.image_targets"),
+    *("models.judging", "models.open_clip_folder", "models.segment_maps", "search_strategy.defaults"),
+    *("search_strategy.exact", "tasks.distance", "tasks.image_retrieval", "training.augment", "training.batches"),
+    *("training.report", "training.states"),
+}
 PURE = ("measures", "tasks", "search_strategy.proposals", "search_strategy.coarse", "search_strategy.exact")
 SCRIPTS = {path for path in FILES if '__name__ == "__main__"' in (ROOT / path).read_text(encoding="utf-8")}
 OURS = {path.parts[0] for path in FILES if len(path.parts) > 1} | {path.stem for path in FILES}
@@ -52,6 +60,30 @@ def test_imports_go_down():
         allowed = {*below, floor(own)}  # a script: every floor, and its own folder's helpers
         for name in imported(path):
             assert floor(name) in allowed, f"{path} imports {name}; its floor may import {', '.join(sorted(allowed))}"
+
+
+def read_core() -> list[Path]:
+    """The files of the core, in the README's order: `measures/svcca.py, dc.py` are two of one folder."""
+    text = (ROOT / "README.md").read_text(encoding="utf-8").partition("The core, in the order to read it")[2]
+    listed = (line.partition("  ")[0].split(", ") for line in text.split("```")[1].strip().splitlines())
+    return [Path(first).parent / Path(name).name for first, *rest in listed for name in (first, *rest)]
+
+
+def test_the_core_imports_itself_and_a_few_helpers():
+    core = read_core()
+    modules = {".".join(path.with_suffix("").parts) for path in core}
+    assert len(core) > 15 and set(core) <= set(FILES)
+    for path in core:
+        for name in imported(path):
+            parts = name.split(".")
+            module = ".".join(parts[:2]) if Path(*parts[:2]).with_suffix(".py") in FILES else parts[0]
+            assert module in modules or {module, parts[0]} & HELPERS, f"{path} imports {name}"
+
+
+def test_the_core_is_as_long_as_the_readme_says():
+    lines = sum(len((ROOT / path).read_text(encoding="utf-8").splitlines()) for path in read_core())
+    said = re.search(r"in the order to read it, about ([\d,]+) lines", (ROOT / "README.md").read_text(encoding="utf-8"))
+    assert abs(lines - int(said[1].replace(",", ""))) <= 100
 
 
 def test_pure_modules_have_no_files_no_output_and_no_flags():

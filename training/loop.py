@@ -19,7 +19,7 @@ from tqdm import tqdm
 from transformers import get_cosine_schedule_with_warmup
 
 from common import write_text
-from models import Encoder
+from models.encoders import Encoder
 from training.augment import Augmentation
 from training.batches import EpochBatches, PairBatches, TrainingData, make_loader, selection_score
 from training.losses import Objective

@@ -8,8 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from models import Encoder
-from models.encoders import Batch
+from models.encoders import Batch, Encoder
 
 MAX_LOGIT_SCALE = math.log(100)
 LENGTH_PARTS = 2  # of a batch on a CPU: fewer compute more padding, more have smaller matrix products
