@@ -77,6 +77,7 @@ def symmetric_matrix(values: Tensor | np.ndarray, undefined: Sequence[int] = (),
 
     Rows and columns in `undefined` (layers that do not vary) are 0 off the diagonal, with a warning that names them.
     """
+    # one triangle alone, so that the two can never differ in the last digit
     upper = np.triu(np.asarray(values, dtype=np.float64), 1)
     matrix = np.clip(upper + upper.T, lowest, 1.0)
     if len(undefined):

@@ -52,9 +52,8 @@ class DC:
         self._widths: list[int] | None = None
         self._total: Tensor | None = None  # sum over draws of the (L+1, L+1) correlations
         self._constant_draws: Tensor | None = None  # (L+1), draws in which a layer was constant
-        self._block: Tensor | None = (
-            None  # (draws, L+1, n, d) float64, of which the first `_waiting` are not in the sums
-        )
+        # (draws, L+1, n, d) float64, of which the first `_waiting` are not yet in the sums
+        self._block: Tensor | None = None
         self._waiting = 0
 
     @without_gradients
@@ -96,15 +95,16 @@ class DC:
 
     def _correlations(self, draws: Tensor) -> tuple[Tensor, Tensor]:
         """The correlations (draws, L+1, L+1), and which layers are constant (draws, L+1). Overwrites `draws`."""
+        # 1) distances between the unit rows of each layer, 2) centred; layers of a draw as the rows of one matrix
         rows, width = draws.shape[2:]
         groups = draws.flatten(0, 1).split(max(1, VALUES_AT_ONCE // (rows * width)))
         distances = torch.cat([pairwise_distances(self._unit_rows(group)) for group in groups])  # (draws (L+1), n, n)
         centred = self._centred(distances).view(*draws.shape[:2], rows * rows)
-        products = centred @ centred.mT
+        products = centred @ centred.mT  # 3) (draws, L+1, L+1): <A_i, A_j>
         if self.options["estimator"] == "unbiased":
             products /= rows * (rows - 3)
         squares = products.diagonal(dim1=1, dim2=2)
-        # unit rows: centred distances below rounding mean a layer without any
+        # 4) divided by the norms; rows are units, so centred distances below rounding mean a layer without any
         constant = squares <= (8 * rows * torch.finfo(torch.float64).eps) ** 2
         inverses = squares.masked_fill(constant, torch.inf).rsqrt_()
         return products * inverses.unsqueeze(1) * inverses.unsqueeze(2), constant
@@ -118,11 +118,12 @@ class DC:
     def _centred(self, distances: Tensor) -> Tensor:
         """Double-centred (biased) or U-centred (unbiased) matrices: (L+1, n, n)."""
         if self.options["estimator"] == "biased":
+            # A - row means - column means + mean, in one pass: half of the mean is taken off each of the two
             means = distances.mean(-1)
             half = means - means.mean(-1, keepdim=True) / 2
             return distances - (half.unsqueeze(-1) + half.unsqueeze(-2))
         rows = distances.shape[-1]
-        means = distances.sum(-1) / (rows - 2)
+        means = distances.sum(-1) / (rows - 2)  # Szekely and Rizzo's divisors: n - 2, and (n - 1)(n - 2) for the whole
         half = means - means.sum(-1, keepdim=True) / (2 * (rows - 1))
         centred = distances - (half.unsqueeze(-1) + half.unsqueeze(-2))
         centred.diagonal(dim1=-2, dim2=-1).zero_()

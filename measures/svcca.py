@@ -22,7 +22,7 @@ def kept_directions(products: Tensor, thre: float, thre_on: str) -> list[tuple[T
     for which cumsum(s) / sum(s) exceeds `thre` (with `thre_on="variance"`: of s^2); a `thre` of 1 keeps them all.
     """
     squares, vectors = torch.linalg.eigh(products)
-    squares, vectors = squares.flip(1), vectors.flip(2)
+    squares, vectors = squares.flip(1), vectors.flip(2)  # eigh gives the smallest first
     dims = (_num_kept(values, thre, thre_on) for values in squares.cpu())
     return [(values[:k].sqrt(), v[:, :k]) for values, v, k in zip(squares, vectors, dims, strict=True)]
 
@@ -32,6 +32,7 @@ def _num_kept(squares: Tensor, thre: float, thre_on: str) -> int:
     squares = squares[: int((squares > floor).sum())]
     if thre == 1:
         return len(squares)
+    # as the original: what adds up to `thre` exactly is not enough, so one more direction is kept
     shares = (squares.sqrt() if thre_on == "singular" else squares).cumsum(0)
     return min(len(squares), int((shares <= thre * shares[-1:]).sum()) + 1)
 
@@ -95,7 +96,7 @@ class SVCCA(SummedMeasure):
         directions = []
         for layers in self._sums.groups():
             products = torch.stack([self._sums.own(layer) for layer in layers])
-            products[[layer in constant for layer in layers]] = 0
+            products[[layer in constant for layer in layers]] = 0  # rounding of the mean is no direction
             directions += kept_directions(products, self.options["thre"], self.options["thre_on"])
         self._dims = (self.samples, [len(values) for values, _ in directions])
         return directions

@@ -93,7 +93,7 @@ processor = AutoProcessor.from_pretrained(folder)"""
         self, prepared: Sequence[Sequence], batch_size: int, length: int | None = None
     ) -> Iterator[Batch]:
         """The same for samples that are prepared already."""
-        order = np.argsort(self.lengths(prepared), kind="stable")
+        order = np.argsort(self.lengths(prepared), kind="stable")  # little is computed for padding then
         for start in range(0, len(order), batch_size):
             yield self.batch(prepared, order[start : start + batch_size], length)
 
@@ -129,6 +129,7 @@ processor = AutoProcessor.from_pretrained(folder)"""
     def pool(self, hidden: Tensor, batch: Batch, how: str) -> Tensor:
         """(n, width) of a hidden state (n, T, width): the mean over real positions (`mean`), or `own_pool` (`eos`)."""
         if how == "mean":
+            # filled, not multiplied: what stands at padding may be NaN
             return hidden.masked_fill(~batch.mask[:, :, None], 0).sum(1) / batch.lengths[:, None]
         return self.own_pool(hidden, batch)
 
@@ -136,7 +137,8 @@ processor = AutoProcessor.from_pretrained(folder)"""
         """(n, dim), L2-normalised, in float32 or wider, from the last hidden state (n, T, width)."""
         features = self.features(hidden, batch)
         embeddings = features if self.projection is None else self.projection(features)
-        return F.normalize(embeddings.to(torch.promote_types(embeddings.dtype, torch.float32)), dim=-1)
+        wide = torch.promote_types(embeddings.dtype, torch.float32)  # similarities in half precision would tie
+        return F.normalize(embeddings.to(wide), dim=-1)
 
     @torch.no_grad()
     def embeddings(self, samples: Sequence, kept_layers: Iterable[int] | None = None, batch_size: int = 256) -> Tensor:
@@ -231,6 +233,7 @@ def state_hash(module: nn.Module) -> str:
     """sha256 of a module's parameters and buffers, by name."""
     digest = hashlib.sha256()
     for name, tensor in sorted(module.state_dict().items()):
+        # shape and type too: the same bytes can be another tensor
         digest.update(f"{name}{tuple(tensor.shape)}{tensor.dtype}".encode())
         digest.update(tensor.detach().cpu().reshape(-1).view(torch.uint8).numpy())
     return digest.hexdigest()
@@ -241,5 +244,6 @@ def pad_tokens(sequences: Sequence[list[int]], padding: int, length: int | None 
     lengths = torch.tensor([len(sequence) for sequence in sequences])
     ids = torch.full((len(sequences), length or int(lengths.max())), padding)
     mask = torch.arange(ids.shape[1]) < lengths[:, None]
+    # the mask's True entries go row by row, as the tokens do
     ids[mask] = torch.tensor([token for sequence in sequences for token in sequence])
     return ids, mask

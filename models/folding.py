@@ -43,6 +43,7 @@ class BlockMap:
         """The sum that would give `state`: in a post-norm block with the scale and mean that the sum has now."""
         if self.norm is None:
             return state
+        # LN(s) = (s - m) / sqrt(v + eps) * gamma + beta, solved for s with the m and v of the present sum
         variance, mean = torch.var_mean(current, -1, keepdim=True, correction=0)
         return (state - _or(self.norm.bias, 0)) / _or(self.norm.weight, 1) * (variance + self.norm.eps).sqrt() + mean
 
@@ -109,13 +110,14 @@ def find_block_map(stack: LayerStack, hidden: Tensor, context: list[Arguments], 
             if isinstance(module, nn.Linear | nn.LayerNorm):
                 hooks.enter_context(hooked(module, lambda module, _, output: called.append((module, output.shape))))
         state = stack.run(hidden, context, [layer])
+    # The last linear map of the block's own shape, with a norm behind it in a post-norm block, without in a pre-norm.
     maps = [module for module, shape in called if isinstance(module, nn.Linear) and shape == state.shape]
     norms = [module for module, _ in called if isinstance(module, nn.LayerNorm)]
     if maps:
         move = torch.randn(state.shape, generator=torch.Generator().manual_seed(0)).to(state) * state.std()
         for norm in (None, *norms[-1:]):
             found = BlockMap(maps[-1], norm)
-            before = found.read(stack, hidden, context, layer)[1]
+            before = found.read(stack, hidden, context, layer)[1]  # (n, T, D): the sum; it has to move with the map
             with hooked(maps[-1], lambda _, __, output: output + move):
                 after = found.read(stack, hidden, context, layer)[1]
             if _close(after - before, move) and (norm is None or _close(norm(before), state)):

@@ -179,6 +179,7 @@ class Repairer:
 
     def run(self) -> Repair:
         before = self.judge.loss(self.judge.embeddings(self.pruned))
+        # a gap (p, q): kept layers with dropped ones between them; 0 the embeddings, L + 1 the readout
         ends = (0, *self.kept, self.judge.full.num_layers + 1)
         gaps = [(p, q) for p, q in pairwise(ends) if q > p + 1]
         places = self._find_places([p for p, _ in gaps])

@@ -43,12 +43,12 @@ def best_proposals(
     num_proposals = min(num_proposals, comb(num_layers, num_clip_layers))
     seen: dict[Proposal, float] = {}
     x, worst, previous = start, None, -np.inf
-    while worst != previous:
+    while worst != previous:  # x only rises, and there are finitely many scores
         previous = worst
         graph = ProposalGraph(*excess(x), num_clip_layers)
         for gain, proposal in islice(graph.by_excess(), num_proposals):
             if worst is not None and gain <= 0:
-                break
+                break  # the rest does not beat x
             seen[proposal] = rounded_score(proposal)
         worst = sorted(seen.values())[-num_proposals]
         x = worst + half_unit

@@ -151,8 +151,7 @@ class FineSearch:
         proposals = [tuple(proposal) for proposal in proposals]
         new = [proposal for proposal in dict.fromkeys(proposals) if proposal not in self._known]
         for part in self._parts(new):
-            # One array for all: small ones made in between would break up the memory that the large temporary ones come
-            # from.
+            # one array for all: small ones in between would break up the memory that the large temporary ones come from
             values = np.empty((len(part), self.num_samples))
             for proposal, embeddings, row in zip(part, self._embed(part), values, strict=True):
                 self._score(proposal, embeddings, row)
@@ -182,6 +181,7 @@ class FineSearch:
 
     def _parts(self, proposals: list[Proposal]) -> Iterable[list[Proposal]]:
         """Neighbours in the tree together, as many as `EMBEDDING_BYTES` of embeddings allow."""
+        # neighbours share the most prefixes, so little is run twice at the seams between parts
         ordered = sorted(proposals, key=lambda proposal: kept_layers(proposal, self.encoder.num_layers))
         size = max(1, EMBEDDING_BYTES // (4 * self.num_samples * self.encoder.dim))
         return (ordered[start : start + size] for start in range(0, len(ordered), size))
@@ -197,7 +197,7 @@ class FineSearch:
         steps = list(depth_first(kept))
         with tqdm(total=len(own) * len(steps), desc="layer calls", disable=not self.progress, leave=False) as bar:
             made = sum(self._embed_batch(number, kept, steps, embeddings, bar) for number in own)
-        self.layer_calls += made / max(1, len(own))
+        self.layer_calls += made / max(1, len(own))  # of one batch, whose states may have been kept from before
         self.layer_calls_unshared += sum(map(len, kept))
         return reduce(embeddings, reduction="sum")  # of what the processes filled in
 
@@ -205,15 +205,12 @@ class FineSearch:
         """Fill in the rows of one batch under every proposal; returns the layers called."""
         encoder, runner, batch, made = self.encoder, self._runner, self._batches[number], 0
         hidden, context = encoder.stack.start(**batch.inputs)
-        path, end = (
-            [runner.run(hidden, context, 0)],
-            encoder.num_layers + 1,
-        )  # path: what each prefix at hand leaves behind
+        path, end = [runner.run(hidden, context, 0)], encoder.num_layers + 1  # path: what each prefix leaves behind
         for proposal, layers in enumerate(kept):
             if not layers:  # no step of the walk leads to it
                 embeddings[proposal, batch.rows] = encoder.embed(runner.state(path[0], 0, end), batch)
         for prefix, ending in steps:
-            del path[len(prefix) :]
+            del path[len(prefix) :]  # back to where this prefix branches off
             left = self._states.get((number, prefix))
             if left is None:
                 state = runner.state(path[-1], prefix[-2] if len(prefix) > 1 else 0, prefix[-1])
@@ -253,6 +250,7 @@ def depth_first(kept: Sequence[Proposal]) -> Iterator[tuple[Proposal, int | None
     previous: Proposal = ()
     for number in sorted(range(len(kept)), key=lambda number: kept[number]):
         layers = kept[number]
+        # how far this one goes with the one before: up to there its states are at hand
         shared = next((i for i, (a, b) in enumerate(zip(previous, layers, strict=False)) if a != b), len(previous))
         for depth in range(shared + 1, len(layers) + 1):
             yield layers[:depth], number if depth == len(layers) else None

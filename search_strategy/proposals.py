@@ -59,6 +59,7 @@ def parse_clip_layers(text: str) -> Proposal:
 def _entries(text: str) -> Iterable[tuple[str, int, int]]:
     """Yield (entry as written, first layer, last layer)."""
     if text.startswith("["):
+        # at the commas after a bracket, not at those inside
         entries, pattern = re.split(r"(?<=\])\s*,", text[1:].removesuffix("]")), _PAIR
         if text.count("[") != text.count("]"):
             raise ValueError(f"clip_layers: brackets do not match in {text!r}")

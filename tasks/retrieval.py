@@ -58,6 +58,7 @@ class Retrieval(Task):
         figures = {"task_loss": losses.mean().item(), **recall, "mean_recall": sum(recall.values()) / len(recall)}
         if self.objective == "task_loss":
             return Scores(losses, figures)
+        # of each text: its own hit, and that of its image; smaller is better, so minus their mean
         both_ways = hits["text_to_image"][10].double() + hits["image_to_text"][10][self.image_index].double()
         return Scores(-both_ways / 2, figures)
 
@@ -74,6 +75,7 @@ class Retrieval(Task):
             return self
         text, image = self.sides(embeddings)
 
+        # one-dimensional and smooth in the logarithm, which is how CLIP learns it
         def loss(log_scale: float) -> float:
             scale = math.exp(log_scale)
             return pair_losses(text, image[self.image_index], scale, self.batch_size, self.image_index).mean().item()
@@ -107,6 +109,7 @@ def sigmoid_loss(logits: Tensor, reduction: str = "mean") -> Tensor:
     `logits`: (n, n), text against image, scaled, with the bias added. Nats, the sum over all n * n pairs divided by n;
     a scalar, or (n,) with `reduction="none"`: for pair i the mean of the sums of row i and column i.
     """
+    # log sigmoid(z x): z is +1 for a pair, -1 for all others
     right = 2 * torch.eye(len(logits), dtype=logits.dtype, device=logits.device) - 1
     losses = -F.logsigmoid(right * logits)
     values = (losses.sum(0) + losses.sum(1)) / 2
@@ -146,6 +149,7 @@ def in_rounds(image_index: Tensor) -> Tensor:
     Captions of one image, which are no negatives of each other, are then as far apart as they can be. Where every image
     has one caption nothing moves.
     """
+    # a caption's round is its place among those of its image, in their order
     by_image = image_index.argsort(stable=True)
     grouped = image_index[by_image]
     rounds = torch.empty_like(by_image)
@@ -174,8 +178,9 @@ def recall_hits(text: Tensor, image: Tensor, image_index: Tensor, chunk: int = 4
     best_right = torch.full((len(image),), -torch.inf, dtype=text.dtype, device=text.device)
     best_right.scatter_reduce_(0, image_index, torch.cat(right).squeeze(1), "amax")
     image_rank = torch.zeros(len(image), dtype=torch.long, device=text.device)
+    # once the best right caption of each image is known, count the wrong ones that are at least as similar
     for rows, own in chunks:
-        if len(chunks) > 1:
+        if len(chunks) > 1:  # else it is still there
             similarity = text[rows] @ image.T
         better = ~(similarity < best_right)
         better[torch.arange(len(rows), device=text.device), own] = False  # the image's own captions are no rivals

@@ -26,6 +26,7 @@ def gather(tensor: Tensor) -> Tensor:
     state = PartialState()
     if state.num_processes == 1:
         return tensor
+    # the others' rows without a gradient, the own ones with theirs
     rows = list(accelerate.utils.gather(tensor.detach()).chunk(state.num_processes))
     if tensor.requires_grad:
         tensor.register_hook(lambda gradient: gradient * state.num_processes)
@@ -59,12 +60,13 @@ def contrastive_loss(batch: Similarities, negatives: Tensor | None = None, hidde
     logits = batch.scale * batch.text @ batch.image.T
     if batch.same is not None:  # no negatives of each other
         others = batch.same & ~torch.eye(len(logits), dtype=torch.bool, device=logits.device)
-        logits = logits.masked_fill(others, -torch.inf)
+        logits = logits.masked_fill(others, -torch.inf)  # no share in any softmax, nor in the sum of sigmoids
     if negatives is None:
         return symmetric_cross_entropy(logits) if batch.bias is None else sigmoid_loss(logits + batch.bias)
     extra = (batch.scale * batch.text @ negatives.T).masked_fill(hidden, -torch.inf)
     if batch.bias is not None:
         return sigmoid_loss(logits + batch.bias) - F.logsigmoid(-extra - batch.bias).sum() / len(logits)
+    # (n, n + m): each caption among more images; images are not compared with more captions
     target = torch.arange(len(logits), device=logits.device)
     text_to_image = F.cross_entropy(torch.cat([logits, extra], dim=1), target)
     return (text_to_image + F.cross_entropy(logits.T, target)) / 2
@@ -142,6 +144,7 @@ class Objective:
             gather(text),
             None if image is None else gather(image),
             scale,
+            # the teacher's image embeddings are those of the batch: the tower that gave them is the full model's
             *(gather(batch[name]) if name in batch else None for name in ("teacher_text", "image_embeddings")),
             self.teacher_scale,
             _share_image_or_caption(batch),

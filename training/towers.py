@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from models.encoders import Batch, Encoder
 
-MAX_LOGIT_SCALE = math.log(100)
+MAX_LOGIT_SCALE = math.log(100)  # CLIP's own limit
 LENGTH_PARTS = 2  # of a batch on a CPU: fewer compute more padding, more have smaller matrix products
 
 
@@ -52,6 +52,7 @@ class TrainedTowers(nn.Module):
         # a model without one of its own is compared at a fixed scale
         scale = getattr(encoder.model, "logit_scale", None)
         self.logit_scale = nn.Parameter(torch.tensor(math.log(encoder.logit_scale))) if scale is None else scale
+        # all of the model is frozen, then what is registered here is trained
         encoder.model.requires_grad_(False)
         self.logit_bias = getattr(encoder.model, "logit_bias", None)
         self.requires_grad_(True)
@@ -97,7 +98,7 @@ class TrainedTowers(nn.Module):
         """
         if batch.mask.is_cuda or self._at_once:
             return self._run(batch, kept)
-        parts = batch.lengths.argsort(stable=True).chunk(LENGTH_PARTS)
+        parts = batch.lengths.argsort(stable=True).chunk(LENGTH_PARTS)  # rows, the short samples first
         return torch.cat([self._run(batch.select(rows), kept) for rows in parts])[torch.cat(parts).argsort()]
 
     def _run(self, batch: Batch, kept: Sequence[int]) -> Tensor:
