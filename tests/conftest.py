@@ -32,7 +32,7 @@ def draw(size: str, colour: str, shape: str, style: str, place: str) -> Image.Im
     return image
 
 
-def pairs() -> list[dict]:
+def draw_pairs() -> list[dict]:
     """All pairs, in a seeded order."""
     words = list(product(SIZES, COLOURS, SHAPES, STYLES, PLACES))
     order = np.random.default_rng(0).permutation(len(words))
@@ -55,7 +55,7 @@ def tiny_pairs(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
     folder = tmp_path_factory.mktemp("tiny_pairs")
     features = Features({"image": ImageFeature(), "caption": Value("string")})
-    rows = pairs()
+    rows = draw_pairs()
     for number, split in enumerate(("train", "validation", "test")):
         part = rows[number * PAIRS_A_SPLIT : (number + 1) * PAIRS_A_SPLIT]
         Dataset.from_list(part, features=features).to_parquet(folder / f"{split}.parquet")
@@ -82,3 +82,36 @@ def tiny_clip(tiny_pairs: Path, tmp_path_factory: pytest.TempPathFactory) -> Pat
                 parameter *= 3  # fresh layers hardly change their input; these do
     model.save_pretrained(folder)
     return folder
+
+
+# --- the same read, once a module: tests leave them as they are
+
+
+@pytest.fixture(scope="module")
+def clip(tiny_clip: Path):
+    """`tiny_clip` as an encoder."""
+    from models import load_clip
+
+    return load_clip(str(tiny_clip))
+
+
+@pytest.fixture(scope="module")
+def pairs(tiny_pairs: Path):
+    """The pairs of the test split."""
+    from data import load_pairs
+
+    return load_pairs(str(tiny_pairs), "test")
+
+
+@pytest.fixture(scope="module")
+def captions(tiny_pairs: Path) -> list[str]:
+    """Those of train."""
+    from data import load_pairs
+
+    return list(load_pairs(str(tiny_pairs), "train", images=False).captions)
+
+
+@pytest.fixture(scope="module")
+def images(clip, pairs):
+    """The embeddings of the images of `pairs`."""
+    return clip.image_embeddings(pairs.images)

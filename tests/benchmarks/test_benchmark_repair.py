@@ -3,26 +3,13 @@
 import json
 
 import numpy as np
-import pytest
 import torch
 
 from benchmarks import repair_ablation, repair_ranks
 from benchmarks.repair_ablation import AllAtOnce, BiasAlone, NoGuard, ProjectionAlone, ReplaceMe, Way, repair_by
 from common import model_dir
 from common.matrix_files import MatrixSettings
-from data import load_pairs
-from models import load_encoder
 from models.encoders import state_hash
-
-
-@pytest.fixture(scope="module")
-def clip(tiny_clip):
-    return load_encoder(str(tiny_clip))
-
-
-@pytest.fixture(scope="module")
-def captions(tiny_pairs):
-    return list(load_pairs(str(tiny_pairs), "train", images=False).captions)
 
 
 def changed(before, after) -> set[str]:

@@ -7,9 +7,7 @@ import torch
 from PIL import Image
 
 from common import model_dir
-from data import load_pairs
 from examples import icon_search
-from models import load_clip
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -17,16 +15,6 @@ def few_runs():
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(icon_search, "RUNS", 2)
         yield
-
-
-@pytest.fixture(scope="module")
-def clip(tiny_clip):
-    return load_clip(str(tiny_clip))
-
-
-@pytest.fixture(scope="module")
-def pairs(tiny_pairs):
-    return load_pairs(str(tiny_pairs), "test")
 
 
 def run(tmp_path, model, pairs, *flags):

@@ -9,19 +9,8 @@ import torch
 import torch.nn.functional as F
 from transformers import BertConfig
 
-from data import load_pairs
 from models import load_clip
 from models.families import check_num_layers, load_encoder, read_config, read_tower_config
-
-
-@pytest.fixture(scope="module")
-def clip(tiny_clip):
-    return load_clip(str(tiny_clip))
-
-
-@pytest.fixture(scope="module")
-def pairs(tiny_pairs):
-    return load_pairs(str(tiny_pairs), "test")
 
 
 def own_text_features(model, tokenizer, captions, length):

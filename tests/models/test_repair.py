@@ -9,7 +9,6 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedConfig, PreTrainedModel
 
-from data import load_pairs
 from measures.ridge import RidgeSums
 from models import judging
 from models import repair as module
@@ -84,16 +83,6 @@ class LinearEncoder(Encoder):
 def linear() -> LinearEncoder:
     torch.manual_seed(0)
     return LinearEncoder(LinearModel(PreTrainedConfig(num_hidden_layers=5)).eval())
-
-
-@pytest.fixture(scope="module")
-def clip(tiny_clip) -> Encoder:
-    return load_encoder(str(tiny_clip))
-
-
-@pytest.fixture(scope="module")
-def captions(tiny_pairs) -> list[str]:
-    return list(load_pairs(str(tiny_pairs), "train", images=False).captions)
 
 
 def weights(encoder: Encoder) -> str:

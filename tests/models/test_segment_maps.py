@@ -6,21 +6,10 @@ import numpy as np
 import pytest
 import torch
 
-from data import load_pairs
 from measures.ridge import RidgeSums
-from models import Encoder, load_encoder
+from models import Encoder
 from models.folding import apply_change, find_place
 from models.segment_maps import SegmentMaps
-
-
-@pytest.fixture(scope="module")
-def clip(tiny_clip) -> Encoder:
-    return load_encoder(str(tiny_clip))
-
-
-@pytest.fixture(scope="module")
-def captions(tiny_pairs) -> list[str]:
-    return list(load_pairs(str(tiny_pairs), "train", images=False).captions)
 
 
 @pytest.fixture(scope="module")

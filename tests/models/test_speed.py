@@ -3,19 +3,8 @@
 import pytest
 import torch
 
-from data import load_pairs
-from models import load_clip, speed
+from models import speed
 from models.speed import measure_milliseconds
-
-
-@pytest.fixture(scope="module")
-def clip(tiny_clip):
-    return load_clip(str(tiny_clip))
-
-
-@pytest.fixture(scope="module")
-def pairs(tiny_pairs):
-    return load_pairs(str(tiny_pairs), "test")
 
 
 def test_text_parameters_shrink_by_those_of_a_layer(clip):

@@ -25,11 +25,6 @@ TEXTS = ["red square", "small blue triangle", "", "large green hexagon outline a
 
 
 @pytest.fixture(scope="module")
-def pairs(tiny_pairs):
-    return load_pairs(str(tiny_pairs), "test")
-
-
-@pytest.fixture(scope="module")
 def words(pairs) -> set[str]:
     return {word for caption in pairs.captions for word in caption.split()}
 

@@ -8,7 +8,6 @@ import torch
 import torch.nn.functional as F
 
 from data import load_pairs
-from models import load_clip
 from models.encoders import state_hash
 from models.folding import find_place
 from models.segment_maps import SegmentMaps
@@ -21,18 +20,8 @@ ALL_PAIRS = list(combinations(range(1, 5), 2))  # every way to drop two of four 
 
 
 @pytest.fixture(scope="module")
-def clip(tiny_clip):
-    return load_clip(str(tiny_clip))
-
-
-@pytest.fixture(scope="module")
 def pairs(tiny_pairs):
     return load_pairs(str(tiny_pairs), "validation")
-
-
-@pytest.fixture(scope="module")
-def images(clip, pairs):
-    return clip.image_embeddings(pairs.images)
 
 
 @pytest.fixture

@@ -5,26 +5,9 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from data import load_pairs
-from models import load_clip
 from tasks.distance import Distance
 from tasks.image_retrieval import ImageRetrieval
 from tasks.retrieval import Retrieval, sigmoid_loss, symmetric_cross_entropy
-
-
-@pytest.fixture(scope="module")
-def clip(tiny_clip):
-    return load_clip(str(tiny_clip))
-
-
-@pytest.fixture(scope="module")
-def pairs(tiny_pairs):
-    return load_pairs(str(tiny_pairs), "test")
-
-
-@pytest.fixture(scope="module")
-def images(clip, pairs):
-    return clip.image_embeddings(pairs.images)
 
 
 def plain_recall(similarity, k):

@@ -5,13 +5,7 @@ import torch
 import torch.nn.functional as F
 
 from common.files import read_lines
-from models import load_clip
 from tasks.zero_shot import check_templates, class_embeddings, classes_in_captions, right_classes, zero_shot_accuracy
-
-
-@pytest.fixture(scope="module")
-def clip(tiny_clip):
-    return load_clip(str(tiny_clip))
 
 
 def test_a_class_is_the_normalised_mean_over_its_templates(clip):
