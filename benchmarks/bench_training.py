@@ -27,8 +27,9 @@ from common import data_flags, format_table, positive_int, script
 from models import Clip
 from tasks.retrieval import symmetric_cross_entropy
 from training.batches import EpochBatches, Split, TrainingData, load_split
-from training.loop import Settings, Trainer, make_optimizer
+from training.loop import Trainer, make_optimizer
 from training.losses import Objective
+from training.settings import Settings
 from training.towers import TrainedTowers
 
 logger = logging.getLogger("comflp")

@@ -19,8 +19,9 @@ from models import Clip
 from models.repair import draw_captions, repaired
 from search_strategy.proposals import check_dropped_layers, parse_clip_layers
 from training.batches import Split, TrainingData, load_split
-from training.loop import Settings, Trainer
+from training.loop import Trainer
 from training.losses import Objective
+from training.settings import Settings
 
 logger = logging.getLogger("comflp")
 

@@ -17,6 +17,7 @@ from common.files import (
     DEFAULT_MODEL,
     EXP_DIR,
     ROOT,
+    SPLITS,
     atomic_folder,
     atomic_path,
     check_new_folder,

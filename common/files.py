@@ -18,6 +18,7 @@ ROOT = Path(__file__).resolve().parents[1]
 EXP_DIR = ROOT / "exp"
 DEFAULT_MODEL = EXP_DIR / "iconclip"
 DEFAULT_DATASET = "scenes"
+SPLITS = ("train", "validation", "test")
 LONGEST_NAME = 200  # characters of a name before its ending; file systems take names of 255 bytes
 
 

@@ -2,6 +2,5 @@
 
 from data.pairs import DataOptions, ImageCaptionPairs, load_labels, load_pairs
 from data.sources import BUNDLED
-from data.splits import SPLITS
 
-__all__ = ["BUNDLED", "SPLITS", "DataOptions", "ImageCaptionPairs", "load_labels", "load_pairs"]
+__all__ = ["BUNDLED", "DataOptions", "ImageCaptionPairs", "load_labels", "load_pairs"]

@@ -11,10 +11,10 @@ import numpy as np
 from scipy.sparse import coo_matrix
 from scipy.sparse.csgraph import connected_components
 
+from common import SPLITS
 from data.columns import captions_of
 from data.sources import Rows, Splits
 
-SPLITS = ("train", "validation", "test")
 ALIASES = {
     **dict.fromkeys(("train", "training", "restval"), "train"),
     **dict.fromkeys(("validation", "valid", "val", "dev"), "validation"),

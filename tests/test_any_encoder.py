@@ -24,8 +24,9 @@ from search_strategy.verify import search
 from tasks.distance import Distance
 from tasks.retrieval import Retrieval
 from training.batches import Split, TrainingData
-from training.loop import Settings, Trainer
+from training.loop import Trainer
 from training.losses import Objective
+from training.settings import Settings
 
 WIDTH = 16
 

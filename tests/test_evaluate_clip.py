@@ -6,6 +6,7 @@ import pytest
 from datasets import ClassLabel, load_dataset
 
 import evaluate_clip
+from commands import evaluate
 from data import load_pairs
 from models import load_clip
 from tasks.retrieval import Retrieval
@@ -17,7 +18,7 @@ SHAPES = ["square", "triangle", "hexagon"]
 @pytest.fixture(scope="module", autouse=True)
 def few_captions_timed():
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(evaluate_clip, "TIMED_CAPTIONS", {1: 2, 64: 4})
+        patch.setattr(evaluate, "TIMED_CAPTIONS", {1: 2, 64: 4})
         yield
 
 
@@ -69,10 +70,10 @@ def test_every_model_has_the_figures_of_the_library(tmp_path, tiny_clip, tiny_pa
         expected["text_parameters"] = clip.num_parameters()
         expected["weights_bytes"] = (folder / "model.safetensors").stat().st_size
         assert {name: figures[name] for name in expected} == pytest.approx(expected)
-        assert all(figures[name] > 0 for name in evaluate_clip.MILLISECONDS)
+        assert all(figures[name] > 0 for name in evaluate.MILLISECONDS)
     out = capsys.readouterr().out
     share = result["models"][1]["text_parameters"] / result["models"][0]["text_parameters"]
-    assert f"{share:.1%}" in out and evaluate_clip.RULE in out
+    assert f"{share:.1%}" in out and evaluate.RULE in out
 
 
 def test_one_model_alone_has_no_comparison(tmp_path, tiny_clip, tiny_pairs, capsys):
@@ -81,6 +82,17 @@ def test_one_model_alone_has_no_comparison(tmp_path, tiny_clip, tiny_pairs, caps
     assert result["data"]["split"] == "validation"
     assert "zero_shot_accuracy_at_1" not in result["models"][0]
     assert "zero-shot" not in capsys.readouterr().out
+
+
+def test_captions_alone_are_judged_by_the_distance_to_the_first_model(tmp_path, tiny_clip, tiny_pairs, pruned, capsys):
+    (tmp_path / "captions.txt").write_text("\n".join(load_pairs(str(tiny_pairs), "test", images=False).captions))
+    flags = ("--images", "false", "--split", "all")
+    full, half = run(tmp_path, [tiny_clip, pruned], tmp_path / "captions.txt", *flags)["models"]
+    one, other = (load_clip(str(folder)).embeddings(["red square"]) for folder in (tiny_clip, pruned))
+    assert full["distance_to_the_first"] == pytest.approx(0, abs=1e-6)
+    assert 0.1 < half["distance_to_the_first"] / (1 - (one * other).sum().item()) < 10
+    assert not any("recall" in name for name in half)
+    assert f"distance to {tiny_clip.name}" in capsys.readouterr().out
 
 
 def test_all_rows_of_a_benchmark_can_be_read(tmp_path, tiny_clip, tiny_pairs):
@@ -116,9 +128,9 @@ def test_classes_may_come_from_a_column(tmp_path, tiny_clip, tiny_pairs, labels,
 
 
 def test_names_are_as_short_as_they_can_be():
-    assert evaluate_clip.short_names(["exp/iconclip", "exp/run/best"]) == ["iconclip", "run/best"]
-    assert evaluate_clip.short_names(["a/clip", "b/clip"]) == ["a/clip", "b/clip"]
-    assert evaluate_clip.short_names(["openai/clip-vit-base-patch32"]) == ["clip-vit-base-patch32"]
+    assert evaluate.short_names(["exp/iconclip", "exp/run/best"]) == ["iconclip", "run/best"]
+    assert evaluate.short_names(["a/clip", "b/clip"]) == ["a/clip", "b/clip"]
+    assert evaluate.short_names(["openai/clip-vit-base-patch32"]) == ["clip-vit-base-patch32"]
 
 
 @pytest.mark.parametrize(
@@ -131,6 +143,8 @@ def test_names_are_as_short_as_they_can_be():
         (["--labels", "LABELS", "--label_column", "caption"], "are no line of --labels"),
         (["--labels", "LABELS", "--label_column", "image"], "expected text or numbers of classes"),
         (["--labels", "missing.txt"], "No such file or directory: 'missing.txt'"),
+        (["--labels", "LABELS", "--images", "false"], "--labels classifies images: leave out"),
+        (["--target_column", "x", "--images", "false"], "captions alone: leave out --target_column"),
         (["--split", "nothing"], "invalid choice: 'nothing'"),
     ],
 )

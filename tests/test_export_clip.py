@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from transformers import AutoModel, AutoTokenizer, CLIPTextModelWithProjection, pipeline
 
 import export_clip
+from commands import export
 from data import load_pairs
 from models import exports, load_clip
 from models.exports import batches, largest_difference
@@ -33,7 +34,7 @@ def run(tmp_path, model, pairs, to, *flags):
     """Run the script; returns the folder that it names and its record."""
     common = ["--model", str(model), "--dataset", str(pairs), "--exp_dir", str(tmp_path)]
     export_clip.main([*common, "--to", to, "--output_dir", "export", *flags])
-    return tmp_path / "export", json.loads((tmp_path / "export" / export_clip.RECORD_NAME).read_text())
+    return tmp_path / "export", json.loads((tmp_path / "export" / export.RECORD_NAME).read_text())
 
 
 # --- each kind
@@ -98,7 +99,7 @@ def test_what_is_compared_is_what_the_runtime_gives(tmp_path, pruned, tiny_pairs
         seen.update(folder=folder, captions=list(captions))
         return exports.read_text(folder, captions, images)
 
-    monkeypatch.setitem(export_clip.EXPORTS, "text", (exports.write_text, read))
+    monkeypatch.setitem(export.EXPORTS, "text", (exports.write_text, read))
     folder, _ = run(tmp_path, pruned, tiny_pairs, "text", "--num_captions", "9")
     assert seen["captions"] == load_pairs(str(tiny_pairs), "validation").captions[:9]
     assert seen["folder"] != folder and not seen["folder"].exists()
@@ -115,7 +116,7 @@ def test_an_export_that_differs_is_not_written(tmp_path, pruned, tiny_pairs, mon
         with torch.no_grad():
             clip.model.text_projection.weight[0, 0] -= 0.01
 
-    monkeypatch.setitem(export_clip.EXPORTS, "text", (write, exports.read_text))
+    monkeypatch.setitem(export.EXPORTS, "text", (write, exports.read_text))
     with pytest.raises(SystemExit, match="2"):
         run(tmp_path, pruned, tiny_pairs, "text")
     assert "--to text differs from the model by" in capsys.readouterr().err
@@ -157,7 +158,7 @@ def test_an_earlier_export_is_replaced_and_anything_else_is_not(tmp_path, pruned
     run(tmp_path, tiny_clip, tiny_pairs, "text")
     folder, record = run(tmp_path, pruned, tiny_pairs, "text")
     assert record["model"]["text_layers"] == 2
-    (folder / export_clip.RECORD_NAME).rename(folder / "notes.json")
+    (folder / export.RECORD_NAME).rename(folder / "notes.json")
     with pytest.raises(SystemExit, match="2"):
         run(tmp_path, tiny_clip, tiny_pairs, "text")
     assert "holds something else than an export; pass another --output_dir" in capsys.readouterr().err

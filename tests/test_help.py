@@ -7,9 +7,13 @@ from pathlib import Path
 
 import pytest
 
+import export_clip
+from models.exports import EXPORTS
 from search_strategy.defaults import OBJECTIVES
 from tasks.distance import Distance
 from tasks.retrieval import Retrieval
+from training.losses import DISTILLATION
+from training.settings import DISTILL_MODES
 
 ROOT = Path(__file__).resolve().parents[1]
 SCRIPTS = (
@@ -18,6 +22,9 @@ SCRIPTS = (
     "similarity_analysis.py",
     "search_strategy/search_prune_then_verify_mix.py",
     "search_strategy/compare_strategies.py",
+    "clip_finetune_train.py",
+    "evaluate_clip.py",
+    "export_clip.py",
 )
 HEAVY = {"torch", "transformers", "datasets", "accelerate", "scipy", "matplotlib", "pandas", "pyarrow"}
 RUN = """
@@ -40,10 +47,12 @@ def test_help_imports_nothing_heavy_begins_with_the_docstring_and_explains_choic
     flags = re.split(r"\n  --", text)[1:]
     for flag in flags:
         choices = re.match(r"\w+ \{([\w,]+)\}", flag)
-        if choices and not flag.startswith(("device", "svcca_mode")):
+        if choices and not flag.startswith(("device", "split", "svcca_mode")):
             said = " ".join(flag[choices.end() :].split())
             assert all(f"{choice}: " in said for choice in choices[1].split(",")), flag
 
 
-def test_the_objectives_are_those_of_the_tasks():
+def test_choices_are_those_of_the_tables_that_dispatch():
     assert set(OBJECTIVES) == {*Retrieval.OBJECTIVES, Distance.objective}
+    assert set(DISTILL_MODES) == {"none", *DISTILLATION}
+    assert set(export_clip.KINDS) == set(EXPORTS)

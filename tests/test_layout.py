@@ -30,7 +30,7 @@ HELPERS = {
     *("measures.ridge", "models.anatomy", "models.checkpoint", "models.families", "models.image_targets"),
     *("models.judging", "models.open_clip_folder", "models.segment_maps", "search_strategy.defaults"),
     *("search_strategy.exact", "tasks.distance", "tasks.image_retrieval", "training.augment", "training.batches"),
-    *("training.report", "training.states"),
+    *("training.report", "training.settings", "training.states"),
 }
 PURE = ("measures", "tasks", "search_strategy.proposals", "search_strategy.coarse", "search_strategy.exact")
 SCRIPTS = {path for path in FILES if '__name__ == "__main__"' in (ROOT / path).read_text(encoding="utf-8")}

@@ -6,7 +6,6 @@ import math
 import time
 from collections import deque
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import numpy as np
@@ -24,7 +23,8 @@ from training.augment import Augmentation
 from training.batches import EpochBatches, PairBatches, TrainingData, make_loader, selection_score
 from training.losses import Objective
 from training.report import ModelCard
-from training.states import WEIGHTS, Average, EpochStates, filling, remove_leftovers, save_checkpoint
+from training.settings import Settings
+from training.states import WEIGHTS, EpochStates, filling, remove_leftovers, save_checkpoint
 from training.towers import TrainedTowers
 
 logger = logging.getLogger("comflp")
@@ -32,37 +32,6 @@ logger = logging.getLogger("comflp")
 ADAM_BETAS = (0.9, 0.98)
 WARMUP_STEPS = 100
 LOG_STEPS = 50
-PRECISIONS = {"fp32": "no", "bf16": "bf16", "fp16": "fp16"}  # accelerate's names
-MAY_CHANGE = ("num_workers", "compile", "keep_epochs", "average", "report_to")  # in a run that goes on
-
-
-@dataclass(frozen=True)
-class Settings:
-    """How a `Trainer` trains; the flags of the same names."""
-
-    max_epoch: int
-    batch_size: int
-    lr: float
-    weight_decay: float
-    warmup_steps: int | None  # None: WARMUP_STEPS, at most a tenth of all steps
-    seed: int
-    grad_accum: int = 1
-    max_grad_norm: float = 1.0
-    layerdrop: float = 0.0
-    augment: bool = False
-    freeze_vision: bool = True
-    freeze_embeddings: bool = False
-    freeze_logit_scale: bool = False
-    precision: str = "fp32"
-    num_workers: int = 0
-    compile: bool = False
-    keep_epochs: int | None = 2  # how many of the last epochs a training can go on from; None: all
-    average: Average | None = None
-    report_to: str = "none"
-
-    def identity(self) -> dict:
-        """What the result depends on."""
-        return {name: value for name, value in asdict(self).items() if name not in MAY_CHANGE}
 
 
 def make_optimizer(model: nn.Module, lr: float, weight_decay: float) -> torch.optim.Optimizer:
@@ -79,7 +48,7 @@ def make_accelerator(settings: Settings, cpu: bool, output_dir: Path) -> Acceler
     """Processes, device, precision and trackers; batches are split over the processes."""
     return Accelerator(
         cpu=cpu,
-        mixed_precision=PRECISIONS[settings.precision],
+        mixed_precision="no" if settings.precision == "fp32" else settings.precision,
         gradient_accumulation_steps=settings.grad_accum,
         log_with=None if settings.report_to == "none" else settings.report_to,
         project_dir=output_dir,

@@ -4,14 +4,12 @@ With a schedule such as 12,9,6 every stage searches by itself, with the default 
 correlation of 10 times 4 captions, beam, the task loss of the ten best on validation, hill climbing from them.
 """
 
-import argparse
 import logging
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import NamedTuple
 
 import accelerate.utils
-import numpy as np
 from accelerate import PartialState
 
 from common import Record, is_main_process, seed_everything, set_up_logging, show_progress, write_json, write_text
@@ -30,9 +28,10 @@ from search_strategy.results import newest_result, read_result
 from tasks.distance import Distance
 from tasks.image_retrieval import retrieval_task
 from training.batches import Split, TrainingData, load_split
-from training.loop import Settings, Trainer
+from training.loop import Trainer
 from training.losses import Objective
 from training.report import ModelCard, draw_curves, figures_table, model_figures
+from training.settings import Settings
 from training.states import check_output_dir, hold
 
 logger = logging.getLogger("comflp")
@@ -78,15 +77,6 @@ class Run:
 
 
 # --- what there is to train
-
-
-def parse_schedule(text: str) -> list[int]:
-    """Read `12,9,6` (an argparse type)."""
-    parts = text.split(",")
-    sizes = [int(part) for part in parts if part.strip().isdigit()]
-    if len(sizes) != len(parts) or len(sizes) < 2 or sizes[-1] < 1 or sorted(set(sizes), reverse=True) != sizes:
-        raise argparse.ArgumentTypeError(f"expected falling numbers of layers such as 12,9,6, got {text!r}")
-    return sizes
 
 
 def plan_stages(sizes: list[int], output_dir: Path, max_epoch: int, resume_epoch: int) -> list[Stage]:
@@ -172,7 +162,6 @@ def choose_layers(
 
 def search(encoder: Encoder, num_clip_layers: int, data: TrainingData, seed: int, use_repair: bool = True) -> Choice:
     """The layers to drop. Without images the fine search is by the distance to the model's own embeddings."""
-    generator = np.random.default_rng(seed)
     train, settings = encoder.samples(data.train.pairs), MatrixSettings("dc", seed=seed)
     # as many batches as there are, where samples are few
     batches = max(1, min(settings.iter_num, len(train) // settings.batch_size))
@@ -186,8 +175,8 @@ def search(encoder: Encoder, num_clip_layers: int, data: TrainingData, seed: int
     maps = None
     if use_repair:
         maps = SegmentMaps(encoder, draw_captions(train, seed, MAP_CAPTIONS))
-    found = verify.search(FineSearch(encoder, samples, task, maps=maps), matrix, num_clip_layers, generator=generator)
-    return Choice(found.winner, "a search of this stage")
+    fine = FineSearch(encoder, samples, task, maps=maps)
+    return Choice(verify.search(fine.objectives, matrix, num_clip_layers), "a search of this stage")
 
 
 # --- training and report

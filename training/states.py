@@ -11,7 +11,6 @@ as it is. A state is written beside its place and renamed; checkpoints are repla
 differ.
 """
 
-import argparse
 import contextlib
 import fcntl
 import hashlib
@@ -20,7 +19,6 @@ import os
 import shutil
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import NamedTuple
 
 from safetensors import SafetensorError
 from safetensors.torch import load_file
@@ -33,25 +31,6 @@ WEIGHTS = "weights.safetensors"
 STATE = "state.json"  # the last file written and the first removed: where it is, the state is whole
 LOCK = "lock"
 STARTED = {"train.log", "tensorboard"}  # what a run leaves that was killed before its first epoch was over
-
-
-class Average(NamedTuple):
-    """Which epochs' weights to take the mean of: those of the `number` best ones, or of the last ones."""
-
-    kind: str
-    number: int
-
-    def epochs(self, scores: dict[int, float]) -> list[int]:
-        """Of the epochs so far, by what they are chosen by."""
-        return sorted(scores, key=scores.get if self.kind == "best" else None, reverse=True)[: self.number]
-
-
-def parse_average(text: str) -> Average:
-    """Read `best:N` or `last:N` (an argparse type)."""
-    kind, _, number = text.partition(":")
-    if kind not in ("best", "last") or not number.isdigit() or int(number) < 2:
-        raise argparse.ArgumentTypeError(f"expected best:N or last:N with N of at least 2, got {text!r}")
-    return Average(kind, int(number))
 
 
 class EpochStates:

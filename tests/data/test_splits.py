@@ -8,8 +8,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from common import SPLITS
 from data import load_pairs
-from data.splits import SPLITS, assign_splits, choose_rows, connect, hashed_split
+from data.splits import assign_splits, choose_rows, connect, hashed_split
 
 
 def random_pairs(seed, num_pairs=400, num_captions=300, num_images=250):

@@ -18,8 +18,9 @@ from models.repair import repaired
 from tasks.image_retrieval import ImageRetrieval, retrieval_task
 from tasks.retrieval import Retrieval
 from training.batches import TrainingData, load_split
-from training.loop import Settings, Trainer
+from training.loop import Trainer
 from training.losses import Objective
+from training.settings import Settings
 
 TEXTS = ["red square", "small blue triangle", "", "large green hexagon outline at the far right of it all and more"]
 

@@ -8,9 +8,10 @@ import torch
 from accelerate.state import AcceleratorState
 
 from models import load_encoder
-from training.loop import Settings, Trainer
+from training.loop import Trainer
 from training.losses import Objective
 from training.report import ModelCard
+from training.settings import Settings
 from training.stages import load_data
 
 SETTINGS = Settings(max_epoch=3, batch_size=20, lr=1e-3, weight_decay=0.1, warmup_steps=2, seed=0)

@@ -10,7 +10,7 @@ from safetensors.torch import load_file
 from transformers import CLIPModel, CLIPProcessor
 
 from training.batches import selection_score as score
-from training.states import Average
+from training.settings import Average
 
 
 def weights(trainer) -> dict[str, torch.Tensor]:

@@ -6,7 +6,8 @@ import pytest
 
 from models import load_clip
 from training.batches import TrainingData, load_split
-from training.stages import parse_schedule, plan_stages, search
+from training.settings import parse_schedule
+from training.stages import plan_stages, search
 
 
 def test_a_schedule_is_read_and_must_fall():

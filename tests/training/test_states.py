@@ -8,17 +8,8 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from training.states import (
-    LOCK,
-    STATE,
-    WEIGHTS,
-    Average,
-    EpochStates,
-    check_not_held,
-    check_output_dir,
-    hold,
-    parse_average,
-)
+from training.settings import Average, parse_average
+from training.states import LOCK, STATE, WEIGHTS, EpochStates, check_not_held, check_output_dir, hold
 
 
 def commit(states: EpochStates, epoch: int) -> None:
