@@ -14,9 +14,9 @@ from torch import Tensor, nn
 from transformers import CLIPImageProcessorPil, CLIPModel, CLIPProcessor, MetaClip2Model, PreTrainedConfig
 
 from models import checkpoint
+from models.embedding_cache import ImageTargets
 from models.encoders import Batch, Encoder, pad_tokens
 from models.families import read_config
-from models.image_targets import ImageTargets
 from models.layer_stack import LayerStack
 from models.open_clip_folder import find_open_clip, load_open_clip
 

@@ -12,6 +12,7 @@ from them.
 """
 
 import hashlib
+import json
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -197,6 +198,10 @@ processor = AutoProcessor.from_pretrained(folder)"""
         """What a run record says about the model."""
         weights = state_hash(self.model)
         return {"name": self.name, "weights_sha256": weights, f"{self.tower}_layers": self.num_layers}
+
+    def settings(self) -> str:
+        """What an embedding depends on beside the weights."""
+        return json.dumps(self.stack.tower.config.to_dict(), sort_keys=True, default=str)
 
     def drop(self, dropped_layers: Iterable[int], name: str = "") -> Self:
         """A new encoder without these layers (counted from 1), with copies of all weights that stay."""

@@ -13,10 +13,10 @@ import torch
 from torch import Tensor, nn
 from transformers import MODEL_MAPPING, PreTrainedModel, PreTrainedTokenizerBase
 
-from common.files import cached_array
 from data import ImageCaptionPairs
 from models import checkpoint
-from models.encoders import Batch, Encoder, pad_tokens, state_hash
+from models.embedding_cache import cached_embeddings
+from models.encoders import Batch, Encoder, pad_tokens
 from models.families import read_config
 from models.layer_stack import LayerStack
 from models.sentence_form import Form, identity_map, is_identity, read_dense, read_form, save_dense, with_dense
@@ -89,6 +89,9 @@ model = SentenceTransformer(folder)"""
     def parts(self) -> dict[str, nn.Module]:
         return {"": self.model}
 
+    def settings(self) -> str:
+        return super().settings() + self.form.pooling
+
     def drop(self, dropped_layers: Iterable[int], name: str = "") -> "SentenceEncoder":
         return SentenceEncoder(self.stack.drop(dropped_layers), self.tokenizer, self.form, name or self.name)
 
@@ -122,11 +125,7 @@ model = SentenceTransformer(folder)"""
                 f"{self.name} embeds texts alone: name the column of the other text with --target_column, or score by the "
                 "distance to the full model with --objective embedding"
             )
-        key = "\0".join((json.dumps(self.prepare(pairs.targets)), state_hash(self.model), self.form.pooling))
-        embeddings = cached_array(
-            cache_dir, "target_embeddings", key, lambda: self.embeddings(pairs.targets).cpu().numpy()
-        )
-        return pairs, torch.from_numpy(embeddings).to(self.device)
+        return pairs, cached_embeddings(self, pairs.targets, cache_dir)
 
 
 def load_sentence_encoder(name: str, device: str = "cpu", weights: bool = True) -> SentenceEncoder:

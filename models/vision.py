@@ -3,7 +3,6 @@
 Hidden states are over patches. CLIP reads its class token, SigLIP an attention over all of them.
 """
 
-import json
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,10 +11,10 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from common.files import cached_array
 from data import ImageCaptionPairs
 from models.clip import Clip, load_clip
-from models.encoders import Batch, Encoder, state_hash
+from models.embedding_cache import cached_embeddings
+from models.encoders import Batch, Encoder
 from models.families import read_config
 from models.layer_stack import LayerStack
 from models.siglip import load_siglip
@@ -117,12 +116,7 @@ class Vision(Encoder):
         if pairs.images is None:
             raise ValueError(f"{pairs.source}: the image tower of {self.name} needs images, and only texts were read")
         pairs = pairs.without_images(np.array([image is None for image in pairs.images]))
-        tokens = json.dumps(self.text.prepare(pairs.captions))
-        key = "\0".join((tokens, *map(state_hash, self.text.parts().values())))
-        embeddings = cached_array(
-            cache_dir, "caption_embeddings", key, lambda: self.text.embeddings(pairs.captions).cpu().numpy()
-        )
-        return pairs, torch.from_numpy(embeddings).to(self.device)
+        return pairs, cached_embeddings(self.text, pairs.captions, cache_dir)
 
 
 class SiglipVision(Vision):

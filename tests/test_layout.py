@@ -27,7 +27,7 @@ BELOW = {
 # What the core of the README leans on and a reader of it may leave closed; else it imports itself alone.
 HELPERS = {
     *("common", "data", "measures.checks", "measures.distances", "measures.products", "measures.nuclear"),
-    *("measures.ridge", "models.anatomy", "models.checkpoint", "models.families", "models.image_targets"),
+    *("measures.ridge", "models.anatomy", "models.checkpoint", "models.families", "models.embedding_cache"),
     *("models.judging", "models.open_clip_folder", "models.segment_maps", "search_strategy.defaults"),
     *("search_strategy.exact", "tasks.distance", "tasks.image_retrieval", "training.augment", "training.batches"),
     *("training.report", "training.settings", "training.states"),

@@ -1,6 +1,5 @@
 """What is trained on: pairs with what training and evaluation need of them, computed once; and their batches."""
 
-import json
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,10 +9,9 @@ import torch
 from torch import Tensor
 from torch.utils.data import BatchSampler, DataLoader, Dataset
 
-from common.files import cached_array
 from data import ImageCaptionPairs, load_pairs
 from models import Encoder
-from models.encoders import state_hash
+from models.embedding_cache import cached_embeddings
 from tasks.image_retrieval import retrieval_task
 from training.augment import Augmentation
 
@@ -91,29 +89,9 @@ def load_split(
         pairs, embeddings = encoder.embed_pairs(pairs, cache_dir, progress)
     elif pairs.images is not None:
         pairs = pairs.without_images(np.array([image is None for image in pairs.images]))
-    return Split(pairs, embeddings, cached_embeddings(encoder, pairs, cache_dir) if teacher_text else None)
-
-
-def cached_embeddings(encoder: Encoder, pairs: ImageCaptionPairs, cache_dir: Path | None) -> Tensor:
-    """Embeddings (n, d) of the encoder's side of the pairs; equal captions are computed once.
-
-    Cached in `cache_dir` under a name made from the captions as tokens (or the images), the weights and the
-    configuration.
-    """
-    samples, of_images = encoder.samples(pairs), encoder.tower == "vision"
-
-    def embed() -> np.ndarray:
-        if of_images:
-            return encoder.embeddings(samples).cpu().numpy()
-        distinct, numbers = np.unique(samples, return_inverse=True)
-        return encoder.embeddings(distinct.tolist()).cpu().numpy()[numbers]
-
-    key = ""
-    if cache_dir is not None:
-        config = json.dumps(encoder.stack.tower.config.to_dict(), sort_keys=True, default=str)
-        content = pairs.images.content_hash() if of_images else json.dumps(encoder.prepare(samples))
-        key = "\0".join([content, *map(state_hash, encoder.parts().values()), config])
-    return torch.from_numpy(cached_array(cache_dir, f"{encoder.tower}_embeddings", key, embed)).to(encoder.device)
+    content = pairs.images.content_hash if encoder.tower == "vision" else None
+    samples = encoder.samples(pairs)
+    return Split(pairs, embeddings, cached_embeddings(encoder, samples, cache_dir, content) if teacher_text else None)
 
 
 class PairBatches(Dataset):

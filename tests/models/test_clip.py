@@ -85,7 +85,7 @@ def test_image_embeddings_are_cached_by_content(tiny_clip, pairs, tmp_path):
 
 
 def test_embeddings_that_were_made_before_a_kill_are_kept(tiny_clip, pairs, tmp_path, monkeypatch, caplog):
-    monkeypatch.setattr("models.image_targets.CACHED_IMAGES", 25)
+    monkeypatch.setattr("models.embedding_cache.CACHED_IMAGES", 25)
     clip, seen = load_clip(str(tiny_clip)), []
     expected, embed = clip.image_embeddings(pairs.images), clip.embed_images
 

@@ -1,8 +1,8 @@
-"""The image tower of a model with two towers as the side of the pairs that stays: embedded once, and cached."""
+"""Embeddings that are computed once and kept on disk: of images, the side of the pairs that stays, and of texts."""
 
 import json
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 
@@ -14,11 +14,30 @@ from tqdm import tqdm
 
 from common.files import cached_array
 from data import ImageCaptionPairs
-from models.encoders import state_hash
+from models.encoders import Encoder, state_hash
 
 CACHED_IMAGES = 2048  # in a file: two minutes of a ViT-B/32 on two cores
 
 logger = logging.getLogger("comflp")
+
+
+def cached_embeddings(
+    encoder: Encoder, samples: Sequence, cache_dir: Path | None, content: Callable[[], str] | None = None
+) -> Tensor:
+    """Embeddings (n, dim) of samples; equal ones are computed once.
+
+    Cached in `cache_dir` under a hash of the samples' content (by default their tokens), the weights and the settings.
+    """
+
+    def embed() -> np.ndarray:
+        distinct = {sample: row for row, sample in enumerate(dict.fromkeys(samples))}
+        return encoder.embeddings(list(distinct)).cpu().numpy()[[distinct[sample] for sample in samples]]
+
+    key = ""
+    if cache_dir is not None:
+        what = content() if content else json.dumps(encoder.prepare(samples))
+        key = "\0".join([what, *map(state_hash, encoder.parts().values()), encoder.settings()])
+    return torch.from_numpy(cached_array(cache_dir, f"{encoder.tower}_embeddings", key, embed)).to(encoder.device)
 
 
 class ImageTargets:
