@@ -17,23 +17,11 @@ from measures import KINDS
 from models import Encoder, check_num_layers, load_encoder
 from models.segment_maps import CAPTIONS as MAP_CAPTIONS
 from models.segment_maps import SegmentMaps
+from search_strategy import rivals
 from search_strategy.comparison_tables import panel_table, scores_table, searches_table, sizes_table
 from search_strategy.fine import FineSearch
 from search_strategy.proposals import Proposal, check_num_clip_layers, segments
 from search_strategy.results import describe_figures
-from search_strategy.rivals import (
-    OURS,
-    AllSubsets,
-    Outcome,
-    all_subsets,
-    best_of_every_size,
-    compare_pairs,
-    judge_scores,
-    judge_searches,
-    random_rivals,
-    run_strategy,
-    strategies,
-)
 
 logger = logging.getLogger("comflp")
 
@@ -127,19 +115,21 @@ def compare(
         plain = fine.without_maps(), test.without_maps()
         for row, outcome in zip(rows, outcomes, strict=True):
             row["left_out"] = describe_both(*plain, outcome.proposal)
-    ours = min((row["task_loss"], number) for number, row in enumerate(rows) if row["strategy"].startswith(OURS))[1]
+    ours = min(
+        (row["task_loss"], number) for number, row in enumerate(rows) if row["strategy"].startswith(rivals.OURS)
+    )[1]
     reference = test.evaluate([outcomes[ours].proposal])[0].values
     of_test = [test.evaluate([outcome.proposal])[0].values for outcome in outcomes]
     for model, searches in scratch.items():
         rows.append(describe_scratch(model, truth, *searches))
         of_test.append(searches[1].full_model().values)
     for row, values in zip(rows, of_test, strict=True):  # minus R@10: smaller is better
-        row["to_ours"] = compare_pairs(-values, -reference) if row is not rows[ours] else None
+        row["to_ours"] = rivals.compare_pairs(-values, -reference) if row is not rows[ours] else None
     rows.sort(key=lambda row: row["task_loss"])
     judged, found = [], []
     if truth:
-        judged = judge_scores(draws, args.num_clip_layers, truth)
-        found = judge_searches(draws, args.num_clip_layers, truth, args.refine)
+        judged = rivals.judge_scores(draws, args.num_clip_layers, truth)
+        found = rivals.judge_searches(draws, args.num_clip_layers, truth, args.refine)
     full = describe_both(fine, test, ())
     content = {"full_model": full, "strategies": rows, "coarse_scores": judged, "default_search": found}
     write_json(path, content | {"record": record.content()})
@@ -148,30 +138,32 @@ def compare(
     print("\n\n".join(tables if truth else tables[:1]))
 
 
-def find_truth(args: argparse.Namespace, fine: FineSearch, record: Record) -> AllSubsets | None:
+def find_truth(args: argparse.Namespace, fine: FineSearch, record: Record) -> rivals.AllSubsets | None:
     """Every subset, evaluated, where there are few enough."""
     if comb(args.num_layers, args.num_clip_layers) > args.max_subsets:
         return None
-    subsets, before = all_subsets(args.num_layers, args.num_clip_layers), fine.layer_calls
+    subsets, before = rivals.all_subsets(args.num_layers, args.num_clip_layers), fine.layer_calls
     with record.timed("all_subsets"):
-        truth = AllSubsets(dict(zip(subsets, fine.objectives(subsets), strict=True)))
+        truth = rivals.AllSubsets(dict(zip(subsets, fine.objectives(subsets), strict=True)))
     calls = fine.layer_calls - before
     logger.info("all %d subsets: %d layer calls a batch", len(subsets), calls)
     record.note(layer_calls_all_subsets=calls, num_subsets=len(subsets), pairs=fine.num_samples)
     return truth
 
 
-def run_panel(args: argparse.Namespace, fine: FineSearch, matrices: dict[str, np.ndarray]) -> list[Outcome]:
+def run_panel(args: argparse.Namespace, fine: FineSearch, matrices: dict[str, np.ndarray]) -> list[rivals.Outcome]:
     outcomes = []
-    for name, choose in strategies(matrices, args.num_clip_layers, args.refine).items():
-        outcomes.append(run_strategy(name, choose, fine.objectives, args.num_layers))
+    for name, choose in rivals.strategies(matrices, args.num_clip_layers, args.refine).items():
+        outcomes.append(rivals.run_strategy(name, choose, fine.objectives, args.num_layers))
         value = fine.objectives([outcomes[-1].proposal])[0]
         logger.info("%s: %.4f after %d layer calls", name, value, outcomes[-1].costs["layer_calls"])
     sizes = (args.num_layers, args.num_clip_layers, args.refine, args.num_random)
-    return outcomes + random_rivals(fine.objectives, *sizes, np.random.default_rng(args.seed))
+    return outcomes + rivals.random_rivals(fine.objectives, *sizes, np.random.default_rng(args.seed))
 
 
-def describe_outcome(outcome: Outcome, truth: AllSubsets | None, fine: FineSearch, test: FineSearch) -> dict:
+def describe_outcome(
+    outcome: rivals.Outcome, truth: rivals.AllSubsets | None, fine: FineSearch, test: FineSearch
+) -> dict:
     """One row of the comparison as it is written; of a draw also `runs`: mean and standard deviation over its runs."""
     figures = describe_both(fine, test, outcome.proposal)
     row = {"strategy": outcome.strategy, "segments": segments(outcome.proposal), **figures, **outcome.costs}
@@ -184,7 +176,7 @@ def describe_outcome(outcome: Outcome, truth: AllSubsets | None, fine: FineSearc
     return row
 
 
-def describe_scratch(model: Path, truth: AllSubsets | None, fine: FineSearch, test: FineSearch) -> dict:
+def describe_scratch(model: Path, truth: rivals.AllSubsets | None, fine: FineSearch, test: FineSearch) -> dict:
     """The same of a model trained from scratch: nothing is dropped, nothing searched; losses at its own best scale."""
     figures = describe_both(fine, test, ())
     costs = {"proposals_evaluated": 0, "layer_calls": 0, "layer_calls_unshared": 0}
@@ -192,7 +184,7 @@ def describe_scratch(model: Path, truth: AllSubsets | None, fine: FineSearch, te
     return {"strategy": name, "segments": None, **figures, **costs, **describe_place(figures["task_loss"], truth)}
 
 
-def describe_place(loss: float, truth: AllSubsets | None) -> dict:
+def describe_place(loss: float, truth: rivals.AllSubsets | None) -> dict:
     return {"rank": truth.rank(loss) if truth else None, "regret": float(truth.regret(loss)) if truth else None}
 
 
@@ -206,7 +198,7 @@ def describe_both(fine: FineSearch, test: FineSearch, proposal: Proposal) -> dic
 def compare_sizes(args: argparse.Namespace, fine: FineSearch, test: FineSearch, matrix: np.ndarray) -> list[dict]:
     """The curve of quality against layers kept, with the figures on validation and test."""
     options = {"max_subsets": args.max_subsets, "refine_rounds": args.refine}
-    found = best_of_every_size(fine.objectives, matrix, **options)
+    found = rivals.best_of_every_size(fine.objectives, matrix, **options)
     rows = []
     for row in [{"num_clip_layers": 0, "dropped_layers": (), "all_known": True, "nested": True}, *found]:
         proposal = row["dropped_layers"]

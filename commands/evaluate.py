@@ -8,20 +8,7 @@ import numpy as np
 from huggingface_hub import snapshot_download
 from matplotlib.figure import Figure
 
-from common import (
-    DEFAULT_DATASET,
-    Record,
-    data_flags,
-    format_table,
-    model_dir,
-    plots,
-    read_lines,
-    safe_name,
-    set_up,
-    shorten,
-    show_progress,
-    write_json,
-)
+from common import Record, data_flags, files, format_table, plots, set_up, show_progress
 from data import ImageCaptionPairs, load_labels, load_pairs
 from models import Encoder, load_encoder
 from models.open_clip_folder import find_open_clip
@@ -53,7 +40,7 @@ def run(args: argparse.Namespace) -> None:
     """From the flags to the files in the first model's folder under exp/, and a printed table."""
     device = set_up(args)
     record = Record(args, device)
-    cache = model_dir(args.exp_dir, args.model[0]) / "cache"
+    cache = files.model_dir(args.exp_dir, args.model[0]) / "cache"
     encoders = [load_encoder(model, device=device) for model in args.model]
     if args.labels and (args.target_column or not args.images):
         raise ValueError("--labels classifies images: leave out --target_column and --images false")
@@ -83,7 +70,7 @@ def run(args: argparse.Namespace) -> None:
         {"name": name, **encoder.identity(), **of_model}
         for name, encoder, of_model in zip(names, encoders, figures, strict=True)
     ]
-    write_json(path, {"models": models, "data": kept.identity(), "rule": RULE, "record": record.content()})
+    files.write_json(path, {"models": models, "data": kept.identity(), "rule": RULE, "record": record.content()})
     draw(names, figures, path.with_suffix(".png"), f"{args.dataset}, {args.split}: {len(kept):,} captions")
     print_table(names, figures)
     print(f"written to {path} and .png")
@@ -95,8 +82,8 @@ def read_zero_shot(args: argparse.Namespace, pairs: ImageCaptionPairs) -> tuple[
         if args.templates or args.label_column or args.template:
             raise ValueError("--templates, --template and --label_column need --labels, a file with one class a line")
         return [], [], []
-    labels = read_lines(args.labels, "class")
-    templates = read_lines(args.templates, "template") if args.templates else [args.template or TEMPLATE]
+    labels = files.read_lines(args.labels, "class")
+    templates = files.read_lines(args.templates, "template") if args.templates else [args.template or TEMPLATE]
     check_templates(templates)
     if args.label_column:
         return labels, templates, right_classes(labels, load_labels(pairs, args.label_column))
@@ -145,11 +132,11 @@ def short_names(models: Sequence[str]) -> list[str]:
 def result_path(args: argparse.Namespace, names: Sequence[str]) -> Path:
     """`evaluation_<split>[_<data set>][_vs_<other models>].json` in the folder of the first model."""
     parts = ["evaluation", args.split]
-    parts += [safe_name(args.dataset)] if args.dataset != DEFAULT_DATASET else []
+    parts += [files.safe_name(args.dataset)] if args.dataset != files.DEFAULT_DATASET else []
     parts += [f"max{args.max_pairs}"] if args.max_pairs else []
     parts += [] if args.images else ["captions"]
-    parts += ["vs", *map(safe_name, names[1:])] if len(names) > 1 else []
-    return model_dir(args.exp_dir, args.model[0]) / f"{shorten('_'.join(parts))}.json"
+    parts += ["vs", *map(files.safe_name, names[1:])] if len(names) > 1 else []
+    return files.model_dir(args.exp_dir, args.model[0]) / f"{files.shorten('_'.join(parts))}.json"
 
 
 def print_table(names: Sequence[str], figures: Sequence[dict]) -> None:

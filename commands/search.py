@@ -17,19 +17,10 @@ from models import Encoder, check_num_layers, load_encoder
 from models.repair import draw_captions, repair
 from models.segment_maps import CAPTIONS as MAP_CAPTIONS
 from models.segment_maps import SegmentMaps
+from search_strategy import results
 from search_strategy.coarse import coarse_search, missed_by
 from search_strategy.fine import FineSearch
 from search_strategy.proposals import Proposal, check_num_clip_layers, random_proposals, segments
-from search_strategy.results import (
-    CHOICES,
-    coarse_rows,
-    describe_evaluation,
-    describe_figures,
-    result_path,
-    result_tag,
-    verified_rows,
-    write_result,
-)
 from search_strategy.verify import BEST_SHOWN, Scored, Verification, propose, rank_correlation, verify
 from tasks.distance import Distance
 from tasks.retrieval import RECALL_AT
@@ -49,10 +40,10 @@ def run(args: argparse.Namespace) -> None:
     matrices = [read_matrix(of_matrix, folder, args.num_layers, args.model) for of_matrix in settings]
     matrix = combine(matrices) if args.combine else matrices[0] if matrices else None
     tags = [of_matrix.tag for of_matrix in settings]
-    names = ("seed", "dataset", "max_pairs", "repair", "coarse_search_only", *CHOICES)
+    names = ("seed", "dataset", "max_pairs", "repair", "coarse_search_only", *results.CHOICES)
     choice = {name: getattr(args, name) for name in names}
-    tag = result_tag(args.select_measure, tags, **choice)
-    result = result_path(folder, args.num_layers, args.num_clip_layers, args.search_mode, tag)
+    tag = results.result_tag(args.select_measure, tags, **choice)
+    result = results.result_path(folder, args.num_layers, args.num_clip_layers, args.search_mode, tag)
     device = set_up(args)
     record = Record(args, device)
     fine, captions = None, []
@@ -63,12 +54,12 @@ def run(args: argparse.Namespace) -> None:
     with record.timed("coarse"):
         scored = choose_proposals(args, matrix, generator)
     log_missed(args, scored, matrix)
-    verification, rows = None, coarse_rows(scored, args.num_layers)
+    verification, rows = None, results.coarse_rows(scored, args.num_layers)
     if fine is not None:
         starts = [proposal for proposal, _ in scored]
         with record.timed("fine"):
             verification = verify(fine, starts, use_race=args.race, refine_rounds=args.refine, generator=generator)
-        rows = verified_rows(verification, scored, matrix, args.num_layers, args.score)
+        rows = results.verified_rows(verification, scored, matrix, args.num_layers, args.score)
         correlation = rank_correlation(scored, verification.ranked)
         record.note(**verification.facts, rank_correlation=correlation)
         log_facts(verification.facts, correlation)
@@ -81,7 +72,7 @@ def run(args: argparse.Namespace) -> None:
     files = [f"{tag}.npy" for tag in tags]
     searched = {"measure": args.select_measure, "matrix": files[0] if len(files) == 1 else files or None}
     asked = numbers | searched | {"objective": args.objective, "repair": bool(captions)}
-    write_result(result, asked, rows, verification.full_model if verification else None, record)
+    results.write_result(result, asked, rows, verification.full_model if verification else None, record)
     if matrix is not None:
         title = f"{args.select_measure}: {args.num_layers} to {args.num_layers - args.num_clip_layers} layers"
         heat_map(matrix, result.with_suffix(".png"), title, segments=rows[0]["segments"])
@@ -123,7 +114,7 @@ def refit_winner(fine: FineSearch, winner: Proposal, captions: list[str]) -> dic
         logger.info("repair of %s", cut)
     return {
         "objective": scores.values.mean().item(),
-        **describe_figures(scores),
+        **results.describe_figures(scores),
         "repair": asdict(report),
     }
 
@@ -147,7 +138,7 @@ def print_table(proposals: list[dict], verification: Verification | None, object
         print(format_table(rows, ("rank", "dropped layers", "coarse score"), ("", "", SCORE_FORMAT)))
         return
     shown = proposals[:BEST_SHOWN]
-    full = describe_evaluation(verification.full_model)
+    full = results.describe_evaluation(verification.full_model)
     models = [full, *shown]
     columns = {  # heading: format, values
         "rank": ("", ["full", *(p["rank"] for p in shown)]),

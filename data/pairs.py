@@ -12,17 +12,7 @@ from pathlib import Path
 import datasets
 import numpy as np
 
-from data import scenes
-from data.columns import (
-    CAPTIONS_ALONE,
-    IMAGE_COLUMNS,
-    URL_COLUMNS,
-    as_image_files,
-    captions_of,
-    find_caption_columns,
-    find_column,
-    read_captions,
-)
+from data import columns, scenes
 from data.images import ImageFiles, distinct_images
 from data.sources import Rows, Source, read_source
 from data.splits import ChosenRows, assign_splits, choose_rows, column_names, take_from_stream
@@ -193,9 +183,9 @@ def _was_downloaded(status: object) -> bool:
 
 def _stream(chosen: ChosenRows, options: DataOptions, split: str, source: Source, dataset: str) -> ChosenRows:
     """The rows that hold the first `max_pairs` captions, read from a stream."""
-    columns = find_caption_columns(column_names(chosen.rows), options.caption_column, dataset, source.hint)
+    found = columns.find_caption_columns(column_names(chosen.rows), options.caption_column, dataset, source.hint)
     targets = [options.target_column] if options.target_column else []
-    rows = take_from_stream(chosen, split, columns, targets, options.max_pairs, dataset)
+    rows = take_from_stream(chosen, split, found, targets, options.max_pairs, dataset)
     return ChosenRows(rows, f"{chosen.how}, the first rows of a stream")
 
 
@@ -203,8 +193,8 @@ def _read_captions(
     rows: datasets.Dataset, options: DataOptions, source: Source, dataset: str
 ) -> tuple[list[str], np.ndarray]:
     """All captions and the row of each; empty ones left out."""
-    columns = find_caption_columns(rows.column_names, options.caption_column, dataset, source.hint)
-    captions, row_of_caption = read_captions(rows, columns)
+    found = columns.find_caption_columns(rows.column_names, options.caption_column, dataset, source.hint)
+    captions, row_of_caption = columns.read_captions(rows, found)
     kept = [number for number, caption in enumerate(captions) if caption]
     if len(kept) < len(captions):
         check_skipped(len(captions) - len(kept), len(captions), "caption", "are empty", dataset)
@@ -214,14 +204,14 @@ def _read_captions(
 def _with_images(pairs: ImageCaptionPairs, asked: str | None, source: Source, needed: bool) -> ImageCaptionPairs:
     """The pairs with the image of each row. Where none is `needed` they are for a cut alone, and may be missing."""
     try:
-        column = find_column(pairs.rows.column_names, asked, IMAGE_COLUMNS, "image", pairs.source)
-        files = as_image_files(pairs.rows, column, source.folders, pairs.source, must_exist=needed)
+        column = columns.find_column(pairs.rows.column_names, asked, columns.IMAGE_COLUMNS, "image", pairs.source)
+        files = columns.as_image_files(pairs.rows, column, source.folders, pairs.source, must_exist=needed)
     except ValueError as error:
         if not needed and not asked:
             return pairs
-        url = next((name for name in pairs.rows.column_names if name.lower() in URL_COLUMNS), None)
+        url = next((name for name in pairs.rows.column_names if name.lower() in columns.URL_COLUMNS), None)
         more = f"; the column {url} has addresses: download the images first, as img2dataset does" if url else ""
-        raise ValueError(f"{error}{more}; {CAPTIONS_ALONE}") from error
+        raise ValueError(f"{error}{more}; {columns.CAPTIONS_ALONE}") from error
     first_row, image_of_row = distinct_images(files, column)
     used, image_index = np.unique(image_of_row[pairs.image_index], return_inverse=True)
     return replace(pairs, image_index=image_index, images=ImageFiles(files, column, first_row[used]))
@@ -229,8 +219,8 @@ def _with_images(pairs: ImageCaptionPairs, asked: str | None, source: Source, ne
 
 def _with_targets(pairs: ImageCaptionPairs, asked: str) -> ImageCaptionPairs:
     """The pairs with the text of another column for each row; equal texts are one target."""
-    column = find_column(pairs.rows.column_names, asked, (), "target", pairs.source)
-    texts = [" ".join(captions_of(text)) for text in pairs.rows[column]]
+    column = columns.find_column(pairs.rows.column_names, asked, (), "target", pairs.source)
+    texts = [" ".join(columns.captions_of(text)) for text in pairs.rows[column]]
     numbers: dict[str, int] = {}
     target_of_row = np.asarray([numbers.setdefault(text, len(numbers)) for text in texts], dtype=np.int64)
     used, image_index = np.unique(target_of_row[pairs.image_index], return_inverse=True)
@@ -262,7 +252,7 @@ def load_labels(pairs: ImageCaptionPairs, label_column: str) -> list[str] | list
 
     Raises ValueError where there is no such column, or where it holds neither text nor whole numbers.
     """
-    column = find_column(pairs.rows.column_names, label_column, (), "label", pairs.source)
+    column = columns.find_column(pairs.rows.column_names, label_column, (), "label", pairs.source)
     values = list(pairs.rows[column])
     labels = [values[row] for row in pairs.images.row_numbers]
     feature = pairs.rows.features[column]

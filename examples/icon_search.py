@@ -20,24 +20,13 @@ import torch
 from matplotlib.figure import Figure
 from torch import Tensor
 
-from common import (
-    DEFAULT_MODEL,
-    EXP_DIR,
-    add_common_flags,
-    data_flags,
-    format_table,
-    model_dir,
-    plots,
-    positive_int,
-    script,
-    set_up,
-)
+from common import add_common_flags, data_flags, files, format_table, plots, positive_int, script, set_up
 from data import ImageCaptionPairs, load_pairs
 from models import Clip, load_clip
 from search_strategy.proposals import parse_clip_layers, segments
 from training.stages import choose_layers
 
-PRUNED = EXP_DIR / "clip12to6_exp1"
+PRUNED = files.EXP_DIR / "clip12to6_exp1"
 COLUMNS = 4  # icons in a row of one model
 CELL, PAD, CAPTION, HEADING, MARGIN = 1.15, 0.12, 0.2, 0.9, 0.4  # inches
 RUNS = 30  # of a query, for its milliseconds
@@ -68,11 +57,11 @@ def load_pruned(args: argparse.Namespace, full: Clip, device: str) -> tuple[Clip
     """The pruned model and what it is."""
     if args.pruned and args.clip_layers:
         raise ValueError("--pruned and --clip_layers exclude each other; pass one of them")
-    is_bundled = Path(full.name).resolve() == DEFAULT_MODEL
+    is_bundled = Path(full.name).resolve() == files.DEFAULT_MODEL
     path = args.pruned or (str(PRUNED) if is_bundled and PRUNED.is_dir() and not args.clip_layers else None)
     if path:
         return load_clip(path, device), Path(path).name
-    folder = model_dir(args.exp_dir, full.name)
+    folder = files.model_dir(args.exp_dir, full.name)
     number = len(parse_clip_layers(args.clip_layers)) if args.clip_layers else full.num_layers // 2
     choice = choose_layers(args.clip_layers, None, folder, full.name, full.num_layers, number)
     ranges = (f"{first}-{last}" if first < last else f"{first}" for first, last in segments(choice.dropped_layers))
@@ -143,7 +132,7 @@ def main(argv: list[str] | None = None) -> None:
     full = load_clip(args.full or args.model, device)
     small, what = load_pruned(args, full, device)
     pairs = load_pairs(args.dataset, args.split, **data_flags(args))
-    folder = model_dir(args.exp_dir, full.name)
+    folder = files.model_dir(args.exp_dir, full.name)
     images = [clip.image_embeddings(pairs.images, folder / "cache") for clip in (full, small)]
     clips = list(zip((full, small), images, strict=True))
     found = {query: [search(clip, query, of_clip, args.top) for clip, of_clip in clips] for query in args.query}

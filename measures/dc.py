@@ -8,17 +8,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from measures import checks
 from measures.base import symmetric_matrix
-from measures.checks import (
-    LARGEST,
-    check_hidden_states,
-    check_mergeable,
-    check_option,
-    check_same_layers,
-    check_samples,
-    check_values,
-    without_gradients,
-)
 from measures.distances import pairwise_distances
 
 SMALLEST = 1e-150  # norms below it, whose squares leave float64's range, count as zero
@@ -44,7 +35,7 @@ class DC:
     per_draw = True
 
     def __init__(self, *, estimator: str = "biased") -> None:
-        check_option("estimator", estimator, ["biased", "unbiased"])
+        checks.check_option("estimator", estimator, ["biased", "unbiased"])
         self.options = {"estimator": estimator}
         self.min_samples = 4 if estimator == "unbiased" else 2
         self.samples = 0
@@ -56,13 +47,13 @@ class DC:
         self._block: Tensor | None = None
         self._waiting = 0
 
-    @without_gradients
+    @checks.without_gradients
     def update(self, hidden_states: Sequence[Tensor]) -> None:
         """Add one draw: one (n, d_i) tensor for each layer, n >= 2 (unbiased: 4). ValueError for unfit input."""
-        states = check_hidden_states(hidden_states, self._widths, min_rows=self.min_samples)
+        states = checks.check_hidden_states(hidden_states, self._widths, min_rows=self.min_samples)
         draw = _stacked(states)
-        if not draw.abs().amax().item() < LARGEST:  # NaN compares false
-            check_values(states)
+        if not draw.abs().amax().item() < checks.LARGEST:  # NaN compares false
+            checks.check_values(states)
         if self.draws == 0:
             self._start([state.shape[1] for state in states], draw.device)
         if self._block is None or self._block.shape[1:] != draw.shape:
@@ -84,7 +75,7 @@ class DC:
         draws = max(1, VALUES_AT_ONCE // (layers * rows * max(rows, width)))
         return torch.empty(draws, layers, rows, width, dtype=torch.float64, device=self._total.device)
 
-    @without_gradients
+    @checks.without_gradients
     def _flush(self) -> None:
         """Bring the draws that wait into the sums."""
         if self._waiting:
@@ -131,12 +122,12 @@ class DC:
 
     def merge(self, other: Self) -> None:
         """Add the draws of another instance with the same options."""
-        check_mergeable(self, other)
+        checks.check_mergeable(self, other)
         if other.draws == 0:
             return
         if self.draws == 0:
             self._start(list(other._widths), other._total.device)
-        check_same_layers(self._widths, other._widths)
+        checks.check_same_layers(self._widths, other._widths)
         self._flush()
         other._flush()
         self._total += other._total.to(self._total.device)
@@ -146,7 +137,7 @@ class DC:
 
     def matrix(self) -> np.ndarray:
         """The (L+1, L+1) mean over draws. A layer that is constant in a draw counts as 0 there, with a warning."""
-        check_samples(self.samples)
+        checks.check_samples(self.samples)
         self._flush()
         counts = self._constant_draws.tolist()
         some = {layer: count for layer, count in enumerate(counts) if 0 < count < self.draws}

@@ -7,15 +7,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from measures import checks
 from measures.base import symmetric_matrix
-from measures.checks import (
-    check_hidden_states,
-    check_mergeable,
-    check_same_layers,
-    check_samples,
-    check_values,
-    without_gradients,
-)
 
 VALUES_AT_ONCE = 2**22  # of the float64 copy of some samples: 32 MiB
 
@@ -42,11 +35,11 @@ class PairMeasure:
         """The sum over samples of f: (n, L+1, d) float64 -> (L+1, L+1)."""
         raise NotImplementedError
 
-    @without_gradients
+    @checks.without_gradients
     def update(self, hidden_states: Sequence[Tensor]) -> None:
         """Add samples: one (n, d) tensor for each layer. ValueError for input that cannot be measured."""
-        states = check_hidden_states(hidden_states, self._widths, same_width=True)
-        check_values(states)
+        states = checks.check_hidden_states(hidden_states, self._widths, same_width=True)
+        checks.check_values(states)
         device, rows = states[0].device, max(1, VALUES_AT_ONCE // (len(states) * states[0].shape[1]))
         if self._widths is None:
             first = torch.stack([state[0].to(device) for state in states]).double()
@@ -65,12 +58,12 @@ class PairMeasure:
 
     def merge(self, other: Self) -> None:
         """Add the samples of another instance. ValueError when it is not one."""
-        check_mergeable(self, other)
+        checks.check_mergeable(self, other)
         if other.samples == 0:
             return
         if self._widths is None:
             self._start(list(other._widths), other._first.clone())
-        check_same_layers(self._widths, other._widths)
+        checks.check_same_layers(self._widths, other._widths)
         device = self._total.device
         self._total += other._total.to(device)
         self._varies |= other._varies.to(device) | (other._first.to(device) != self._first).any(1)
@@ -78,7 +71,7 @@ class PairMeasure:
 
     def matrix(self) -> np.ndarray:
         """The (L+1, L+1) matrix. ValueError below 2 samples."""
-        check_samples(self.samples)
+        checks.check_samples(self.samples)
         return symmetric_matrix((self._total / self.samples).cpu(), self._constant_layers(), lowest=self.lowest)
 
     def diagnostics(self) -> dict:
