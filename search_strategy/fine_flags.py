@@ -3,7 +3,7 @@
 import argparse
 
 from common import bounded, positive_int, switch
-from search_strategy.defaults import REFINE_ROUNDS, SAMPLES_AT_ONCE
+from search_strategy.defaults import EVALUATIONS, REFINE_ROUNDS, SAMPLES_AT_ONCE
 from tasks.base import LOSS_BATCH_SIZE
 
 
@@ -21,7 +21,7 @@ def add_fine_flags(parser: argparse.ArgumentParser) -> argparse._ArgumentGroup:
         "--refine",
         type=bounded(int, 0),
         default=REFINE_ROUNDS,
-        help="rounds of hill climbing by swaps (default: %(default)s)",
+        help=f"rounds of refinement by swaps, {EVALUATIONS} evaluations each (default: %(default)s; 0: none)",
     )
     group.add_argument(
         "--loss_batch_size",

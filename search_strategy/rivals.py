@@ -10,10 +10,11 @@ from math import comb
 import numpy as np
 from scipy.stats import norm, spearmanr
 
+from search_strategy.climb import Objective, climb
 from search_strategy.coarse import SCORES, coarse_score
 from search_strategy.fine import distinct_prefixes
 from search_strategy.proposals import Proposal, kept_layers, random_proposals
-from search_strategy.verify import Objective, climb, search
+from search_strategy.verify import search
 
 DEPTHS = (1, 10, 50, 100)  # how many of the best proposals by coarse score are looked at
 BEST = 100  # the best subsets by objective, among which a score may tell nothing any more

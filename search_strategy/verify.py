@@ -1,21 +1,20 @@
 """From a matrix to a winner: coarse proposals, a race, fine search, hill climbing, and how sure the winner is."""
 
-import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
 from scipy.stats import norm, spearmanr
 
+from search_strategy.climb import Objective, climb
 from search_strategy.coarse import BEAM_SIZE, coarse_score, coarse_search
 from search_strategy.defaults import NUM_PROPOSALS, REFINE_ROUNDS, SCORE, SEARCH_MODE
 from search_strategy.fine import Evaluation, FineSearch
-from search_strategy.proposals import Proposal, kept_layers
+from search_strategy.proposals import Proposal
 from tasks.base import LOSS_BATCH_SIZE
 
 BEST_SHOWN = 10  # proposals of a table; they are evaluated without repair too
 
-Objective = Callable[[list[Proposal]], list[float]]
 Scored = list[tuple[Proposal, float | None]]  # proposals with their coarse scores, best first; None: drawn at random
 
 
@@ -136,36 +135,6 @@ def race(
         ranked = [proposal for _, proposal in sorted(zip(values, left, strict=True))]
         left, size = ranked[: max(survivors, (len(left) + 1) // 2)], 2 * size
     return left, evaluated
-
-
-def climb(objective: Objective, starts: Sequence[Proposal], num_layers: int, max_rounds: int) -> tuple[Proposal, int]:
-    """Hill climbing by swaps from the best of `starts`.
-
-    Goes through the dropped layers from the last to the first, over and over: the swaps of a late layer share the
-    longest prefixes of kept layers, so they cost the fewest layer calls. For each layer it moves to the best of its
-    swaps, if that is better, and goes on below it. The climb ends when no swap of any dropped layer helps, or after
-    `max_rounds` times as many layers as are dropped. `objective` gives the value (smaller is better) of each proposal,
-    and is expected to remember what it has evaluated. Returns the best proposal seen, never worse than the best start,
-    and the rounds begun.
-    """
-    value, best = min(zip(objective(list(starts)), starts, strict=True))
-    spared, in_vain = num_layers + 1, 0  # the layer last tried; layers tried since the last move
-    for tried in range(max_rounds * len(best)):
-        if in_vain == len(best):
-            return best, math.ceil(tried / len(best))
-        spared = max((layer for layer in best if layer < spared), default=best[-1])
-        candidates = swaps(best, spared, num_layers)
-        better, candidate = min(zip(objective(candidates), candidates, strict=True))
-        in_vain += 1
-        if better < value:
-            value, best, in_vain = better, candidate, 0
-    return best, max_rounds
-
-
-def swaps(proposal: Proposal, spared: int, num_layers: int) -> list[Proposal]:
-    """The proposals that keep the layer `spared`, one of the dropped, and drop one of the kept layers in its place."""
-    others = {*proposal} - {spared}
-    return [tuple(sorted({*others, layer})) for layer in kept_layers(proposal, num_layers)]
 
 
 def p_values_of_worse(values: np.ndarray, winner: np.ndarray) -> np.ndarray:

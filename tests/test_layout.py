@@ -30,9 +30,9 @@ HELPERS = {
     *("measures.ridge", "models.anatomy", "models.checkpoint", "models.families", "models.embedding_cache"),
     *("models.judging", "models.open_clip_folder", "models.segment_maps", "search_strategy.defaults"),
     *("search_strategy.exact", "tasks.distance", "tasks.image_retrieval", "training.augment", "training.batches"),
-    *("training.report", "training.settings", "training.states"),
+    *("training.report", "training.settings", "training.states", "search_strategy.climb"),
 }
-PURE = ("measures", "tasks", "search_strategy.proposals", "search_strategy.coarse", "search_strategy.exact")
+PURE = ("measures", "tasks", *(f"search_strategy.{name}" for name in ("proposals", "coarse", "exact", "climb")))
 SCRIPTS = {path for path in FILES if '__name__ == "__main__"' in (ROOT / path).read_text(encoding="utf-8")}
 OURS = {path.parts[0] for path in FILES if len(path.parts) > 1} | {path.stem for path in FILES}
 

@@ -9,6 +9,7 @@ from scipy.stats import norm, spearmanr
 from data import load_pairs
 from measures import KINDS
 from models import load_clip
+from search_strategy.climb import climb
 from search_strategy.coarse import SCORES, coarse_score
 from search_strategy.fine import FineSearch
 from search_strategy.rivals import (
@@ -26,7 +27,6 @@ from search_strategy.rivals import (
     last_layers,
     random_rivals,
 )
-from search_strategy.verify import climb
 
 SUBSETS = list(combinations(range(1, 9), 4))
 

@@ -1,4 +1,4 @@
-"""Race, hill climbing and bootstrap on known objectives; the whole of it on the bundled model."""
+"""Race and p-values on known objectives; the whole of it on the bundled model."""
 
 from itertools import combinations
 
@@ -10,67 +10,13 @@ from data import load_pairs
 from models import load_clip
 from search_strategy.coarse import coarse_score, coarse_search
 from search_strategy.fine import FineSearch
-from search_strategy.verify import climb, p_values_of_worse, propose, race, swaps, verify
+from search_strategy.verify import p_values_of_worse, propose, race, verify
 from tasks.distance import Distance
-
-
-def remembering(values):
-    """An objective over a table, and the proposals it was asked for."""
-    asked = []
-
-    def objective(proposals):
-        asked.extend(proposals)
-        return [values[proposal] for proposal in proposals]
-
-    return objective, asked
 
 
 def random_table(num_layers, size, seed):
     rng = np.random.default_rng(seed)
     return {proposal: rng.normal() for proposal in combinations(range(1, num_layers + 1), size)}
-
-
-def all_swaps(proposal, num_layers):
-    return [other for spared in proposal for other in swaps(proposal, spared, num_layers)]
-
-
-def test_swaps_keep_one_dropped_layer_and_drop_each_kept_one_in_its_place():
-    assert swaps((2, 3, 6), 2, 6) == [(1, 3, 6), (3, 4, 6), (3, 5, 6)]
-    assert swaps((2, 3, 6), 6, 6) == [(1, 2, 3), (2, 3, 4), (2, 3, 5)]
-    plain = [p for p in combinations(range(1, 8), 3) if len(set(p) & {2, 3, 6}) == 2]
-    assert sorted(all_swaps((2, 3, 6), 7)) == plain
-
-
-@pytest.mark.parametrize("seed", range(20))
-def test_climb_ends_in_a_local_optimum_and_is_never_worse_than_its_start(seed):
-    table = random_table(8, 4, seed)
-    objective, _ = remembering(table)
-    starts = [(1, 2, 3, 4), (2, 4, 6, 8)]
-    best, rounds = climb(objective, starts, 8, max_rounds=100)
-    assert table[best] <= min(table[start] for start in starts)
-    assert all(table[best] <= table[other] for other in all_swaps(best, 8))
-    assert climb(objective, starts, 8, max_rounds=rounds) == (best, rounds)
-
-
-def test_climb_finds_the_best_of_an_additive_objective():
-    weights = dict(zip(range(1, 11), [5, 1, 4, 2, 9, 0, 7, 3, 8, 6], strict=True))
-    table = {p: sum(weights[layer] for layer in p) for p in combinations(range(1, 11), 4)}
-    best, _ = climb(remembering(table)[0], [(1, 5, 7, 9)], 10, max_rounds=100)
-    assert best == (2, 4, 6, 8)
-
-
-def test_climb_goes_on_with_the_next_dropped_layer_after_a_move():
-    table = {p: sum(p) for p in combinations(range(1, 7), 2)}
-    objective, asked = remembering(table)
-    assert climb(objective, [(5, 6)], 6, max_rounds=1) == ((1, 2), 1)
-    assert asked == [(5, 6), *swaps((5, 6), 6, 6), *swaps((1, 5), 5, 6)]
-
-
-def test_climb_stops_after_its_rounds():
-    table = {p: sum(p) for p in combinations(range(1, 9), 4)}
-    objective, _ = remembering(table)
-    assert climb(objective, [(5, 6, 7, 8)], 8, max_rounds=1) == ((1, 2, 3, 4), 1)
-    assert climb(objective, [(5, 6, 7, 8)], 8, max_rounds=0) == ((5, 6, 7, 8), 0)
 
 
 def noisy_objective(table, noise):
