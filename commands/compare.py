@@ -132,6 +132,8 @@ def compare(
         found = rivals.judge_searches(draws, args.num_clip_layers, truth, args.refine)
     full = describe_both(fine, test, ())
     content = {"full_model": full, "strategies": rows, "coarse_scores": judged, "default_search": found}
+    if truth:  # in the notation of --clip_layers: 924 lines at 12 to 6
+        content["all_subsets"] = {",".join(map(str, dropped)): loss for dropped, loss in truth.objective.items()}
     write_json(path, content | {"record": record.content()})
     strategy_panel(rows, judged, truth.sorted if truth else None, full["task_loss"], path.with_suffix(".png"))
     tables = [panel_table(rows, full["test_recall_at_10"]), scores_table(judged), searches_table(found)]

@@ -83,6 +83,8 @@ def test_missing_matrices_are_made_of_every_draw(tiny_clip, tiny_pairs, tmp_path
     content = json.loads((own / "compare_clip4to2_left_out.json").read_text())
     assert {len(row["spearman"]) for row in content["coarse_scores"]} == {1, 2}  # 1: of the rules without a matrix
     assert all(len(row["rank"]) == 2 for row in content["default_search"])
+    assert content["all_subsets"].keys() == {"1,2", "1,3", "1,4", "2,3", "2,4", "3,4"}
+    assert min(content["all_subsets"].values()) == min(r["task_loss"] for r in content["strategies"] if r["rank"] == 1)
 
 
 def test_every_row_has_the_loss_of_its_layers_and_its_rank_among_all(comparison, losses):
