@@ -29,8 +29,15 @@ HELPERS = {
     *("common", "data", "measures.checks", "measures.distances", "measures.products", "measures.nuclear"),
     *("measures.ridge", "models.anatomy", "models.checkpoint", "models.families", "models.embedding_cache"),
     *("models.judging", "models.open_clip_folder", "models.segment_maps", "search_strategy.defaults"),
-    *("search_strategy.exact", "tasks.distance", "tasks.image_retrieval", "training.augment", "training.batches"),
-    *("training.report", "training.settings", "training.states", "search_strategy.climb"),
+    *(
+        "search_strategy.climb",
+        "search_strategy.exact",
+        "tasks.distance",
+        "tasks.image_retrieval",
+        "training.augment",
+        "training.batches",
+    ),
+    *("training.losses", "training.report", "training.saved_run", "training.settings", "training.states"),
 }
 PURE = ("measures", "tasks", *(f"search_strategy.{name}" for name in ("proposals", "coarse", "exact", "climb")))
 SCRIPTS = {path for path in FILES if '__name__ == "__main__"' in (ROOT / path).read_text(encoding="utf-8")}
