@@ -29,6 +29,7 @@ class Judge:
     Attributes:
         batches: the samples.
         meant: (n, d), their embeddings by the full model, in the order of the batches, as everywhere here.
+        nothing: the loss of embeddings that tell nothing apart.
     """
 
     def __init__(self, full: Encoder, samples: Sequence, batch_size: int):
@@ -36,6 +37,7 @@ class Judge:
         self.batches = list(full.batches(samples, batch_size))
         self.contexts = [full.stack.start(**batch.inputs)[1] for batch in self.batches]
         self.meant = self.embeddings(full)
+        self.nothing = loss_of_meaning(torch.zeros_like(self.meant), self.meant)
 
     def embeddings(self, encoder: Encoder) -> Tensor:
         """(n, d), by any encoder of the same inputs."""
@@ -51,7 +53,8 @@ class Judge:
         return torch.cat([self.full.embed(end, batch) for end, batch in zip(ends, self.batches, strict=True)])
 
     def loss(self, embeddings: Tensor) -> float:
-        return loss_of_meaning(embeddings, self.meant)
+        """`loss_of_meaning` up to `nothing`: beyond it one embedding is as bad as another, so that no change helps."""
+        return min(loss_of_meaning(embeddings, self.meant), self.nothing)
 
     def best_step(self, embeddings_at: Callable[[float], Tensor]) -> tuple[float, float, float]:
         """The best step of 0 and `STEPS`, and the losses without it and with it; `embeddings_at(step)` gives (n, d)."""

@@ -113,7 +113,7 @@ def repair(
         return pruned, None
     options = {"ridge": ridge, "weigh": weigh, "batch_size": batch_size}
     report = Repairer(encoder, pruned, dropped_layers, samples, **options).run()
-    if report.after > report.before:
+    if report.after >= report.before and any(cut.step for cut in report.cuts):
         cuts = tuple(Cut(cut.segment, 0.0, cut.before, cut.before, "all together did not help") for cut in report.cuts)
         return encoder.drop(dropped_layers), Repair(cuts, report.samples, report.tokens, report.before, report.before)
     return pruned, report

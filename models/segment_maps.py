@@ -52,7 +52,7 @@ class SegmentMaps:
             self._measure.update(read_repairs(encoder, self.places, batch))
         self._changes = [changes.to(encoder.device, torch.float32) for changes in self._measure.changes()]
         self._held_states = [encoder.stack.hidden_states(**batch.inputs) for batch in self.judge.batches]
-        self._steps: dict[tuple[int, int], float] = {}
+        self._judged: dict[tuple[int, int], tuple[float, float]] = {}
 
     def matrix(self) -> np.ndarray:
         """(L + 1, L + 1): the share of each later state that a repaired layer explains; see `measures.Repair`."""
@@ -62,14 +62,17 @@ class SegmentMaps:
         """From the weights of layer p to those fitted to h_b: (F, D), or (F + 1, D) with the bias last."""
         return self._changes[p][b - p - 1]
 
-    @torch.no_grad()
     def change(self, p: int, b: int) -> Tensor | None:
-        """What to add to the weights of layer p when those after it up to b are dropped; None where nothing helps."""
-        if self.places[p] is None:
-            return None
-        if (p, b) not in self._steps:
-            self._steps[p, b] = self._best_step(p, b)
-        return self._steps[p, b] * self.fitted_change(p, b) if self._steps[p, b] else None
+        """What to add to the weights of layer p when the layers up to b are dropped; None where nothing helps."""
+        step, _ = self._judge(p, b)
+        return step * self.fitted_change(p, b) if step else None
+
+    def restores(self, p: int, b: int) -> bool:
+        """Whether anything of the samples is left when the layers between are dropped and p is repaired.
+
+        Where nothing is, no other map of a proposal can bring it back: they are fitted to states that will not come.
+        """
+        return self._judge(p, b)[1] < self.judge.nothing
 
     def run(self, hidden: Tensor, context: list, layer: int) -> tuple[Tensor, ...]:
         """What a layer leaves behind when run on a state (n, T, D); 0 stands for the embeddings, with h_0 given."""
@@ -85,20 +88,26 @@ class SegmentMaps:
         change = self.change(p, q - 1) if q > p + 1 else None
         return self.places[p].state(current if change is None else current + apply_change(change, inputs))
 
-    def _best_step(self, p: int, b: int) -> float:
-        """Of the way from the present weights to the fitted ones, with all other layers those of the full model."""
-        place, change, stack = self.places[p], self.fitted_change(p, b), self.encoder.stack
-        read = [
-            place.read(stack, states[max(0, p - 1)], context, p)
-            for states, context in zip(self._held_states, self.judge.contexts, strict=True)
-        ]
-        moves = [apply_change(change, inputs) for inputs, _ in read]
+    @torch.no_grad()
+    def _judge(self, p: int, b: int) -> tuple[float, float]:
+        """The best step from the weights of layer p to those fitted to h_b, all else the full model's; its loss."""
+        if (p, b) not in self._judged:
+            place, stack = self.places[p], self.encoder.stack
+            states = zip(self._held_states, self.judge.contexts, strict=True)
+            if place is None:
+                end = self.judge.embeddings_after(b, (held[p] for held, _ in states))
+                self._judged[p, b] = 0.0, self.judge.loss(end)
+                return self._judged[p, b]
+            read = [place.read(stack, held[max(0, p - 1)], context, p) for held, context in states]
+            moves = [apply_change(self.fitted_change(p, b), inputs) for inputs, _ in read]
 
-        def embeddings_at(step: float) -> Tensor:
-            states = (place.state(current + step * move) for (_, current), move in zip(read, moves, strict=True))
-            return self.judge.embeddings_after(b, states)
+            def embeddings_at(step: float) -> Tensor:
+                sums = (current + step * move for (_, current), move in zip(read, moves, strict=True))
+                return self.judge.embeddings_after(b, map(place.state, sums))
 
-        return self.judge.best_step(embeddings_at)[0]
+            step, _, after = self.judge.best_step(embeddings_at)
+            self._judged[p, b] = step, after
+        return self._judged[p, b]
 
 
 def read_repairs(encoder: Encoder, places: Sequence[BlockMap | TableMap | None], batch: Batch) -> list[Tensor]:

@@ -26,7 +26,7 @@ from models.encoders import Encoder
 from models.layer_stack import LayerStack
 from models.segment_maps import SegmentMaps
 from search_strategy.defaults import OBJECTIVES, SAMPLES_AT_ONCE
-from search_strategy.proposals import Proposal, kept_layers
+from search_strategy.proposals import Proposal, kept_layers, segments
 from tasks.base import LOSS_BATCH_SIZE, Task
 from tasks.distance import Distance
 from tasks.image_retrieval import retrieval_task
@@ -76,7 +76,7 @@ class FineSearch:
         progress: bool = False,
     ):
         self.encoder, self.samples, self.task, self.progress = encoder, samples, task, progress
-        self.maps, self._runner = maps, maps or LeftOut(encoder.stack)
+        self.maps, self._left_out = maps, LeftOut(encoder.stack)
         self.layer_calls = self.layer_calls_unshared = 0
         self._batch_size = batch_size
         self._batches = list(encoder.batches(samples, batch_size))
@@ -115,7 +115,7 @@ class FineSearch:
             task = retrieval_task(encoder, targets, pairs.image_index, **options)
         search = cls(encoder, encoder.samples(pairs), task, maps=maps, batch_size=batch_size, progress=progress)
         if logit_scale is None and isinstance(task, Retrieval):
-            embeddings = search._embed([()])[0]
+            embeddings = search._embed([()], search._left_out)[0]
             search.task = task.fit_scale(embeddings)
             search._score((), embeddings, np.empty(search.num_samples))
         return search
@@ -150,10 +150,10 @@ class FineSearch:
         """Evaluations of the proposals (the empty one is the full model), in their order; only unknown ones are run."""
         proposals = [tuple(proposal) for proposal in proposals]
         new = [proposal for proposal in dict.fromkeys(proposals) if proposal not in self._known]
-        for part in self._parts(new):
+        for part, runner in self._parts(new):
             # one array for all: small ones in between would break up the memory that the large temporary ones come from
             values = np.empty((len(part), self.num_samples))
-            for proposal, embeddings, row in zip(part, self._embed(part), values, strict=True):
+            for proposal, embeddings, row in zip(part, self._embed(part, runner), values, strict=True):
                 self._score(proposal, embeddings, row)
         return [self._known[proposal] for proposal in proposals]
 
@@ -179,15 +179,24 @@ class FineSearch:
         """The full model under the same evaluation."""
         return self.evaluate([()])[0]
 
-    def _parts(self, proposals: list[Proposal]) -> Iterable[list[Proposal]]:
-        """Neighbours in the tree together, as many as `EMBEDDING_BYTES` of embeddings allow."""
-        # neighbours share the most prefixes, so little is run twice at the seams between parts
-        ordered = sorted(proposals, key=lambda proposal: kept_layers(proposal, self.encoder.num_layers))
+    def _parts(self, proposals: list[Proposal]) -> Iterator[tuple[list[Proposal], "Runner"]]:
+        """Neighbours in the tree together, as many as `EMBEDDING_BYTES` of embeddings allow, and what runs them."""
         size = max(1, EMBEDDING_BYTES // (4 * self.num_samples * self.encoder.dim))
-        return (ordered[start : start + size] for start in range(0, len(ordered), size))
+        by_runner: dict[Runner, list[Proposal]] = {}
+        # neighbours share the most prefixes, so little is run twice at the seams between parts
+        for proposal in sorted(proposals, key=lambda proposal: kept_layers(proposal, self.encoder.num_layers)):
+            by_runner.setdefault(self._runner(proposal), []).append(proposal)
+        for runner, ordered in by_runner.items():
+            for start in range(0, len(ordered), size):
+                yield ordered[start : start + size], runner
+
+    def _runner(self, proposal: Proposal) -> "Runner":
+        """The maps, unless one of its segments is beyond repair."""
+        maps = self.maps
+        return maps if maps and all(maps.restores(a - 1, b) for a, b in segments(proposal)) else self._left_out
 
     @torch.inference_mode()
-    def _embed(self, proposals: list[Proposal]) -> Tensor:
+    def _embed(self, proposals: list[Proposal], runner: "Runner") -> Tensor:
         """(K, n, dim): embeddings of every sample under every proposal; each process runs a part of the batches."""
         encoder, processes = self.encoder, PartialState()
         kept = [kept_layers(proposal, encoder.num_layers) for proposal in proposals]
@@ -196,14 +205,16 @@ class FineSearch:
         own = range(processes.process_index, len(self._batches), processes.num_processes)
         steps = list(depth_first(kept))
         with tqdm(total=len(own) * len(steps), desc="layer calls", disable=not self.progress, leave=False) as bar:
-            made = sum(self._embed_batch(number, kept, steps, embeddings, bar) for number in own)
+            made = sum(self._embed_batch(number, runner, kept, steps, embeddings, bar) for number in own)
         self.layer_calls += made / max(1, len(own))  # of one batch, whose states may have been kept from before
         self.layer_calls_unshared += sum(map(len, kept))
         return reduce(embeddings, reduction="sum")  # of what the processes filled in
 
-    def _embed_batch(self, number: int, kept: list[Proposal], steps: list[tuple], embeddings: Tensor, bar: tqdm) -> int:
+    def _embed_batch(
+        self, number: int, runner: "Runner", kept: list[Proposal], steps: list[tuple], embeddings: Tensor, bar: tqdm
+    ) -> int:
         """Fill in the rows of one batch under every proposal; returns the layers called."""
-        encoder, runner, batch, made = self.encoder, self._runner, self._batches[number], 0
+        encoder, batch, made = self.encoder, self._batches[number], 0
         hidden, context = encoder.stack.start(**batch.inputs)
         path, end = [runner.run(hidden, context, 0)], encoder.num_layers + 1  # path: what each prefix leaves behind
         for proposal, layers in enumerate(kept):
@@ -211,13 +222,13 @@ class FineSearch:
                 embeddings[proposal, batch.rows] = encoder.embed(runner.state(path[0], 0, end), batch)
         for prefix, ending in steps:
             del path[len(prefix) :]  # back to where this prefix branches off
-            left = self._states.get((number, prefix))
+            left = self._states.get((runner, number, prefix))
             if left is None:
                 state = runner.state(path[-1], prefix[-2] if len(prefix) > 1 else 0, prefix[-1])
                 left = runner.run(state, context, prefix[-1])
                 made += 1
                 if ending is None and len(kept) <= MOST_TO_KEEP_STATES:
-                    self._states.put((number, prefix), left)
+                    self._states.put((runner, number, prefix), left)
             path.append(left)
             if ending is not None:
                 embeddings[ending, batch.rows] = encoder.embed(runner.state(left, prefix[-1], end), batch)
@@ -238,6 +249,9 @@ class LeftOut:
     def state(self, left: tuple[Tensor, ...], p: int, q: int) -> Tensor:
         """The state that the kept layer q gets from what the kept layer p before it left behind."""
         return left[0]
+
+
+Runner = SegmentMaps | LeftOut
 
 
 def depth_first(kept: Sequence[Proposal]) -> Iterator[tuple[Proposal, int | None]]:

@@ -13,15 +13,15 @@ from commands import export
 from data import load_pairs
 from models import exports, load_clip
 from models.exports import batches, largest_difference
+from models.repair import repaired
 
 
 @pytest.fixture(scope="module")
-def pruned(tiny_clip, tmp_path_factory):
-    """A folder with the tiny CLIP without its layers 2 and 3."""
+def pruned(tiny_clip, tiny_pairs, tmp_path_factory):
+    """A folder with the tiny CLIP without its layers 2 and 3, repaired."""
     folder = tmp_path_factory.mktemp("models") / "pruned"
     clip = load_clip(str(tiny_clip))
-    clip.stack.drop([2, 3]).save_pretrained(folder)
-    clip.processor.save_pretrained(folder)
+    repaired(clip, [2, 3], load_pairs(str(tiny_pairs), "train", images=False).captions).save(folder)
     return folder
 
 

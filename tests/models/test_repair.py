@@ -1,7 +1,11 @@
 """The repair is exact where dropped layers are linear, folds into what is there, and is kept only where it helps."""
 
+import json
 import logging
+import subprocess
+import sys
 from collections.abc import Iterable, Sequence
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -9,16 +13,36 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedConfig, PreTrainedModel
 
+from data import load_pairs
 from measures.ridge import RidgeSums
 from models import judging
 from models import repair as module
 from models.encoders import Batch, Encoder, state_hash
 from models.families import load_encoder
 from models.layer_stack import LayerStack
-from models.repair import Cut, repair, repaired
+from models.repair import Cut, draw_captions, repair, repaired
+from models.segment_maps import SegmentMaps
+from search_strategy.fine import FineSearch
+from tasks.distance import Distance
 
 WIDTH, WORDS = 8, 30
 CAPTIONS = [" ".join(map(str, np.random.default_rng(i).integers(0, WORDS, 2 + i % 7))) for i in range(400)]
+
+OTHER_PROCESS = """
+import json, sys, torch
+from transformers import CLIPModel
+from models import load_encoder
+from models.repair import repaired
+
+source, saved, found = sys.argv[1:]
+captions, encoder = json.load(sys.stdin), load_encoder(source)
+batch = next(encoder.batches(captions, len(captions)))
+with torch.no_grad():
+    features = CLIPModel.from_pretrained(saved).eval().get_text_features(**batch.inputs).pooler_output
+read = torch.empty_like(features)
+read[batch.rows] = torch.nn.functional.normalize(features, dim=-1)
+torch.save({"repaired": repaired(encoder, (2, 4), captions).embeddings(captions), "read": read}, found)
+"""
 
 
 class Block(nn.Module):
@@ -105,6 +129,20 @@ def test_a_repaired_checkpoint_is_an_ordinary_one(clip: Encoder, captions: list[
     )
 
 
+def test_another_process_repairs_the_same_and_reads_what_is_saved(
+    clip: Encoder, captions: list[str], tiny_clip, tmp_path
+) -> None:
+    fixed = repaired(clip, (2, 4), captions)
+    fixed.save(tmp_path / "saved")
+    places = map(str, (tiny_clip, tmp_path / "saved", tmp_path / "found.pt"))
+    run = [sys.executable, "-c", OTHER_PROCESS, *places]
+    subprocess.run(run, input=json.dumps(captions), text=True, check=True, cwd=Path(__file__).parents[2])
+    found = torch.load(tmp_path / "found.pt", weights_only=True)
+    expected = fixed.embeddings(captions)
+    torch.testing.assert_close(found["repaired"], expected, atol=1e-9, rtol=0)
+    torch.testing.assert_close(found["read"], expected, atol=1e-5, rtol=0)
+
+
 def test_repair_of_nothing_is_the_identity(clip: Encoder, captions: list[str]) -> None:
     same, report = repair(clip, (), captions)
     assert weights(same) == weights(clip)
@@ -159,11 +197,27 @@ def test_a_map_that_goes_too_far_is_damped(linear: LinearEncoder, monkeypatch) -
 
 
 def test_repairs_that_do_not_help_together_are_all_left_out(clip: Encoder, captions: list[str], monkeypatch) -> None:
-    values = iter([0.1, *[0.3, 0.2, 0.2, 0.2, 0.2] * 2, 0.5])
+    values = iter([9.0, 0.1, *[0.3, 0.2, 0.2, 0.2, 0.2] * 2, 0.5])
     monkeypatch.setattr(judging, "loss_of_meaning", lambda *_: next(values))
     fixed, report = repair(clip, (2,), captions)
     assert weights(fixed) == weights(clip.drop((2,)))
     assert {cut.step for cut in report.cuts} == {0.0}
+
+
+def test_a_repair_that_says_no_more_than_nothing_is_left_out() -> None:
+    """Layer 1 of the bundled model mixes tokens: embeddings cannot, and maps fitted on its states do not help."""
+    encoder = load_encoder(str(Path(__file__).parents[2] / "exp" / "iconclip"))
+    captions = draw_captions(load_pairs("scenes", "test", images=False).captions, 0, 300)
+    _, report = repair(encoder, (1, 2), captions)
+    assert report.cuts[0].step == 0
+    assert report.cuts[0].after == report.cuts[0].before
+    maps = SegmentMaps(encoder, captions)
+    assert [maps.restores(*segment) for segment in ((0, 2), (4, 5))] == [False, True]
+    task = Distance(encoder.embeddings(captions[:50]), 50)
+    fine = FineSearch(encoder, captions[:50], task, maps=maps)
+    for proposal, is_repaired in (((1, 2, 5), False), ((5,), True)):
+        mended, plain = (search.objectives([proposal])[0] for search in (fine, fine.without_maps()))
+        assert mended < plain if is_repaired else mended == plain
 
 
 @pytest.mark.parametrize("number", [0, 1, 19])
