@@ -26,11 +26,11 @@ BELOW = {
 }
 # What the core of the README leans on and a reader of it may leave closed; else it imports itself alone.
 HELPERS = {
-    *("common", "data", "measures.checks", "measures.distances", "measures.products", "measures.nuclear"),
-    *("measures.ridge", "models.anatomy", "models.checkpoint", "models.families", "models.embedding_cache"),
-    *("models.judging", "models.open_clip_folder", "models.segment_maps", "search_strategy.defaults"),
-    *("search_strategy.exact", "tasks.distance", "tasks.image_retrieval", "training.augment", "training.batches"),
-    *("training.report", "training.settings", "training.states", "search_strategy.climb"),
+    *("common", "data", *(f"measures.{name}" for name in ("checks", "distances", "nuclear", "products", "ridge"))),
+    *(f"models.{name}" for name in ("anatomy", "checkpoint", "families", "embedding_cache", "judging")),
+    *("models.open_clip_folder", "models.segment_maps", "tasks.distance", "tasks.image_retrieval"),
+    *(f"search_strategy.{name}" for name in ("climb", "defaults", "exact")),
+    *(f"training.{name}" for name in ("augment", "batches", "losses", "report", "saved_run", "settings", "states")),
 }
 PURE = ("measures", "tasks", *(f"search_strategy.{name}" for name in ("proposals", "coarse", "exact", "climb")))
 SCRIPTS = {path for path in FILES if '__name__ == "__main__"' in (ROOT / path).read_text(encoding="utf-8")}

@@ -1,6 +1,5 @@
-"""The training loop: batches, optimiser steps, validation, and a state on disk after every epoch."""
+"""The training loop: batches, optimiser steps, validation."""
 
-import json
 import logging
 import math
 import time
@@ -12,25 +11,24 @@ import numpy as np
 import torch
 from accelerate import Accelerator, DataLoaderConfiguration, DistributedDataParallelKwargs
 from accelerate.utils import broadcast_object_list
-from safetensors.torch import save_file
 from torch import Tensor, nn
 from tqdm import tqdm
 from transformers import get_cosine_schedule_with_warmup
 
-from common import write_text
 from models.encoders import Encoder
 from training.augment import Augmentation
-from training.batches import EpochBatches, PairBatches, TrainingData, make_loader, selection_score
+from training.batches import EpochBatches, PairBatches, TrainingData, make_loader
 from training.losses import Objective
 from training.report import ModelCard
+from training.saved_run import SavedRun
 from training.settings import Settings
-from training.states import WEIGHTS, EpochStates, filling, remove_leftovers, save_checkpoint
+from training.states import EpochStates
 from training.towers import TrainedTowers
 
 logger = logging.getLogger("comflp")
 
-ADAM_BETAS = (0.9, 0.98)
-WARMUP_STEPS = 100
+ADAM_BETAS = (0.9, 0.98)  # CLIP's: a second moment that forgets sooner keeps large batches stable
+WARMUP_STEPS = 100  # of fine-tuning: the weights are good already, the moments of Adam are not
 LOG_STEPS = 50
 
 
@@ -57,8 +55,8 @@ def make_accelerator(settings: Settings, cpu: bool, output_dir: Path) -> Acceler
     )
 
 
-class Trainer:
-    """Trains an encoder towards fixed targets, and keeps the files of a run: see `training.states`.
+class Trainer(SavedRun):
+    """Trains an encoder towards fixed targets, and keeps the files of a run.
 
     Args:
         encoder: the model; its weights change.
@@ -169,20 +167,17 @@ class Trainer:
         self.towers.eval()
 
     def _step(self, batch: dict, generator: np.random.Generator) -> Tensor:
+        # LayerDrop (Fan et al. 2020): each layer is left out by chance, in this step alone
         keep = generator.random(self.towers.num_layers) >= self.settings.layerdrop
         loss = self.objective(self._wrapped(batch, keep.tolist()), batch, generator)
         self.accelerator.backward(loss)
         if self.accelerator.sync_gradients and self.settings.max_grad_norm:
             self.accelerator.clip_grad_norm_(self._wrapped.parameters(), self.settings.max_grad_norm)
-        self._optimizer.step()
+        self._optimizer.step()  # accelerate skips it, and the schedule's, until all batches of a step are there
         self._scheduler.step()
         self._optimizer.zero_grad()
-        self.towers.clamp_logit_scale()
+        self.towers.clamp_logit_scale()  # after the step, as CLIP does
         return loss.detach()
-
-    def validate(self) -> dict[str, float]:
-        """Figures of the model as it is."""
-        return self.data.validation.figures(self.encoder, self.settings.freeze_vision)
 
     def _check_finite(self, row: dict) -> None:
         """Raise ValueError where a figure of an epoch is NaN or infinite: neither it nor its weights are then kept."""
@@ -193,128 +188,8 @@ class Trainer:
                     f"{name} of epoch {row['epoch']} is {value}; pass a smaller --lr than {self.settings.lr}{kept}"
                 )
 
-    # --- the model of an epoch
-
-    def best(self) -> dict:
-        """The figures of the best epoch, the earliest of equals; at epoch 0 those of the model as it is."""
-        return best_of(self.history) if self.history else {"epoch": 0, **self.validate()}
-
-    def load(self, weights: dict[str, Tensor]) -> None:
-        """Give the trained towers these weights."""
-        self.towers.load_state_dict(weights)
-
-    def publish(self, figures: dict) -> None:
-        """Make the model as it is, with these figures, the checkpoint of the output folder."""
-        save_checkpoint(self.encoder, self.output_dir)
-        if self.card:
-            write_text(self.output_dir / "README.md", self.card.text(figures))
-
-    def use_average(self) -> dict:
-        """Make the mean of the epochs asked for the checkpoint if it is better on validation than the best epoch.
-
-        Returns the figures of what the checkpoint is then; the model has its weights. Uniform means of weights, kept
-        where they are better: Wortsman et al. 2022, model soups.
-        """
-        best = self.best()
-        if self.settings.average is None or not self.history:
-            return best
-        weights, found = self.states.mean_weights(self._averaged(self.history))
-        self.load(weights)
-        figures = {"mean_of_epochs": sorted(found), **self.validate()}
-        better = selection_score(figures) > selection_score(best)
-        verdict = "kept" if better else f"not kept: epoch {best['epoch']} has {selection_score(best):.4f}"
-        logger.info("mean of epochs %s: validation score %.4f, %s", sorted(found), selection_score(figures), verdict)
-        if not better:
-            self.load(self.states.weights(best["epoch"]))
-            return best
-        self.publish(figures)
-        return figures
-
-    def _averaged(self, history: list[dict]) -> list[int]:
-        scores = {row["epoch"]: selection_score(row) for row in history}
-        return self.settings.average.epochs(scores) if self.settings.average else []
-
-    # --- states
-
-    def resume(self, epoch: int) -> None:
-        """Model, optimiser, schedule, random states and figures as they were after `epoch`.
-
-        Raises ValueError where there is no such state, where it is damaged, or of a run with other settings; nothing is
-        written then.
-        """
-        state = self.states.read(epoch)
-        changed = differences(state["identity"], self.identity())
-        if changed:
-            raise ValueError(f"{self.output_dir}: that run was started with {changed}; pass another --output_dir")
-        best = best_of(state["history"])
-        best_weights = self.states.weights(best["epoch"])
-        if self.accelerator.is_main_process:
-            remove_leftovers(self.output_dir)
-        self.accelerator.load_state(str(self.states.path(epoch)))
-        self.history = state["history"]
-        if self.accelerator.is_main_process:
-            self.load(best_weights)
-            self.publish(best)
-            self.load(self.states.weights(epoch))
-            self._finish_epoch()
-
-    def identity(self) -> dict:
-        """What must be equal in a run that goes on."""
-        made_from = self.card.identity() if self.card else {}
-        mine = {**self.settings.identity(), **self.objective.settings(), **self.data.identity(), **made_from}
-        return mine | {"layers": self.encoder.num_layers}
-
-    def _save(self, epoch: int) -> None:
-        """First the state, then what can be made again from it."""
-        if self.accelerator.is_main_process:
-            self.states.clear()
-        self.accelerator.wait_for_everyone()
-        with filling(self.states.temporary):
-            self.accelerator.save_state(str(self.states.temporary))
-            self.accelerator.wait_for_everyone()
-            if self.accelerator.is_main_process:
-                self.states.commit(epoch, {"history": self.history, "identity": self.identity()})
-        if self.accelerator.is_main_process:
-            if self.best()["epoch"] == epoch:
-                self.publish(self.best())
-            self._finish_epoch()
-        self.accelerator.wait_for_everyone()
-
-    def _finish_epoch(self) -> None:
-        """The last checkpoint and `metrics.jsonl`; then leave out what is no longer needed of older states."""
-        save_checkpoint(self.encoder, self.states.last)
-        lines = "".join(json.dumps(row) + "\n" for row in self.history)
-        write_text(self.output_dir / "metrics.jsonl", lines)
-        resumable, keep = self.states.resumable(), self.settings.keep_epochs
-        resumable = set(resumable if keep is None else resumable[-keep:])
-        histories = [self.history[:n] for n in resumable]
-        wanted = {best_of(history)["epoch"] for history in histories}
-        self.states.thin_out(resumable, wanted.union(*map(self._averaged, histories)))
-
-    def _save_weights(self, models: list, weights: list, folder: str) -> None:
-        """In the place of accelerate's own: names do not depend on the number of processes."""
-        weights.clear()
-        if self.accelerator.is_main_process:
-            tensors = {name: tensor.contiguous() for name, tensor in self.towers.state_dict().items()}
-            save_file(tensors, Path(folder) / WEIGHTS)
-
-    def _load_weights(self, models: list, folder: str) -> None:
-        models.clear()
-        self.load(self.states.weights(int(Path(folder).name)))
-
-
-def best_of(history: list[dict]) -> dict:
-    return max(history, key=lambda row: (selection_score(row), -row["epoch"]))
-
 
 def log_epoch(row: dict, max_epoch: int) -> None:
     names = ("train_loss", "task_loss", "feature_distance", "text_to_image_recall_at_10", "mean_recall")
     figures = " ".join(f"{name} {row[name]:.4f}" for name in names if name in row)
     logger.info("epoch %d/%d %s seconds %.1f", row["epoch"], max_epoch, figures, row["seconds"])
-
-
-def differences(before: dict, now: dict) -> str:
-    """What is not equal in two dicts, as text: what it was, and what it is now."""
-    return ", ".join(
-        f"{name} {value} (now {now.get(name)})" for name, value in before.items() if value != now.get(name)
-    )
