@@ -15,7 +15,7 @@ from fresh weights.
 import argparse
 from pathlib import Path
 
-from common import add_common_flags, bounded, choice, new_parser, positive_int, script, switch
+from common import add_common_flags, bounded, choice, new_parser, positive_int, script, switch, whole_number
 from training.settings import DISTILL_MODES, PRECISIONS, Settings, parse_average, parse_schedule
 
 CLIP_MODES = {"finetune": "from the weights that stay", "scratch": "from fresh weights"}
@@ -31,26 +31,30 @@ def build_parser() -> argparse.ArgumentParser:
     parser = new_parser(__doc__)
     add = parser.add_argument
     add("--output_dir", required=True, help="folder under exp/ for this run")
-    add("--resume_epoch", type=bounded(int, 0), default=0, help="go on after this epoch (default: 0, a new run)")
-    add(
-        "--keep_epochs",
-        type=all_or_number,
-        default=Settings.keep_epochs,
-        help="how many of the last epochs can be gone on from: a number or all (default: %(default)s)",
-    )
+    add("--resume_epoch", **whole_number(0, "go on after this epoch; 0: a new run", 0))
+    kept = "the last epochs that can be gone on from: a number, or all (default: %(default)s)"
+    add("--keep_epochs", type=all_or_number, default=Settings.keep_epochs, help=kept)
     add("--num_layers", type=positive_int, required=True, help="layers of the model's tower")
     add("--num_clip_layers", type=int, required=True, help="how many of them to drop (0: the full model)")
     add("--clip_layers", help="layers to drop: [[2, 3], [5, 5]] or 2-3,5 (default: the winner of the search)")
     add("--search_result", type=Path, help="result file to take the winner from (default: the newest of this model)")
     add("--clip_mode", **choice(CLIP_MODES, "finetune"))
-    add(
-        "--schedule",
-        type=parse_schedule,
-        help="prune in stages, such as 12,9,6, each with a search and --max_epoch epochs",
-    )
+    stages = "prune in stages such as 12,9,6, each with a search and --max_epoch epochs"
+    add("--schedule", type=parse_schedule, help=stages)
     add("--repair", **switch(True, "start with a linear map in the place of what is dropped"))
-    group = parser.add_argument_group("what is trained")
-    add = group.add_argument
+    add_training_flags(parser)
+    add = parser.add_argument_group("machine").add_argument
+    add("--precision", **choice(PRECISIONS, "fp32", "of the forward pass"))
+    add("--compile", **switch(False, "compile the text layers"))
+    add("--num_workers", **whole_number(0, "processes that decode images ahead", 0))
+    add("--report_to", **choice(TRACKERS, "none"))
+    add_common_flags(parser, tower=True, target_column=True)
+    return parser
+
+
+def add_training_flags(parser: argparse.ArgumentParser) -> None:
+    """What is trained, towards what, and how."""
+    add = parser.add_argument_group("what is trained").add_argument
     add("--freeze_vision", **switch(True, "keep the image tower"))
     add("--freeze_embeddings", **switch(False, "keep token and position embeddings"))
     add("--freeze_logit_scale", **switch(False, "keep the logit scale"))
@@ -58,31 +62,18 @@ def build_parser() -> argparse.ArgumentParser:
     add("--distill_mode", **choice(DISTILL_MODES, None, "what else is trained for, default none"))
     add("--distill_weight", type=bounded(float, 0), help="beside the contrastive loss (default: feature 4, others 1)")
     add("--temperature", type=bounded(float, 1e-6), default=1.0, help="of logit and affinity (default: 1)")
-    add("--negatives", type=bounded(int, 0), default=0, help="images beyond the batch for each caption (default: 0)")
-    group = parser.add_argument_group("optimisation")
-    add = group.add_argument
-    add("--max_epoch", type=bounded(int, 0), default=50, help="0: no training, the repaired model alone (default: 50)")
-    add("--batch_size", type=positive_int, default=256, help="pairs in a batch over all processes (default: 256)")
-    add("--grad_accum", type=positive_int, default=1, help="batches in an optimiser step (default: 1)")
-    add(
-        "--lr",
-        type=bounded(float, 0),
-        help="peak learning rate (default: 3e-4 at width 128, else in inverse proportion)",
-    )
+    add("--negatives", **whole_number(0, "images beyond the batch for each caption", 0))
+    add = parser.add_argument_group("optimisation").add_argument
+    add("--max_epoch", **whole_number(50, "0: no training, the repaired model alone", 0))
+    add("--batch_size", **whole_number(256, "pairs in a batch over all processes"))
+    add("--grad_accum", **whole_number(1, "batches in an optimiser step"))
+    add("--lr", type=bounded(float, 0), help="peak learning rate (default: 3e-4 at width 128, else inversely to it)")
     add("--warmup_steps", type=bounded(int, 0), help="linear, then cosine (default: 100, at most a tenth of all steps)")
     add("--weight_decay", type=bounded(float, 0), default=0.1, help="on matrices (default: 0.1)")
     add("--max_grad_norm", type=bounded(float, 0), default=1.0, help="of the whole gradient, 0: any (default: 1)")
     add("--layerdrop", type=bounded(float, 0, 1), default=0.0, help="chance of a layer to be left out (default: 0)")
     add("--augment", **switch(False, "change words, and images that are trained on"))
     add("--average", type=parse_average, help="also try the mean of epochs: best:N or last:N, by validation")
-    group = parser.add_argument_group("machine")
-    add = group.add_argument
-    add("--precision", **choice(PRECISIONS, "fp32", "of the forward pass"))
-    add("--compile", **switch(False, "compile the text layers"))
-    add("--num_workers", type=bounded(int, 0), default=0, help="processes that decode images ahead (default: 0)")
-    add("--report_to", **choice(TRACKERS, "none"))
-    add_common_flags(parser, tower=True, target_column=True)
-    return parser
 
 
 @script

@@ -16,7 +16,7 @@ requirements-export.txt.
 
 import argparse
 
-from common import add_common_flags, choice, new_parser, positive_int, script, switch
+from common import add_common_flags, choice, new_parser, script, switch, whole_number
 
 KINDS = {
     "onnx": "the text encoder for ONNX Runtime",
@@ -32,7 +32,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--output_dir", help="folder under exp/ (default: <model>/<to>)")
     parser.add_argument("--ids", **choice(ID_TYPES, None, "type of the ids, for onnx, default int64"))
     parser.add_argument("--normalize", **switch(None, "L2-normalised embeddings, for onnx (default: true)"))
-    parser.add_argument("--num_captions", type=positive_int, default=256, help="to compare on (default: 256)")
+    parser.add_argument("--num_captions", **whole_number(256, "to compare on"))
     add_common_flags(parser, max_pairs=False)
     return parser
 

@@ -17,7 +17,7 @@ from pathlib import Path
 
 import numpy as np
 
-from common import Record, bounded, format_table, positive_int, script, set_up_logging, write_json
+from common import Record, bounded, format_table, positive_int, script, set_up_logging, whole_number, write_json
 from search_strategy.coarse import coarse_search, missed_by
 
 logger = logging.getLogger("comflp")
@@ -100,11 +100,9 @@ def build_parser() -> argparse.ArgumentParser:
         default=[12, 24, 48, 96, 192, 1000],
         help="numbers of layers (default: 12 24 48 96 192 1000)",
     )
-    parser.add_argument(
-        "--beam_up_to", type=positive_int, default=192, help="most layers at which the beam is run too (default: 192)"
-    )
-    parser.add_argument("--repeats", type=positive_int, default=3, help="runs; the fastest counts (default: 3)")
-    parser.add_argument("--seed", type=bounded(int, 0), default=0, help="seed of the matrices (default: 0)")
+    parser.add_argument("--beam_up_to", **whole_number(192, "most layers at which the beam is run too"))
+    parser.add_argument("--repeats", **whole_number(3, "runs; the fastest counts"))
+    parser.add_argument("--seed", **whole_number(0, "seed of the matrices", 0))
     parser.add_argument("--threads", type=positive_int, help="cores that may be used (default: all, as given to us)")
     parser.add_argument("--out", type=Path, help="also write the rows to this JSON file")
     return parser

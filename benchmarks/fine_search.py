@@ -19,7 +19,7 @@ import torch
 import torch.nn.functional as F
 
 from benchmarks.frame import Bench, make_parser
-from common import boolean, format_table, positive_int, script, show_progress
+from common import boolean, format_table, script, show_progress, whole_number
 from data import ImageCaptionPairs
 from models import Clip
 from search_strategy.fine import FineSearch
@@ -87,8 +87,8 @@ def search_everything(clip: Clip, pairs: ImageCaptionPairs, num_clip_layers: int
 
 def build_parser() -> argparse.ArgumentParser:
     parser = make_parser("Time the fine search against the plain way.")
-    parser.add_argument("--num_clip_layers", type=positive_int, default=6, help="layers to drop (default: 6)")
-    parser.add_argument("--num_proposals", type=positive_int, default=10, help="random proposals (default: 10)")
+    parser.add_argument("--num_clip_layers", **whole_number(6, "layers to drop"))
+    parser.add_argument("--num_proposals", **whole_number(10, "random proposals"))
     parser.add_argument("--all_subsets", type=boolean, default=False, help="evaluate every proposal of the size too")
     return parser
 

@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from tabulate import tabulate
 
-from common import bounded, positive_int, script, set_up_logging
+from common import positive_int, script, set_up_logging, whole_number
 from measures import MEASURES
 
 LAYERS = 13
@@ -105,9 +105,9 @@ def other_rows(width: int, generator: torch.Generator) -> Iterator[tuple]:
 
 def build_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description="Measures of independent Gaussian layers.")
-    parser.add_argument("--width", type=bounded(int, 2), default=512, help="width of a layer (default: 512)")
-    parser.add_argument("--draws", type=positive_int, default=64, help="draws of the smallest DC (default: 64)")
-    parser.add_argument("--seed", type=bounded(int, 0), default=0, help="seed of the layers (default: 0)")
+    parser.add_argument("--width", **whole_number(512, "width of a layer", 2))
+    parser.add_argument("--draws", **whole_number(64, "draws of the smallest DC"))
+    parser.add_argument("--seed", **whole_number(0, "seed of the layers", 0))
     parser.add_argument("--threads", type=positive_int, help="CPU threads (default: torch's choice)")
     return parser
 

@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from benchmarks.frame import Bench, make_parser
-from common import bounded, data_flags, format_table, positive_int, script, show_progress
+from common import bounded, data_flags, format_table, script, show_progress, whole_number
 from models import Clip
 from models.repair import draw_captions, repaired
 from search_strategy.proposals import check_dropped_layers, parse_clip_layers
@@ -68,10 +68,10 @@ def build_parser() -> argparse.ArgumentParser:
         help="of the distillation, by feature (default: none)",
     )
     add("--shares", type=bounded(float, 0, 1), nargs="+", default=[0.97, 0.99, 0.995], help="default: 0.97 0.99 0.995")
-    add("--every", type=positive_int, default=10, help="steps between two looks (default: 10)")
-    add("--num_epochs", type=positive_int, default=1, help="epochs that are run (default: 1)")
-    add("--max_epoch", type=positive_int, default=4, help="epochs that the learning rate is planned for (default: 4)")
-    add("--batch_size", type=positive_int, default=256, help="default: 256")
+    add("--every", **whole_number(10, "steps between two looks"))
+    add("--num_epochs", **whole_number(1, "epochs that are run"))
+    add("--max_epoch", **whole_number(4, "epochs that the learning rate is planned for"))
+    add("--batch_size", **whole_number(256, "pairs in a step"))
     add("--lr", type=bounded(float, 0), default=3e-4, help="default: 3e-4")
     return parser
 

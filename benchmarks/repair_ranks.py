@@ -17,7 +17,7 @@ import numpy as np
 from scipy.stats import spearmanr
 
 from benchmarks.frame import Bench, make_parser
-from common import format_table, positive_int, script
+from common import format_table, script, whole_number
 from models.repair import draw_captions
 from models.segment_maps import CAPTIONS, SegmentMaps
 from search_strategy.coarse import SCORES, coarse_score
@@ -63,8 +63,8 @@ def describe_change(left_out: list[Evaluation], repaired: list[Evaluation], full
 
 def build_parser() -> argparse.ArgumentParser:
     parser = make_parser("What each measure foretells: the loss left out, or repaired.")
-    parser.add_argument("--num_clip_layers", type=positive_int, default=6, help="layers to drop (default: %(default)s)")
-    parser.add_argument("--captions", type=positive_int, default=CAPTIONS, help="of train (default: %(default)s)")
+    parser.add_argument("--num_clip_layers", **whole_number(6, "layers to drop"))
+    parser.add_argument("--captions", **whole_number(CAPTIONS, "of train"))
     return parser
 
 

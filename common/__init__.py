@@ -11,6 +11,7 @@ from common.cli import (
     positive_int,
     script,
     switch,
+    whole_number,
 )
 from common.files import (
     DEFAULT_DATASET,

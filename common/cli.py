@@ -43,6 +43,11 @@ def choice(meanings: Mapping[str, str], default: str | None, what: str = "") -> 
     return {"choices": tuple(meanings), "default": default, "help": f"{what}{what and '. '}{told}{shown}"}
 
 
+def whole_number(default: int, what: str, at_least: int = 1) -> dict:
+    """What `add_argument` takes for a whole number."""
+    return {"type": bounded(int, at_least), "default": default, "help": f"{what} (default: {default})"}
+
+
 def bounded(kind: type, minimum: float, maximum: float = float("inf")) -> Callable[[str], float]:
     """An argparse type: a finite number of `kind` in [minimum, maximum]."""
 
@@ -94,7 +99,7 @@ def add_common_flags(
         help="image-caption pairs: bundled name, local file or folder, or hub name (default: %(default)s)",
     )
     _add_data_options(group, max_pairs, streaming, target_column)
-    group.add_argument("--seed", type=bounded(int, 0), default=0, help="seed of every random choice (default: 0)")
+    group.add_argument("--seed", **whole_number(0, "seed of every random choice", 0))
     group.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto", help="default: cuda where present")
     group.add_argument("--threads", type=positive_int, help="CPU threads (default: torch's choice, one a core)")
     group.add_argument("--exp_dir", type=Path, default=EXP_DIR, help="where results are written (default: exp)")

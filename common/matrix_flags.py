@@ -4,7 +4,7 @@ import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
-from common.cli import add_common_flags, bounded, choice, positive_int, switch
+from common.cli import add_common_flags, bounded, choice, positive_int, switch, whole_number
 from common.matrix_files import DEFAULT_POOL, MatrixSettings, pools
 from measures import KINDS
 from measures.table import Option
@@ -68,12 +68,8 @@ def add_analysis_flags(parser: argparse.ArgumentParser, script: str) -> None:
     modes = list(dict.fromkeys(mode for name in measures for mode in KINDS[name].modes))
     add("--mode", **choice({mode: SAMPLES[mode] for mode in modes}, None, f"default {modes[0]}"))
     add_pool_flag(parser)
-    add(
-        "--repeats",
-        type=positive_int,
-        default=MatrixSettings.repeats,
-        help="disjoint draws of captions; their mean, and the standard deviation beside it (default: %(default)s)",
-    )
+    drawn = "disjoint draws of captions; their mean, and the standard deviation beside it"
+    add("--repeats", **whole_number(MatrixSettings.repeats, drawn))
     add("--baseline", **switch(False, "also the matrix of row-shuffled layers: what the measure gives by chance"))
     add("--precision", **choice(PRECISIONS, "float32", "of the forward pass"))
     add_common_flags(parser, max_pairs=False, streaming=True, tower=True)

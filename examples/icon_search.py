@@ -20,7 +20,7 @@ import torch
 from matplotlib.figure import Figure
 from torch import Tensor
 
-from common import add_common_flags, data_flags, files, format_table, plots, positive_int, script, set_up
+from common import add_common_flags, data_flags, files, format_table, plots, script, set_up, whole_number
 from data import ImageCaptionPairs, load_pairs
 from models import Clip, load_clip
 from search_strategy.proposals import parse_clip_layers, segments
@@ -47,7 +47,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--pruned", help="the pruned model (default: exp/clip12to6_exp1, if it is there)")
     parser.add_argument("--clip_layers", help="prune the full model instead: layers to drop, such as 2-3,5,7")
     parser.add_argument("--split", choices=("train", "validation", "test"), default="test", help="default: test")
-    parser.add_argument("--top", type=positive_int, default=8, help="icons for a query and model (default: 8)")
+    parser.add_argument("--top", **whole_number(8, "icons for a query and model"))
     parser.add_argument("--output", type=Path, help="picture to write (default: icon_search.png in the model's folder)")
     add_common_flags(parser)
     return parser

@@ -18,7 +18,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from common import add_common_flags, new_parser, positive_int, script, switch
+from common import add_common_flags, new_parser, script, switch, whole_number
 from search_strategy.fine_flags import add_fine_flags, add_size_flags
 
 
@@ -26,17 +26,13 @@ def build_parser() -> argparse.ArgumentParser:
     parser = new_parser(__doc__)
     add_size_flags(parser)
     add_fine_flags(parser)
-    parser.add_argument(
-        "--draws", type=positive_int, default=1, help="of the captions of every matrix, by seed (default: %(default)s)"
-    )
+    parser.add_argument("--draws", **whole_number(1, "of the captions of every matrix, by seed"))
     parser.add_argument(
         "--scratch", type=Path, nargs="+", default=[], help="checkpoints of small models trained from scratch"
     )
     parser.add_argument("--all_k", **switch(False, "the best proposal for every number of layers too"))
-    parser.add_argument(
-        "--max_subsets", type=positive_int, default=5000, help="evaluate all subsets up to so many (default: 5000)"
-    )
-    parser.add_argument("--num_random", type=positive_int, default=20, help="random proposals drawn (default: 20)")
+    parser.add_argument("--max_subsets", **whole_number(5000, "evaluate all subsets up to so many"))
+    parser.add_argument("--num_random", **whole_number(20, "random proposals drawn"))
     add_common_flags(parser, streaming=True, tower=True, target_column=True)
     return parser
 

@@ -2,7 +2,7 @@
 
 import argparse
 
-from common import bounded, positive_int, switch
+from common import positive_int, switch, whole_number
 from search_strategy.defaults import EVALUATIONS, REFINE_ROUNDS, SAMPLES_AT_ONCE
 from tasks.base import LOSS_BATCH_SIZE
 
@@ -17,22 +17,8 @@ def add_fine_flags(parser: argparse.ArgumentParser) -> argparse._ArgumentGroup:
     group = parser.add_argument_group("fine search")
     what = "score proposals with a linear map in the place of what they drop; false: as published"
     group.add_argument("--repair", **switch(True, what))
-    group.add_argument(
-        "--refine",
-        type=bounded(int, 0),
-        default=REFINE_ROUNDS,
-        help=f"rounds of refinement by swaps, {EVALUATIONS} evaluations each (default: %(default)s; 0: none)",
-    )
-    group.add_argument(
-        "--loss_batch_size",
-        type=positive_int,
-        default=LOSS_BATCH_SIZE,
-        help="pairs in a batch of the loss (default: %(default)s)",
-    )
-    group.add_argument(
-        "--text_batch_size",
-        type=positive_int,
-        default=SAMPLES_AT_ONCE,
-        help="captions in a forward pass (default: %(default)s)",
-    )
+    what = f"rounds of refinement by swaps, {EVALUATIONS} evaluations each; 0: none"
+    group.add_argument("--refine", **whole_number(REFINE_ROUNDS, what, 0))
+    group.add_argument("--loss_batch_size", **whole_number(LOSS_BATCH_SIZE, "pairs in a batch of the loss"))
+    group.add_argument("--text_batch_size", **whole_number(SAMPLES_AT_ONCE, "captions in a forward pass"))
     return group

@@ -14,7 +14,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from common import add_common_flags, choice, new_parser, positive_int, script, switch
+from common import add_common_flags, choice, new_parser, script, switch, whole_number
 from common.matrix_flags import add_search_flags
 from search_strategy.coarse import BEAM_SIZE, SCORES, SEARCH_MODES
 from search_strategy.defaults import NUM_PROPOSALS, OBJECTIVES, SCORE, SEARCH_MODE
@@ -29,15 +29,8 @@ def build_parser() -> argparse.ArgumentParser:
     coarse.add_argument("--search_mode", **choice(modes, SEARCH_MODE))
     scores = {name: score.meaning for name, score in SCORES.items()} | {"both": "the best by each"}
     coarse.add_argument("--score", **choice(scores, SCORE, "of a proposal"))
-    coarse.add_argument(
-        "--beam_size", type=positive_int, default=BEAM_SIZE, help="proposals that go on (default: %(default)s)"
-    )
-    coarse.add_argument(
-        "--topk_num",
-        type=positive_int,
-        default=NUM_PROPOSALS,
-        help="proposals for the fine search (default: %(default)s)",
-    )
+    coarse.add_argument("--beam_size", **whole_number(BEAM_SIZE, "proposals that go on"))
+    coarse.add_argument("--topk_num", **whole_number(NUM_PROPOSALS, "proposals for the fine search"))
     coarse.add_argument("--coarse_search_only", **switch(False, "stop before the fine search"))
     add_search_flags(parser)
     fine = add_fine_flags(parser)

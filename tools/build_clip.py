@@ -14,7 +14,7 @@ from pathlib import Path
 from tokenizers import models, pre_tokenizers, trainers
 from transformers import CLIPConfig, CLIPImageProcessorPil, CLIPModel, CLIPProcessor, CLIPTokenizer
 
-from common import DEFAULT_DATASET, atomic_folder, check_new_folder, positive_int, script
+from common import DEFAULT_DATASET, atomic_folder, check_new_folder, script, whole_number
 from data import load_pairs
 
 START, END = "<|startoftext|>", "<|endoftext|>"
@@ -73,18 +73,18 @@ def build_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description="Write the configuration and tokenizer of an untrained CLIP.")
     parser.add_argument("--output_dir", type=Path, required=True, help="folder to write")
     parser.add_argument("--dataset", default=DEFAULT_DATASET, help="captions of its train split make the tokenizer")
-    parser.add_argument("--num_merges", type=positive_int, default=2500, help="BPE merges (default: 2500)")
-    parser.add_argument("--max_length", type=positive_int, default=32, help="tokens in a caption (default: 32)")
-    parser.add_argument("--width", type=positive_int, default=128, help="of both towers (default: 128)")
-    parser.add_argument("--heads", type=positive_int, default=4, help="attention heads (default: 4)")
-    parser.add_argument("--text_layers", type=positive_int, default=12, help="default: 12")
-    parser.add_argument("--vision_layers", type=positive_int, default=4, help="default: 4")
+    parser.add_argument("--num_merges", **whole_number(2500, "BPE merges"))
+    parser.add_argument("--max_length", **whole_number(32, "tokens in a caption"))
+    parser.add_argument("--width", **whole_number(128, "of both towers"))
+    parser.add_argument("--heads", **whole_number(4, "attention heads"))
+    parser.add_argument("--text_layers", **whole_number(12, "of the text tower"))
+    parser.add_argument("--vision_layers", **whole_number(4, "of the image tower"))
     parser.add_argument(
         "--hidden_act", choices=("quick_gelu", "gelu"), default="quick_gelu", help="default: quick_gelu, as OpenAI's"
     )
     parser.add_argument("--vision_from", help="CLIP whose image tower it gets, for training against a frozen one")
-    parser.add_argument("--image_size", type=positive_int, default=32, help="pixels (default: 32)")
-    parser.add_argument("--patch_size", type=positive_int, default=8, help="pixels (default: 8)")
+    parser.add_argument("--image_size", **whole_number(32, "pixels"))
+    parser.add_argument("--patch_size", **whole_number(8, "pixels"))
     return parser
 
 

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import torch
 
-from common import DEFAULT_MODEL, atomic_folder, check_new_folder, positive_int, script
+from common import DEFAULT_MODEL, atomic_folder, check_new_folder, script, whole_number
 from models import Clip, load_clip
 
 
@@ -35,7 +35,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description="Write a CLIP with every text layer several times.")
     parser.add_argument("--model", default=str(DEFAULT_MODEL), help="CLIP: local folder or hub name (default: bundled)")
     parser.add_argument("--output_dir", type=Path, required=True, help="folder to write")
-    parser.add_argument("--copies", type=positive_int, default=2, help="of each layer (default: 2)")
+    parser.add_argument("--copies", **whole_number(2, "of each layer"))
     return parser
 
 
