@@ -85,7 +85,7 @@ def symmetric_matrix(values: Tensor | np.ndarray, undefined: Sequence[int] = (),
             f"constant layers {list(undefined)} (0 is the embeddings): no variance to compare, their entries are 0",
             stacklevel=3,
         )
-        matrix[undefined, :] = 0.0
+        matrix[undefined, :] = 0.0  # not NaN: a search has to be able to go on with it
         matrix[:, undefined] = 0.0
     np.fill_diagonal(matrix, 1.0)
     return matrix

@@ -65,6 +65,7 @@ class Moments:
 
     def _open_block(self, states: Sequence[Tensor]) -> None:
         """Have a block that holds the states without loss: float32 where they are no wider."""
+        # half precision is widened: sums of half floats would overflow, and a block has one type
         wide = any(state.dtype == torch.float64 for state in states)
         dtype = torch.float64 if wide else torch.float32
         if self._block is not None and self._block.dtype != dtype:
@@ -116,7 +117,7 @@ class Moments:
         """The sum of products of a layer's centred samples, X'X: (d, d), symmetric."""
         self._flush()
         product = self._store.own(layer)
-        return (product + product.T) / 2
+        return (product + product.T) / 2  # exactly symmetric, as eigh takes it to be
 
     def cross(self, maps: Maps = None) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
         """maps_i' X_i' X_j maps_j for all pairs i < j of layers, tile by tile.
@@ -138,6 +139,7 @@ class Moments:
         self._flush()
         eps = torch.finfo(torch.float64).eps
         squares = torch.cat([self._store.own(layer).diagonal() for layer in range(len(self.widths))])
+        # the variance that rounding of a mean of this size gives by itself, with a margin
         flat = squares <= self._store.rows * (64 * eps * self._store.mean) ** 2
         return [layer for layer, features in enumerate(flat.split(self.widths)) if bool(features.all())]
 
@@ -150,6 +152,7 @@ class Moments:
         if self.widths is None:
             self._start(list(other.widths), other._device)
         check_same_layers(self.widths, other.widths)
+        # samples are added as if they came here; sums are translated to this store's shift
         if isinstance(other._store, KeptSamples):
             for block in other._store.blocks:
                 self.update(block.to(self._device).split(self.widths, 1))

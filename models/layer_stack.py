@@ -115,7 +115,7 @@ class LayerStack:
         for i in self._indices(layers):
             args, kwargs = context[i]
             output = (self._compiled or self.layers)[i](hidden, *args, **kwargs)
-            hidden = output if isinstance(output, Tensor) else output[0]
+            hidden = output if isinstance(output, Tensor) else output[0]  # the rest is attentions, caches
         return hidden
 
     def compile(self) -> None:
@@ -156,7 +156,7 @@ class LayerStack:
         memo = {id(self.layers[i]): nn.Identity() for i in dropped}
         model = copy.deepcopy(self.model, memo)
         layers = model.get_submodule(self.path)
-        for i in reversed(dropped):
+        for i in reversed(dropped):  # from the back, so that the numbers before stay right
             del layers[i]
         describe_cut(model, self.path, self.num_layers, kept)
         return model
@@ -165,7 +165,7 @@ class LayerStack:
         """Raise ValueError where h_0 has not a row for each input, or a position for each token (Longformer pads)."""
         if given is None:
             return
-        expected = given.shape[: 1 if given.is_floating_point() else 2]
+        expected = given.shape[: 1 if given.is_floating_point() else 2]  # (n,) of pixels or samples, (n, T) of ids
         if h_0.ndim != 3 or h_0.shape[: len(expected)] != expected:
             raise ValueError(
                 f"expected a state (n, T, d) for inputs of {tuple(given.shape)}, found {tuple(h_0.shape)} before layer 1 of "

@@ -81,7 +81,7 @@ def check_dropped_layers(
     `num_clip_layers` is given and is not the number of layers.
     """
     proposal = tuple(sorted(index(layer) for layer in dropped_layers))
-    for layer, previous in zip(proposal, (None, *proposal), strict=False):
+    for layer, previous in zip(proposal, (None, *proposal), strict=False):  # sorted, so a repeat follows at once
         if not 1 <= layer <= num_layers:
             raise ValueError(f"layer {layer} cannot be dropped: the model has layers 1 to {num_layers}")
         if layer == previous:
@@ -110,6 +110,7 @@ def random_proposals(
     if existing <= 2 * num_proposals:  # few enough to list: redrawing the repeated ones would take long here
         listed = list(combinations(range(1, num_layers + 1), num_clip_layers))
         return [listed[i] for i in generator.permutation(existing)[:num_proposals]]
+    # else draw until there are enough: repeats are rare, since at least twice as many exist
     drawn = {}  # a dict keeps the order
     while len(drawn) < num_proposals:
         layers = generator.choice(num_layers, num_clip_layers, replace=False, shuffle=False) + 1

@@ -85,15 +85,18 @@ def verify(
     facts = {"proposals_given": len(proposals), "refine_rounds": 0}
     full_model = fine.full_model()
     calls, unshared = fine.layer_calls, fine.layer_calls_unshared
+    # 1) a race among the proposals
     if use_race:
         proposals, facts["race_pairs_evaluated"] = race(
             fine.objectives_on, proposals, fine.num_samples, generator, first_pairs=fine.task.batch_size
         )
         facts["race_survivors"] = len(proposals)
+    # 2) all that are left on all samples, 3) refinement from the best; `fine` remembers what both have evaluated
     evaluations = fine.evaluate(proposals)
     if refine_rounds:
         starts = [evaluation.dropped_layers for evaluation in evaluations]
         _, facts["refine_rounds"] = climb(fine.objectives, starts, fine.encoder.num_layers, refine_rounds)
+    # 4) ranks of the proposals of this size: others, such as the full model, are known too
     size = len(proposals[0])
     ranked = [evaluation for evaluation in fine.evaluated if len(evaluation.dropped_layers) == size]
     facts |= {
@@ -104,6 +107,7 @@ def verify(
     }
     values = np.stack([evaluation.values for evaluation in ranked])
     p_values = p_values_of_worse(values, values[0]).tolist()
+    # 5) the best of them without repair, for the table
     left_out = []
     if fine.maps:
         plain = fine.without_maps()
@@ -127,7 +131,7 @@ def race(
     `generator` and keeps the better half; it stops as soon as at most `survivors` are left or a round would use all
     pairs. Returns those left, best first, and the pairs evaluated (pairs times proposals).
     """
-    order = generator.permutation(num_pairs)
+    order = generator.permutation(num_pairs)  # one for all rounds: a larger part holds the smaller ones
     left, size, evaluated = list(proposals), first_pairs, 0
     while len(left) > survivors and size < num_pairs:
         values = objective_on(left, order[:size])
@@ -152,9 +156,8 @@ def p_values_of_worse(values: np.ndarray, winner: np.ndarray) -> np.ndarray:
     errors = differences.std(axis=1) / np.sqrt(values.shape[1])
     in_the_running = np.count_nonzero(measured <= 3 * errors)
     with np.errstate(divide="ignore", invalid="ignore"):
-        distances = np.where(
-            measured == 0, 0.0, measured / errors
-        )  # in standard errors; a constant difference: infinite
+        # in standard errors; infinite for a constant difference
+        distances = np.where(measured == 0, 0.0, measured / errors)
     return np.minimum(1.0, in_the_running * norm.sf(distances))
 
 
@@ -163,6 +166,6 @@ def rank_correlation(scored: Scored, ranked: list[Evaluation]) -> float | None:
     objective = {evaluation.dropped_layers: evaluation.objective for evaluation in ranked}
     pairs = [(score, -objective[proposal]) for proposal, score in scored if score is not None and proposal in objective]
     scores, qualities = zip(*pairs, strict=True) if pairs else ((), ())
-    if len(set(scores)) < 2 or len(set(qualities)) < 2:
+    if len(set(scores)) < 2 or len(set(qualities)) < 2:  # a constant has no ranks
         return None
     return float(spearmanr(scores, qualities).statistic)

@@ -173,7 +173,8 @@ def recall_hits(text: Tensor, image: Tensor, image_index: Tensor, chunk: int = 4
         similarity = text[rows] @ image.T  # (chunk, m)
         own_similarity = similarity.gather(1, own[:, None])
         right.append(own_similarity.masked_fill(own_similarity.isnan(), -torch.inf))
-        rank = (~(similarity < right[-1])).sum(1) - 1  # not `>=`: NaN is neither
+        # the wrong ones at least as similar: all that are not less (`>=` would miss NaN), but for the right one itself
+        rank = (~(similarity < right[-1])).sum(1) - 1
         text_rank.append(rank.masked_fill(right[-1].squeeze(1) == -torch.inf, MISS))
     best_right = torch.full((len(image),), -torch.inf, dtype=text.dtype, device=text.device)
     best_right.scatter_reduce_(0, image_index, torch.cat(right).squeeze(1), "amax")

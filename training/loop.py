@@ -100,6 +100,7 @@ class Trainer(SavedRun):
         """Optimiser and schedule, and all of them in accelerate's hands."""
         settings, accelerator = self.settings, self.accelerator
         optimizer = make_optimizer(self.towers, settings.lr, settings.weight_decay)
+        # of the optimiser; the last of an epoch may be of fewer batches
         steps = settings.max_epoch * math.ceil(len(self._sampler) / settings.grad_accum)
         warmup = min(WARMUP_STEPS, steps // 10) if settings.warmup_steps is None else settings.warmup_steps
         scheduler = get_cosine_schedule_with_warmup(optimizer, warmup, steps)
@@ -122,7 +123,7 @@ class Trainer(SavedRun):
             start = time.perf_counter()
             row = {"epoch": epoch, "train_loss": self.train_epoch(epoch, progress)}
             row["lr"] = self._scheduler.get_last_lr()[0]
-            if self.accelerator.is_main_process:
+            if self.accelerator.is_main_process:  # validation is short, and one process has all of it
                 row |= self.validate() | {"seconds": round(time.perf_counter() - start, 2)}
             row = broadcast_object_list([row])[0]
             self._check_finite(row)
