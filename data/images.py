@@ -94,7 +94,7 @@ def distinct_images(rows: datasets.Dataset, column: str) -> tuple[np.ndarray, np
     """
     keys: list[Hashable] = []  # of each row; equal where the image is
     files: dict[tuple, dict] = {}  # those on disk, by path and offset
-    for row, stored in enumerate(_stored(rows, column)):
+    for row, stored in enumerate(_read_stored(rows, column)):
         if stored.get("bytes"):
             keys.append(hashlib.sha256(stored["bytes"]).digest())
         elif stored.get("path"):
@@ -113,7 +113,7 @@ def distinct_images(rows: datasets.Dataset, column: str) -> tuple[np.ndarray, np
     return np.asarray(first_row, dtype=np.int64), image_of_row
 
 
-def _stored(rows: datasets.Dataset, column: str) -> Iterator[dict]:
+def _read_stored(rows: datasets.Dataset, column: str) -> Iterator[dict]:
     """Where the image of each row is, a bounded number of rows at a time."""
     for batch in rows.select_columns([column]).with_format("arrow").iter(batch_size=1000):
         yield from (stored or {} for stored in batch.column(column).to_pylist())

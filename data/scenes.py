@@ -116,7 +116,7 @@ def render(scene: Scene) -> Image.Image:
     places = PLACES[scene.layout][generator.integers(len(PLACES[scene.layout]))]
     for thing, place in zip(scene.things, places, strict=True):
         side = PIXELS[thing.size]
-        ink = _resized(thing.concept, thing.design, side)[:, :, None]
+        ink = _resize(thing.concept, thing.design, side)[:, :, None]
         corners = (ICON_SIZE * (place % 2), ICON_SIZE * (place // 2))
         x, y = (corner + (ICON_SIZE - side) // 2 + int(generator.integers(-1, 2)) for corner in corners)
         area = canvas[y : y + side, x : x + side]
@@ -125,7 +125,7 @@ def render(scene: Scene) -> Image.Image:
 
 
 @functools.cache
-def _resized(concept: str, design: int, side: int) -> np.ndarray:
+def _resize(concept: str, design: int, side: int) -> np.ndarray:
     """(side, side) ink of an icon in the size in which it stands in a scene."""
     icon = Image.fromarray(concepts()[concept][design])
     return np.asarray(icon.resize((side, side), Image.Resampling.BOX)).clip(0, 1)

@@ -16,7 +16,7 @@ class Angular(PairMeasure):
     the cosine nothing is centred, and independent vectors give 0.5. A zero vector is at a right angle to everything.
     """
 
-    def summed(self, vectors: Tensor) -> Tensor:
+    def sum_over_samples(self, vectors: Tensor) -> Tensor:
         # the angle of unit vectors is 2 arcsin(|u - v| / 2): the arc cosine loses half of the digits near 1
         chords = pairwise_distances(unit_vectors(vectors))
         zero = ~vectors.any(-1)

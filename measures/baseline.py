@@ -47,7 +47,7 @@ class Shuffled:
     def update(self, hidden_states: Sequence[Tensor]) -> None:
         """Add samples: one (n, d_i) tensor for each layer, as for the measure."""
         if self.per_draw:
-            self.measure.update(self._shuffled(check_hidden_states(hidden_states)))
+            self.measure.update(self._shuffle(check_hidden_states(hidden_states)))
             return
         states = check_hidden_states(hidden_states, self._widths)
         check_values(states)
@@ -60,9 +60,9 @@ class Shuffled:
         if self._waiting:
             states = [torch.cat(parts) for parts in zip(*self._waiting, strict=True)]
             self._waiting = []
-            self.measure.update(self._shuffled(states))
+            self.measure.update(self._shuffle(states))
 
-    def _shuffled(self, states: list[Tensor]) -> list[Tensor]:
+    def _shuffle(self, states: list[Tensor]) -> list[Tensor]:
         orders = (torch.randperm(state.shape[0], generator=self.generator) for state in states)
         return [state[order.to(state.device)] for state, order in zip(states, orders, strict=True)]
 

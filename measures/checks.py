@@ -48,7 +48,7 @@ def check_hidden_states(
         if not isinstance(state, Tensor) or state.dim() != 2 or not state.is_floating_point() or state.shape[1] == 0:
             raise ValueError(
                 f"expected a floating-point tensor of shape (samples, features) for each layer; "
-                f"found {_described(state)} for layer {layer}"
+                f"found {_describe(state)} for layer {layer}"
             )
     _check_shapes(states, widths, min_rows, same_width)
     return states
@@ -73,7 +73,7 @@ def _check_shapes(states: list[Tensor], widths: Sequence[int] | None, min_rows: 
         )
 
 
-def _described(state: object) -> str:
+def _describe(state: object) -> str:
     return f"{state.dtype} {tuple(state.shape)}" if isinstance(state, Tensor) else type(state).__name__
 
 

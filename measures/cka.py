@@ -39,7 +39,7 @@ class CKA(SummedMeasure):
         hsic = self._squared_products()
         smallest = 1e-13 * hsic.diagonal()
         if debiased:
-            hsic = self._unbiased(hsic)
+            hsic = self._remove_bias(hsic)
         constant = hsic.diagonal() <= smallest
         constant[self._sums.constant_layers()] = True
         inverses = torch.where(constant, 0.0, hsic.diagonal().rsqrt())
@@ -57,7 +57,7 @@ class CKA(SummedMeasure):
             squares[firsts, seconds] = products.square_().sum((1, 2))
         return squares
 
-    def _unbiased(self, squares: Tensor) -> Tensor:
+    def _remove_bias(self, squares: Tensor) -> Tensor:
         n = self.samples
         variances = torch.stack([self._sums.own(layer).trace() for layer in range(len(squares))])
         corrected = squares - n / (n - 2) * self._sums.centred_norm_products()

@@ -14,6 +14,6 @@ class Cosine(PairMeasure):
 
     lowest = -1.0
 
-    def summed(self, vectors: Tensor) -> Tensor:
+    def sum_over_samples(self, vectors: Tensor) -> Tensor:
         unit = unit_vectors(vectors)
         return (unit @ unit.mT).sum(0)

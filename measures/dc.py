@@ -51,7 +51,7 @@ class DC:
     def update(self, hidden_states: Sequence[Tensor]) -> None:
         """Add one draw: one (n, d_i) tensor for each layer, n >= 2 (unbiased: 4). ValueError for unfit input."""
         states = checks.check_hidden_states(hidden_states, self._widths, min_rows=self.min_samples)
-        draw = _stacked(states)
+        draw = _stack(states)
         if not draw.abs().amax().item() < checks.LARGEST:  # NaN compares false
             checks.check_values(states)
         if self.draws == 0:
@@ -90,7 +90,7 @@ class DC:
         rows, width = draws.shape[2:]
         groups = draws.flatten(0, 1).split(max(1, VALUES_AT_ONCE // (rows * width)))
         distances = torch.cat([pairwise_distances(self._unit_rows(group)) for group in groups])  # (draws (L+1), n, n)
-        centred = self._centred(distances).view(*draws.shape[:2], rows * rows)
+        centred = self._centre(distances).view(*draws.shape[:2], rows * rows)
         products = centred @ centred.mT  # 3) (draws, L+1, L+1): <A_i, A_j>
         if self.options["estimator"] == "unbiased":
             products /= rows * (rows - 3)
@@ -106,7 +106,7 @@ class DC:
         means = inverses.mT @ rows / rows.shape[1]
         return torch.addcmul(-means, rows, inverses, out=rows)
 
-    def _centred(self, distances: Tensor) -> Tensor:
+    def _centre(self, distances: Tensor) -> Tensor:
         """Double-centred (biased) or U-centred (unbiased) matrices: (L+1, n, n)."""
         if self.options["estimator"] == "biased":
             # A - row means - column means + mean, in one pass: half of the mean is taken off each of the two
@@ -165,7 +165,7 @@ class DC:
         return {**self.__dict__, "_block": None}
 
 
-def _stacked(states: list[Tensor]) -> Tensor:
+def _stack(states: list[Tensor]) -> Tensor:
     """One (layers, n, d) tensor; narrower layers are filled with zeros, which change no distance."""
     widths = [state.shape[1] for state in states]
     states = [state.to(states[0].device) for state in states]

@@ -16,7 +16,7 @@ class DeltaMean(PairMeasure):
     Layers of the same width only. Unlike the cosine it sees a change of norm.
     """
 
-    def summed(self, vectors: Tensor) -> Tensor:
+    def sum_over_samples(self, vectors: Tensor) -> Tensor:
         norms = torch.linalg.vector_norm(vectors, dim=-1)
         sizes = norms.unsqueeze(-1) + norms.unsqueeze(-2)  # (n, L+1, L+1): |h_i| + |h_j|
         return (1 - pairwise_distances(vectors) / torch.where(sizes > 0, sizes, 1)).sum(0)  # two zero vectors: 1

@@ -16,7 +16,7 @@ VALUES_AT_ONCE = 2**22  # of the float64 copy of some samples: 32 MiB
 class PairMeasure:
     """Mean over samples of some f(h_i, h_j) for every two layers, in float64. Layers of the same width only.
 
-    A measure says `summed`, and `lowest`, the least value that f can have.
+    A measure says `sum_over_samples`, and `lowest`, the least value that f can have.
     """
 
     per_draw = False
@@ -31,7 +31,7 @@ class PairMeasure:
         self._first: Tensor | None = None  # (L+1, d), the first sample
         self._varies: Tensor | None = None  # (L+1), whether another sample differs from it
 
-    def summed(self, vectors: Tensor) -> Tensor:
+    def sum_over_samples(self, vectors: Tensor) -> Tensor:
         """The sum over samples of f: (n, L+1, d) float64 -> (L+1, L+1)."""
         raise NotImplementedError
 
@@ -48,7 +48,7 @@ class PairMeasure:
             chunk = torch.stack([state[start : start + rows].to(device) for state in states], 1)
             chunk = chunk.to(self._total.device, torch.float64)  # (n, L+1, d)
             self._varies |= (chunk != self._first).any(2).any(0)
-            self._total += self.summed(chunk)
+            self._total += self.sum_over_samples(chunk)
         self.samples += states[0].shape[0]
 
     def _start(self, widths: list[int], first: Tensor) -> None:

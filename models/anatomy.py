@@ -45,7 +45,7 @@ def find_stack(model: PreTrainedModel, tower: str | None) -> Found:
         # lists inside a block, such as the experts of a mixture, are no stacks of their own
         if isinstance(blocks, nn.ModuleList) and not _is_inside(path, [stack.path for stack in stacks]):
             found = Found(path, _tower_around(model, path), blocks)
-            reason = _refusal(found)
+            reason = _explain_refusal(found)
             if reason is None:
                 stacks.append(found)
             elif not _is_inside(path, refused):
@@ -84,7 +84,7 @@ def _models_around(model: PreTrainedModel, path: str) -> list[PreTrainedModel]:
     return [module for module in modules if isinstance(module, PreTrainedModel)]
 
 
-def _refusal(found: Found) -> str | None:
+def _explain_refusal(found: Found) -> str | None:
     """Why these blocks are no stack of layers; None where they are one."""
     blocks, config = found.blocks, found.tower.config
     shapes = [{name: tuple(p.shape) for name, p in block.named_parameters()} for block in blocks]

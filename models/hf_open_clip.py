@@ -49,7 +49,7 @@ def to_open_clip(state: dict[str, Tensor]) -> dict[str, Tensor]:
     """The state dict of a `CLIPModel` under open_clip's names."""
     depths = [_depth(state, blocks) for blocks in BLOCKS]
     return {
-        new: torch.cat([state[name] for name in old]) if len(old) > 1 else _turned(state[old[0]], old[0]).contiguous()
+        new: torch.cat([state[name] for name in old]) if len(old) > 1 else _turn(state[old[0]], old[0]).contiguous()
         for old, new in _pairs(depths)
     }
 
@@ -70,7 +70,7 @@ def from_open_clip(state: dict[str, Tensor]) -> dict[str, Tensor]:
         )
     result = {}
     for old, new in pairs:
-        parts = state[new].chunk(3) if len(old) > 1 else (_turned(state[new], old[0]),)
+        parts = state[new].chunk(3) if len(old) > 1 else (_turn(state[new], old[0]),)
         result |= {name: part.contiguous() for name, part in zip(old, parts, strict=True)}
     return result | {"logit_scale": result["logit_scale"].reshape(())}
 
@@ -93,7 +93,7 @@ def _depth(state: dict[str, Tensor], blocks: str) -> int:
     return len({name[len(blocks) + 1 :].split(".")[0] for name in state if name.startswith(f"{blocks}.")})
 
 
-def _turned(tensor: Tensor, name: str) -> Tensor:
+def _turn(tensor: Tensor, name: str) -> Tensor:
     return tensor.T if name in TRANSPOSED else tensor
 
 

@@ -82,7 +82,7 @@ class LayerStack:
         # 1) One forward of the tower, without a cache: what each block was called with.
         if "use_cache" in inspect.signature(self.tower.forward).parameters:
             inputs["use_cache"] = False
-        with self._recording() as calls:
+        with self._record_calls() as calls:
             self.tower(**inputs)
         # 2) Is it a chain of the layers 1..L?
         order = [i + 1 for i, _, _ in calls]
@@ -189,7 +189,7 @@ class LayerStack:
         return sorted(dropped)
 
     @contextmanager
-    def _recording(self) -> Iterator[list[tuple[int, Tensor, BlockArguments]]]:
+    def _record_calls(self) -> Iterator[list[tuple[int, Tensor, BlockArguments]]]:
         """Let blocks add their calls to the list given and return their input, as a tuple where their output is one."""
         calls: list[tuple[int, Tensor, BlockArguments]] = []
         tail: tuple = ()

@@ -98,8 +98,8 @@ class ProposalGraph:
         pushed = 0
         while heap:
             negative_excess, _, parent, step, choice, taken = heappop(heap)
-            path = self._completed([*parent[:step], choice])
-            yield -negative_excess, self._proposal(path)
+            path = self._complete([*parent[:step], choice])
+            yield -negative_excess, self._to_proposal(path)
             excesses, choices = self._best_departures(path, step, taken)
             for i in np.flatnonzero(excesses > -np.inf).tolist():
                 barred = (path[step + i], *(taken if i == 0 else ()))
@@ -117,7 +117,7 @@ class ProposalGraph:
             step, choice, length = stack.pop()
             path[step:] = [choice]
             if step + 1 == self.num_steps:
-                yield self._proposal(path)
+                yield self._to_proposal(path)
             else:
                 stack += self._open_steps(step + 1, choice, length)
 
@@ -125,7 +125,7 @@ class ProposalGraph:
         """Greatest length from node (step, num_dropped) to the end through each e."""
         return self.gain[step + num_dropped, step : step + self.width] + self.togo[step + 1]
 
-    def _completed(self, path: list[int]) -> list[int]:
+    def _complete(self, path: list[int]) -> list[int]:
         for step in range(len(path), self.num_steps):
             path.append(int(np.argmax(self._lengths(step, path[-1]))))
         return path
@@ -149,6 +149,6 @@ class ProposalGraph:
         lengths = length + self.gain[step + num_dropped, step + choices]
         return [(step, e, reached) for e, reached in zip(choices.tolist(), lengths.tolist(), strict=True)]
 
-    def _proposal(self, path: list[int]) -> Proposal:
+    def _to_proposal(self, path: list[int]) -> Proposal:
         kept = np.array(path) + np.arange(self.num_steps)  # 0-based: layer q+e+1 is at q+e
         return tuple(np.delete(np.arange(1, self.num_layers + 1), kept).tolist())

@@ -125,3 +125,15 @@ def test_no_file_or_folder_has_the_name_of_a_package():
 def test_the_path_is_changed_by_two_scripts_alone():
     changed = {path.name for path in FILES if "sys.path" in (ROOT / path).read_text()}
     assert changed == {"search_prune_then_verify_mix.py", "compare_strategies.py"}
+
+
+def test_the_version_is_the_same_everywhere():
+    said = {
+        re.search(pattern, (ROOT / name).read_text(encoding="utf-8"), re.M)[1]
+        for name, pattern in (
+            ("pyproject.toml", r'^version = "(.*)"'),
+            ("CITATION.cff", r"^version: (.*)"),
+            ("CHANGELOG.md", r"^## (.*)"),
+        )
+    }
+    assert len(said) == 1

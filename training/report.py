@@ -106,7 +106,7 @@ class ModelCard:
         parts = [
             f"---\n{self._metadata(name, evaluated, 'test' if test else 'validation').to_yaml()}\n---",
             f"# {name}",
-            self._making(trained=validation.get("epoch") != 0),
+            self._describe_making(trained=validation.get("epoch") != 0),
             f"Made by\n\n    {command}",
             f'```python\nfolder = "{name}"  # where this folder is, or its name on the hub\n\n{self.kind.usage}\n```',
             f"Validation ({_epochs(validation)}):\n\n{figures_table({'this model': validation}, 'pipe')}",
@@ -144,7 +144,7 @@ class ModelCard:
             eval_results=results or None,
         )
 
-    def _making(self, trained: bool) -> str:
+    def _describe_making(self, trained: bool) -> str:
         model, dataset = (without_folders(text) for text in (self.record["model"], self.record["flags"]["dataset"]))
         left = self.num_layers - self.num_clip_layers
         towers = "text tower" if self.freeze_vision else "text and image tower"
@@ -156,10 +156,10 @@ class ModelCard:
             return f"`{model}` with all its {left} text layers, {training}."
         return (
             f"`{model}` with {left} of its {self.num_layers} text layers, without {segments(self.dropped_layers)} (counted "
-            f"from 1; from {without_folders(self.origin)}){self._mending()}; {training}."
+            f"from 1; from {without_folders(self.origin)}){self._describe_repair()}; {training}."
         )
 
-    def _mending(self) -> str:
+    def _describe_repair(self) -> str:
         if self.repair is None:
             return ""
         return (

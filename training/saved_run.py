@@ -63,7 +63,7 @@ class SavedRun:
         best = self.best()
         if self.settings.average is None or not self.history:
             return best
-        weights, found = self.states.mean_weights(self._averaged(self.history))
+        weights, found = self.states.mean_weights(self._epochs_to_average(self.history))
         self.load(weights)
         figures = {"mean_of_epochs": sorted(found), **self.validate()}
         better = selection_score(figures) > selection_score(best)
@@ -75,7 +75,7 @@ class SavedRun:
         self.publish(figures)
         return figures
 
-    def _averaged(self, history: list[dict]) -> list[int]:
+    def _epochs_to_average(self, history: list[dict]) -> list[int]:
         scores = {row["epoch"]: selection_score(row) for row in history}
         return self.settings.average.epochs(scores) if self.settings.average else []
 
@@ -134,7 +134,7 @@ class SavedRun:
         resumable = set(resumable if keep is None else resumable[-keep:])
         histories = [self.history[:n] for n in resumable]
         wanted = {best_of(history)["epoch"] for history in histories}
-        self.states.thin_out(resumable, wanted.union(*map(self._averaged, histories)))
+        self.states.thin_out(resumable, wanted.union(*map(self._epochs_to_average, histories)))
 
     def _save_weights(self, models: list, weights: list, folder: str) -> None:
         """In the place of accelerate's own: names do not depend on the number of processes."""
