@@ -38,19 +38,22 @@ def climb(
         for centre in _ranked(known)[:centres]:
             around = swaps(centre, num_layers)
             foretold = dict(zip(around, foretell(known, around, num_layers), strict=True))
-            better = _ranked(foretold)[: max(EVALUATIONS, round(share * len(around)))]
+            better = sorted(foretold, key=foretold.get)[: max(EVALUATIONS, round(share * len(around)))]
             promising |= {proposal: foretold[proposal] for proposal in better if proposal not in known}
         if not promising:
             return _ranked(known)[0], rounds
-        tried = _ranked(promising)[:EVALUATIONS]
+        tried = sorted(promising, key=promising.get)[:EVALUATIONS]
         known |= zip(tried, objective(tried), strict=True)
     return _ranked(known)[0], max_rounds
 
 
 def swaps(proposal: Proposal, num_layers: int) -> list[Proposal]:
-    """The proposals that keep one of the dropped layers, and drop one of the kept layers in its place."""
+    """The proposals that keep one of the dropped layers, and drop one of the kept layers in its place.
+
+    The late layers first: these share the longest prefixes, so they are tried first while nothing tells swaps apart.
+    """
     kept = kept_layers(proposal, num_layers)
-    return [tuple(sorted({*proposal, layer} - {spared})) for spared in proposal for layer in kept]
+    return [tuple(sorted({*proposal, layer} - {spared})) for spared in proposal[::-1] for layer in kept[::-1]]
 
 
 def foretell(known: dict[Proposal, float], proposals: Sequence[Proposal], num_layers: int) -> np.ndarray:
