@@ -31,8 +31,8 @@ MILLISECONDS = {
 DISTANCE = "distance_to_the_first"
 SIZES = {"text_layers": "text layers", "text_parameters": "text parameters", "weights_bytes": "weights on disk, MB"}
 RULE = (
-    "Recall: a caption finds its own image; an image finds any of its captions. Ties count against. Milliseconds: token ids "
-    "to embedding."
+    "Recall: a caption finds its own image; an image finds any of its captions. Ties count against. Milliseconds: token "
+    "ids to embedding."
 )
 
 

@@ -195,7 +195,8 @@ def published_score(args: argparse.Namespace) -> str:
 
 def log_facts(facts: dict, correlation: float | None) -> None:
     logger.info(
-        "%d proposals evaluated on %d pairs with %d layer calls a batch, %d without shared prefixes; %d rounds of refinement",
+        "%d proposals evaluated on %d pairs with %d layer calls a batch, %d without shared prefixes; "
+        "%d rounds of refinement",
         *(
             facts[name]
             for name in ("proposals_evaluated", "pairs", "layer_calls", "layer_calls_unshared", "refine_rounds")

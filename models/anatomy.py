@@ -130,8 +130,8 @@ def _renumber(block: nn.Module, old: int, new: int) -> None:
     for module in block.modules():
         if old != new and getattr(module, SCALE_BY_PLACE, False):
             raise ValueError(
-                f"cannot move layer {old + 1} to the place of layer {new + 1}: with {SCALE_BY_PLACE} its attention is divided by "
-                "its place in the stack; drop the last layers, or prune a model without this setting"
+                f"cannot move layer {old + 1} to the place of layer {new + 1}: with {SCALE_BY_PLACE} its attention is divided "
+                "by its place in the stack; drop the last layers, or prune a model without this setting"
             )
         for name in LAYER_INDEX_NAMES:
             if getattr(module, name, None) == old:
@@ -189,13 +189,15 @@ def _check_config_describes(model: PreTrainedModel, path: str) -> None:
     for list_path in expected:
         if found.get(list_path) != expected[list_path]:
             raise ValueError(
-                f"expected {list_path} of length {expected[list_path]} from the config of {name}, found {found.get(list_path)}"
+                f"expected {list_path} of length {expected[list_path]} from the config of {name}, "
+                f"found {found.get(list_path)}"
             )
     expected, found = (_numbers_by_place(m.get_submodule(path)) for m in (model, rebuilt))
     for attribute in expected:
         if found.get(attribute) != expected[attribute]:
             raise ValueError(
-                f"the config of {name} cannot describe what is left of the model: {path}.{attribute} depends on the layer's place"
+                f"the config of {name} cannot describe what is left of the model: {path}.{attribute} depends on the "
+                "layer's place"
             )
 
 

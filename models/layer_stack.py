@@ -93,7 +93,8 @@ class LayerStack:
         for i, hidden, _ in calls:
             if hidden is not h_0 and not torch.equal(hidden, h_0):
                 raise ValueError(
-                    f"expected {self.path} to be a chain of layers, found that the tower changes the state before layer {i + 1}"
+                    f"expected {self.path} to be a chain of layers, found that the tower changes the state before "
+                    f"layer {i + 1}"
                 )
         self._check_positions(h_0, inputs.get(self.tower.main_input_name))
         return h_0, [arguments for _, _, arguments in calls]
@@ -168,8 +169,8 @@ class LayerStack:
         expected = given.shape[: 1 if given.is_floating_point() else 2]  # (n,) of pixels or samples, (n, T) of ids
         if h_0.ndim != 3 or h_0.shape[: len(expected)] != expected:
             raise ValueError(
-                f"expected a state (n, T, d) for inputs of {tuple(given.shape)}, found {tuple(h_0.shape)} before layer 1 of "
-                f"{self.path}; where the model pads, give inputs that need no padding"
+                f"expected a state (n, T, d) for inputs of {tuple(given.shape)}, found {tuple(h_0.shape)} before layer 1 "
+                f"of {self.path}; where the model pads, give inputs that need no padding"
             )
 
     def _indices(self, layers: Iterable[int]) -> list[int]:

@@ -97,7 +97,8 @@ def check_num_clip_layers(num_clip_layers: int, num_layers: int, fewest: int = 1
     """Raise ValueError unless at least `fewest` layers are dropped and at least one is kept."""
     if not fewest <= num_clip_layers <= num_layers - 1:
         raise ValueError(
-            f"num_clip_layers is {num_clip_layers}; with num_layers {num_layers} it must be in {fewest}..{num_layers - 1}"
+            f"num_clip_layers is {num_clip_layers}; with num_layers {num_layers} it must be in "
+            f"{fewest}..{num_layers - 1}"
         )
 
 

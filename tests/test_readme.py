@@ -31,9 +31,11 @@ def test_the_pipeline_of_the_readme_is_the_one_of_the_design():
         "cd search_strategy",
         "python search_prune_then_verify_mix.py --num_layers 12 --num_clip_layers 6 --search_mode beam "
         "--select_measure dc --coarse_search_only true",
-        "python search_prune_then_verify_mix.py --num_layers 12 --num_clip_layers 6 --search_mode beam --select_measure dc",
+        "python search_prune_then_verify_mix.py --num_layers 12 --num_clip_layers 6 --search_mode beam "
+        "--select_measure dc",
         "cd ..",
-        "python clip_finetune_train.py --output_dir clip12to6_exp1 --resume_epoch 0 --num_layers 12 --num_clip_layers 6",
+        "python clip_finetune_train.py --output_dir clip12to6_exp1 --resume_epoch 0 --num_layers 12 "
+        "--num_clip_layers 6",
     ]
     assert expected == PIPELINE
 

@@ -17,8 +17,8 @@ LEAVE_OUT = 0.1  # chance of a word
 EXCHANGE = 0.1  # chance of a caption that two neighbouring words change places
 # a mirrored picture is another one where the caption has one of these, a single letter or a number
 SIDED = re.compile(
-    "left|right|leftward|rightward|west|east|forward|backward|back|next|previous|prev|rewind|skip|clockwise|anticlockwise|"
-    r"counterclockwise|undo|redo|letter|text|number|\w|\d+"
+    "left|right|leftward|rightward|west|east|forward|backward|back|next|previous|prev|rewind|skip|clockwise|"
+    r"anticlockwise|counterclockwise|undo|redo|letter|text|number|\w|\d+"
 )
 
 

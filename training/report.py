@@ -155,16 +155,16 @@ class ModelCard:
         if not self.dropped_layers:
             return f"`{model}` with all its {left} text layers, {training}."
         return (
-            f"`{model}` with {left} of its {self.num_layers} text layers, without {segments(self.dropped_layers)} (counted "
-            f"from 1; from {without_folders(self.origin)}){self._describe_repair()}; {training}."
+            f"`{model}` with {left} of its {self.num_layers} text layers, without {segments(self.dropped_layers)} "
+            f"(counted from 1; from {without_folders(self.origin)}){self._describe_repair()}; {training}."
         )
 
     def _describe_repair(self) -> str:
         if self.repair is None:
             return ""
         return (
-            f", repaired by linear maps in the place of what was dropped, which were fitted to {self.repair.samples:,} captions "
-            "of the same data and are part of its weights"
+            f", repaired by linear maps in the place of what was dropped, which were fitted to {self.repair.samples:,} "
+            "captions of the same data and are part of its weights"
         )
 
 

@@ -8,7 +8,8 @@ from benchmarks.bench_training import LOOPS, main
 
 
 def test_all_loops_have_the_same_losses(tiny_clip, tiny_pairs, tmp_path, capsys):
-    flags = f"--model {tiny_clip} --dataset {tiny_pairs} --exp_dir {tmp_path} --device cpu --batch_size 20 --steps 3 --repeats 1"
+    flags = f"--model {tiny_clip} --dataset {tiny_pairs} --exp_dir {tmp_path} --device cpu --batch_size 20"
+    flags += " --steps 3 --repeats 1"
     main([*flags.split(), "--out", str(tmp_path / "out.json")])
     rows = json.loads((tmp_path / "out.json").read_text())["rows"]
     assert [name for name, *_ in rows] == list(LOOPS)

@@ -31,7 +31,8 @@ def processes():
 
 @pytest.fixture
 def argv(tiny_clip, tiny_pairs, tmp_path) -> list[str]:
-    words = f"--model {tiny_clip} --dataset {tiny_pairs} --exp_dir {tmp_path} --device cpu --num_layers 4 --num_clip_layers 2"
+    words = f"--model {tiny_clip} --dataset {tiny_pairs} --exp_dir {tmp_path} --device cpu --num_layers 4"
+    words += " --num_clip_layers 2"
     words += f" --clip_layers 2-3 --max_epoch {MAX_EPOCH} --batch_size 20 --lr 1e-3"
     return words.split()
 
