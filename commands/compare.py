@@ -80,21 +80,22 @@ def find_matrices(
     draws, identity, samples = [], encoder.identity(), None
     for seed in range(args.seed, args.seed + args.draws):
         settings = [MatrixSettings(name, seed=seed, **common) for name in KINDS]
-        missing = [one for one in settings if not one.path(folder).exists()]
+        missing = [setting for setting in settings if not setting.path(folder).exists()]
         if missing and samples is None:
-            needed = max(one.num_captions for one in settings)
+            needed = max(setting.num_captions for setting in settings)  # of all draws, each a part of the same rows
             flags = caption_flags(args, needed) | ({} if args.streaming else {"max_pairs": None})
             samples = encoder.samples(load_pairs(args.dataset, "train", **flags))
         with record.timed("matrices"):
             made = analysis.measure_several(encoder, samples, missing, record) if missing else []
-        for one, matrix in zip(missing, made, strict=True):
-            write_array(one.path(folder), matrix)
-            facts = {"model": identity, "dataset": one.dataset_name}
-            write_json(one.path(folder).with_suffix(".json"), record.content() | facts)
+        for setting, matrix in zip(missing, made, strict=True):
+            write_array(setting.path(folder), matrix)
+            facts = {"model": identity, "dataset": setting.dataset_name}
+            write_json(setting.path(folder).with_suffix(".json"), record.content() | facts)
         with record.warnings():
-            for one in settings:
-                warn_of_other_weights(one, folder, identity)
-        draws.append({one.measure: read_matrix(one, folder, args.num_layers, args.model) for one in settings})
+            for setting in settings:
+                warn_of_other_weights(setting, folder, identity)
+        read = (read_matrix(setting, folder, args.num_layers, args.model) for setting in settings)
+        draws.append(dict(zip(KINDS, read, strict=True)))
     return draws
 
 
@@ -115,9 +116,8 @@ def compare(
         plain = fine.without_maps(), test.without_maps()
         for row, outcome in zip(rows, outcomes, strict=True):
             row["left_out"] = describe_both(*plain, outcome.proposal)
-    ours = min(
-        (row["task_loss"], number) for number, row in enumerate(rows) if row["strategy"].startswith(rivals.OURS)
-    )[1]
+    own = [number for number, row in enumerate(rows) if row["strategy"].startswith(rivals.OURS)]
+    ours = min(own, key=lambda number: rows[number]["task_loss"])
     reference = test.evaluate([outcomes[ours].proposal])[0].values
     of_test = [test.evaluate([outcome.proposal])[0].values for outcome in outcomes]
     for model, searches in scratch.items():

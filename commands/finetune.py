@@ -31,7 +31,7 @@ def run(args: argparse.Namespace) -> None:
     check_flags(args, device)
     sizes = args.schedule or [args.num_layers, args.num_layers - args.num_clip_layers]
     stages = plan_stages(sizes, run_dir(args.exp_dir, args.output_dir), args.max_epoch, args.resume_epoch)
-    for stage in stages:
+    for stage in stages:  # all of them before any work: a later one would fail after hours
         check_not_held(stage.output_dir)
         check_output_dir(stage.output_dir, stage.resume_epoch, stage.first_epoch)
     choice = None
@@ -49,7 +49,7 @@ def run(args: argparse.Namespace) -> None:
         if choice:
             start = prune(before, choice, training.data, stage.output_dir, args.repair, args.seed)
         train_stage(training, stage, start, Record(args, device))
-        before = start.encoder
+        before = start.encoder  # trained by now: the next stage prunes it
     PartialState().wait_for_everyone()  # the main process reports
 
 

@@ -66,8 +66,8 @@ def measure_several(
 ) -> list[np.ndarray]:
     """The matrices of several settings, each of one draw, from one pass over the samples for all that see the same."""
     groups: dict[tuple, list[int]] = {}
-    for number, one in enumerate(settings):
-        same = (one.kind.fed, one.batch_size, one.iter_num, one.mode, one.pool, one.seed)
+    for number, setting in enumerate(settings):
+        same = (setting.kind.fed, setting.batch_size, setting.iter_num, setting.mode, setting.pool, setting.seed)
         groups.setdefault(same, []).append(number)
     matrices: dict[int, np.ndarray] = {}
     for numbers in groups.values():
@@ -112,6 +112,7 @@ def measure_draws(
 ) -> Draws:
     """Measure every draw of captions; several processes share each of them."""
     stopwatch = stopwatch or Stopwatch()
+    # other rows in every process: the same order would keep together what is to be taken apart
     generator = torch.Generator().manual_seed(settings.seed + PartialState().process_index)
     found = Draws([], [], [])
     for captions in draws:
@@ -121,7 +122,7 @@ def measure_draws(
         feed(encoder, captions, settings, measures, stopwatch)
         with stopwatch.timed("merge"):
             measures = merge_processes(measures)
-        for measure, matrices in zip(measures, found, strict=False):
+        for measure, matrices in zip(measures, found, strict=False):  # found: matrices, baselines, diagnostics
             with stopwatch.timed(timer(measure)):
                 matrices.append(measure.matrix())
         found.diagnostics.append(measures[0].diagnostics())
@@ -144,7 +145,7 @@ def feed(
             with stopwatch.timed("forward"):
                 tensors = kind.tensors(encoder, part, settings, longest)
                 if encoder.device.type == "cuda":
-                    torch.cuda.synchronize()
+                    torch.cuda.synchronize()  # else its seconds would be those of the measure
             for measure in measures:
                 with stopwatch.timed(timer(measure)):
                     size = settings.batch_size if measure.per_draw else len(tensors[0])
@@ -156,6 +157,7 @@ def feed(
 def own_batches(tokens: Sequence[list[int]], settings: MatrixSettings) -> list[list[int]]:
     """The batches of tokenised captions that are this process's part: every n-th of n processes."""
     processes, size = PartialState(), settings.batch_size
+    # whole batches, so that a draw of a measure is the same captions whatever the number of processes
     starts = range(processes.process_index * size, len(tokens), processes.num_processes * size)
     return [caption for start in starts for caption in tokens[start : start + size]]
 
@@ -185,7 +187,7 @@ def summarise(found: Draws) -> dict[str, np.ndarray]:
     several draws; "_baseline", the mean matrix of shuffled rows where there are any."""
     results = {"": np.mean(found.matrices, axis=0)}
     if len(found.matrices) > 1:
-        results["_std"] = np.std(found.matrices, axis=0, ddof=1)
+        results["_std"] = np.std(found.matrices, axis=0, ddof=1)  # of one draw, not of their mean
     if found.baselines:
         results["_baseline"] = np.mean(found.baselines, axis=0)
     return results

@@ -30,6 +30,7 @@ def cached_embeddings(
     """
 
     def embed() -> np.ndarray:
+        # in the order of first appearance, numbered
         distinct = {sample: row for row, sample in enumerate(dict.fromkeys(samples))}
         return encoder.embeddings(list(distinct)).cpu().numpy()[[distinct[sample] for sample in samples]]
 
@@ -66,7 +67,7 @@ class ImageTargets:
             embeddings = self._embed_decoded(images, batch_size, progress)
             return torch.from_numpy(embeddings).to(self.device)
         encoder, parts = self._image_encoder_key(), []
-        for start in range(0, max(len(images), 1), CACHED_IMAGES):
+        for start in range(0, max(len(images), 1), CACHED_IMAGES):  # no image at all is one empty part
             part = images.select(np.arange(start, min(start + CACHED_IMAGES, len(images))))
             embed = partial(self._embed_decoded, part, batch_size, progress)
             parts.append(cached_array(cache_dir, "image_embeddings", f"{part.content_hash()}\0{encoder}", embed))

@@ -116,13 +116,14 @@ class PairBatches(Dataset):
         self.augmentation, self._captions = augmentation, pairs.captions
         self._encoder, self._of_images = encoder, encoder.tower == "vision"
         self._prepared = encoder.prepare(encoder.samples(pairs))
-        # all tokens at once, and no images
+        # tokens of all captions as one tensor, of which a batch takes rows; images are read when a batch needs them
         self._all = None if self._of_images else encoder.batch(self._prepared, range(len(pairs))).to("cpu")
         self._image_rows = torch.from_numpy(pairs.image_index)
         self._image_embeddings = None if split.image_embeddings is None else split.image_embeddings.cpu()
         self._teacher_text = None if split.teacher_text is None else split.teacher_text.cpu()
         self._images = pairs.images if pixels else None
         self._preprocess = encoder.preprocess if pixels else None
+        # equal captions have equal numbers: no negatives of each other
         self._caption_numbers = torch.from_numpy(np.unique(pairs.captions, return_inverse=True)[1])
         self.groups = pairs.groups
 
@@ -136,6 +137,7 @@ class PairBatches(Dataset):
         if self._of_images:
             samples = self._encoder.batch(self._prepared, sample_rows.tolist()).to("cpu")
         elif self.augmentation:
+            # by the row among all pairs: the same change in whatever batch and process it comes
             changed = [self.augmentation.caption(self._captions[row], row) for row in rows.tolist()]
             samples = self._encoder.batch(self._encoder.prepare(changed), range(len(rows))).to("cpu")
         else:
@@ -176,7 +178,7 @@ class EpochBatches(BatchSampler):
         if self._groups is not None:  # a group's place is that of the first of its pairs
             _, first = np.unique(self._groups[order], return_index=True)
             order = order[np.argsort(first[self._groups[order]], kind="stable")]
-        for i in range(len(self)):
+        for i in range(len(self)):  # the last pairs, fewer than a batch, come in another epoch
             yield order[i * self.batch_size : (i + 1) * self.batch_size].tolist()
 
 
@@ -187,7 +189,7 @@ def make_loader(batches: PairBatches, sampler: EpochBatches, num_workers: int) -
         batch_sampler=sampler,
         collate_fn=_as_it_is,
         num_workers=num_workers,
-        pin_memory=torch.cuda.is_available(),
+        pin_memory=torch.cuda.is_available(),  # copied to the GPU while it computes
     )
 
 
