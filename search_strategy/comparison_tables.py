@@ -55,7 +55,7 @@ def scores_table(judged: Sequence[dict]) -> str:
         + (spread(row["rank_of_best_within"][10], ".0f"), spread(row["regret_at_10"], ".4f"))
         for row in judged
     ]
-    return format_table(lines, headers)
+    return _text_table(lines, headers, 2)
 
 
 def searches_table(found: Sequence[dict]) -> str:
@@ -66,7 +66,13 @@ def searches_table(found: Sequence[dict]) -> str:
         + (spread(row["regret"], ".4f"), spread(row["proposals_evaluated"], ".0f"), spread(row["layer_calls"], ".0f"))
         for row in found
     ]
-    return format_table(lines, headers)
+    return _text_table(lines, headers, 1)
+
+
+def _text_table(lines: Sequence[Sequence[str | None]], headers: Sequence[str], num_names: int) -> str:
+    """Cells as they are, numbers to the right of the first columns."""
+    sides = [*["left"] * num_names, *["right"] * (len(headers) - num_names)]
+    return format_table(lines, headers, disable_numparse=True, colalign=sides)
 
 
 def spread(values: Sequence[float | None], number_format: str) -> str | None:
