@@ -13,7 +13,7 @@ where a caption of the image has it as a word, and images without any are left o
 import argparse
 from pathlib import Path
 
-from common import SPLITS, add_common_flags, new_parser, script, switch
+from common import SPLITS, add_common_flags, new_parser, plain_text, script, switch
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -25,7 +25,7 @@ def build_parser() -> argparse.ArgumentParser:
     zero_shot.add_argument("--labels", type=Path, help="file with the name of one class a line (default: none)")
     template = zero_shot.add_mutually_exclusive_group()
     template.add_argument("--templates", type=Path, help="file with one template a line; a class is their mean")
-    template.add_argument("--template", help="one template (default: 'a photo of a {}')")
+    template.add_argument("--template", type=plain_text, help="one template (default: 'a photo of a {}')")
     zero_shot.add_argument(
         "--label_column", help="column of the classes, as names or line numbers from 0 (default: words of the captions)"
     )

@@ -4,17 +4,22 @@ Nothing heavy is imported here or by what a parser is built from: `--help` and a
 """
 
 import argparse
+import contextlib
 import functools
 import inspect
+import io
 import os
 import sys
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import NoReturn, TextIO
 
 from tabulate import tabulate
 
 from common.files import DEFAULT_DATASET, DEFAULT_MODEL, EXP_DIR
 from common.run import note_command
+
+LARGEST_INT = 2**31 - 1  # that torch takes everywhere
 
 
 def new_parser(doc: str) -> argparse.ArgumentParser:
@@ -27,6 +32,15 @@ def boolean(text: str) -> bool:
     if text.lower() not in ("true", "false"):
         raise argparse.ArgumentTypeError(f"expected true or false, got {text!r}")
     return text.lower() == "true"
+
+
+def plain_text(text: str) -> str:
+    """Text for a tokenizer (an argparse type): bytes that are no UTF-8 are an error."""
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise argparse.ArgumentTypeError(f"expected text in UTF-8, got {text!r}") from error
+    return text
 
 
 def switch(default: bool | None, what: str) -> dict:
@@ -49,7 +63,8 @@ def whole_number(default: int, what: str, at_least: int = 1) -> dict:
 
 
 def bounded(kind: type, minimum: float, maximum: float = float("inf")) -> Callable[[str], float]:
-    """An argparse type: a finite number of `kind` in [minimum, maximum]."""
+    """An argparse type: a finite number of `kind` in [minimum, maximum]; whole numbers end where those of C do."""
+    top = LARGEST_INT if kind is int and maximum == float("inf") else maximum
 
     def parse(text: str) -> float:
         try:
@@ -57,8 +72,9 @@ def bounded(kind: type, minimum: float, maximum: float = float("inf")) -> Callab
         except ValueError:
             value = None
         infinite = value == float("inf")
-        if value is None or infinite or not minimum <= value <= maximum:
-            limits = f"of at least {minimum}" if maximum == float("inf") else f"in {minimum}..{maximum}"
+        if value is None or infinite or not minimum <= value <= top:
+            is_open = maximum == float("inf") and (value is None or infinite or not value > top)
+            limits = f"of at least {minimum}" if is_open else f"in {minimum}..{top}"
             raise argparse.ArgumentTypeError(f"expected a {'finite ' * infinite}number {limits}, got {text!r}")
         return value
 
@@ -140,26 +156,65 @@ def caption_flags(args: argparse.Namespace, num_captions: int) -> dict:
 def script(main: Callable) -> Callable:
     """Turn wrong input (ValueError, OSError) into one line on stderr and exit status 2, as argparse does for a flag.
 
-    With the environment variable COMFLP_TRACEBACK set the exception is raised as it is.
+    A script that is stopped (SIGINT) says so in one line and leaves with 130. Where nobody reads its output on, as
+    behind `| head -1`, it is quiet. With the environment variable COMFLP_TRACEBACK set an exception is raised as it is.
     """
     path = Path(inspect.getfile(main)).resolve()
+
+    def leave(message: str, status: int) -> NoReturn:
+        print(f"{path.name}: {' '.join(message.split())}", file=sys.stderr)
+        raise SystemExit(status)
 
     @functools.wraps(main)
     def wrapper(argv: Sequence[str] | None = None) -> object:
         argv = sys.argv[1:] if argv is None else list(argv)
         note_command(path, argv)
         try:
-            result = main(argv)
+            with _print_anything():
+                result = main(argv)
             _wait_for_the_others()
             return result
         except (ValueError, OSError) as error:
             if os.environ.get("COMFLP_TRACEBACK"):
                 raise
-            message = " ".join(str(error).split())
-            print(f"{path.name}: error: {message}", file=sys.stderr)
-            raise SystemExit(2) from error
+            leave(f"error: {error}", 2)
+        except KeyboardInterrupt:
+            leave("stopped", 130)
 
     return wrapper
+
+
+@contextlib.contextmanager
+def _print_anything() -> Iterator[None]:
+    """For a block that prints: `?` for what the encoding of the terminal lacks, and no word where the reader is gone.
+
+    What is not flushed here Python would flush at its end, and complain at length.
+    """
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="replace")
+    try:
+        try:
+            yield
+        except SystemExit:  # of --help
+            sys.stdout.flush()
+            raise
+        sys.stdout.flush()
+    except OSError as error:
+        if not _is_stuck(sys.stdout):
+            raise
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        if not isinstance(error, BrokenPipeError):
+            raise
+
+
+def _is_stuck(stream: TextIO) -> bool:
+    """Whether there is something in it that cannot be written."""
+    try:
+        stream.flush()
+    except OSError:
+        return True
+    return False
 
 
 def _wait_for_the_others() -> None:

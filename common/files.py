@@ -5,6 +5,7 @@ import glob
 import hashlib
 import json
 import os
+import pickle
 import re
 import shutil
 import warnings
@@ -19,6 +20,7 @@ EXP_DIR = ROOT / "exp"
 DEFAULT_MODEL = EXP_DIR / "iconclip"
 DEFAULT_DATASET = "scenes"
 SPLITS = ("train", "validation", "test")
+MESSAGE_LENGTH = 200  # characters of what another library says
 LONGEST_NAME = 200  # characters of a name before its ending; file systems take names of 255 bytes
 
 
@@ -74,6 +76,52 @@ def _is_running(process_id: str) -> bool:
     except (ValueError, OverflowError, PermissionError):
         pass
     return True
+
+
+class UnreadableError(ValueError):
+    """A file of others that cannot be used, said in one line."""
+
+
+@contextlib.contextmanager
+def reading(path: Path | str, wrong: str = "cannot be read", hint: str = "") -> Iterator[None]:
+    """For a block that reads a file, or a folder, of others: whatever a library raises becomes one line.
+
+    It names the file, what is `wrong` with it ("not the configuration of a model"), what was found, and what to do
+    (`hint`). Only an UnreadableError, which says all that itself, stays as it is.
+    """
+    try:
+        yield
+    except UnreadableError:
+        raise
+    except Exception as error:
+        damaged = damaged_json(Path(path))
+        cause = f"{f'{damaged} is damaged; ' if damaged else ''}{describe(error)}"
+        raise UnreadableError(f"{path}: {wrong} ({cause}){hint and f'; {hint}'}") from error
+
+
+def check_regular(path: Path) -> Path:
+    """The path of a file. Raises OSError for a folder, and for a pipe, which would wait for a writer for ever."""
+    if path.exists() and not path.is_file():
+        raise OSError("it is no file")
+    return path
+
+
+def describe(error: BaseException) -> str:
+    """What another library said, short and on one line."""
+    if isinstance(error, pickle.UnpicklingError):
+        return "a pickle of more than tensors, whose code is never run"
+    text = " ".join(str(error).split())[:MESSAGE_LENGTH]
+    return f"{type(error).__name__}{f': {text}' if text else ''}"
+
+
+def damaged_json(folder: Path) -> str | None:
+    """The first file of a folder that should be JSON and is not."""
+    for path in sorted(folder.glob("*.json")) if folder.is_dir() else ():
+        try:
+            json.loads(path.read_text(encoding="utf-8"))
+        except (ValueError, RecursionError, OSError):
+            return path.name
+    return None
 
 
 def check_new_folder(path: Path, allowed: Collection[str] = ()) -> None:
@@ -135,7 +183,8 @@ def _checksum(array: np.ndarray) -> bytes:
 
 def read_lines(path: Path, what: str) -> list[str]:
     """The lines of a text file that are not empty, each once. Raises ValueError where there are none."""
-    lines = [line.strip() for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
+    with reading(path, f"expected one {what} a line"):
+        lines = [line.strip() for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
     if not lines or len(set(lines)) < len(lines):
         raise ValueError(
             f"{path}: expected one {what} a line, each once; found {len(lines)}, {len(set(lines))} different"
@@ -151,13 +200,18 @@ def tower_dir(exp_dir: Path, model: str, tower: str) -> Path:
 
 def model_dir(exp_dir: Path, model: str) -> Path:
     """The folder of a model's results: its path or hub name made safe. A model inside `exp_dir` is its own folder."""
-    path = Path(model).resolve()
-    if path.is_dir() and path.parent == exp_dir.resolve():
+    path = real_path(model)
+    if path.is_dir() and path.parent == real_path(exp_dir):
         return path
     if path.is_dir():
         path = path.relative_to(ROOT) if path.is_relative_to(ROOT) else path
         model = path.name if path.parent in (Path("."), EXP_DIR.relative_to(ROOT)) else str(path)
     return exp_dir / shorten(safe_name(model))
+
+
+def real_path(path: Path | str) -> Path:
+    """The absolute path without links; unlike `Path.resolve` it takes links in a loop, which lead nowhere."""
+    return Path(os.path.realpath(path))
 
 
 def safe_name(text: str) -> str:

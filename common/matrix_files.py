@@ -4,7 +4,6 @@ A name holds every setting that changes the matrix; those that stand at their de
 that the names of the original have: `dc_mat_mean_bs4_iter10.npy`, `cca_mat_9600U_svthre0.99.npy`.
 """
 
-import json
 import os
 import shlex
 import warnings
@@ -15,7 +14,20 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from common.files import DEFAULT_DATASET, DEFAULT_MODEL, EXP_DIR, ROOT, model_dir, safe_name, shorten
+from common.files import (
+    DEFAULT_DATASET,
+    DEFAULT_MODEL,
+    EXP_DIR,
+    ROOT,
+    UnreadableError,
+    check_regular,
+    model_dir,
+    reading,
+    real_path,
+    safe_name,
+    shorten,
+)
+from common.forms import read_form
 from measures import KINDS
 from measures.table import Kind, Option
 
@@ -24,6 +36,7 @@ if TYPE_CHECKING:
 
 PER_TOKEN_MODES = ("T", "seq")  # nothing is pooled
 DEFAULT_POOL = "mean"
+LARGEST = 1e100  # of an entry: sums over them stay finite
 
 
 @dataclass(frozen=True)
@@ -80,7 +93,7 @@ class MatrixSettings:
     @property
     def dataset_name(self) -> str:
         """One name for every way to write a local path: absolute, or from the project's folder where it lies there."""
-        path = Path(self.dataset).resolve()
+        path = real_path(self.dataset)
         if not os.path.exists(path):  # which, unlike `path.exists()`, takes a name that is too long
             return self.dataset
         return str(path.relative_to(ROOT) if path.is_relative_to(ROOT) else path)
@@ -126,9 +139,9 @@ class MatrixSettings:
         flags |= {name: getattr(self, name) for name, default in others.items() if getattr(self, name) != default}
         for name, value in flags.items():
             words += [f"--{name}", str(value).lower() if isinstance(value, bool) else str(value)]
-        if Path(model).resolve() != DEFAULT_MODEL:
+        if real_path(model) != DEFAULT_MODEL:
             words += ["--model", model]
-        if exp_dir.resolve() != EXP_DIR:
+        if real_path(exp_dir) != EXP_DIR:
             words += ["--exp_dir", str(exp_dir)]
         return shlex.join(words)
 
@@ -148,21 +161,22 @@ def read_matrix(settings: MatrixSettings, folder: Path, num_layers: int, model: 
     how = _how_to_make(settings, folder, model)
     if not path.exists():
         raise FileNotFoundError(f"matrix not found: {path}; there are {found_matrices(folder)}; to make it, {how}")
-    try:
-        with path.open("rb") as file:
-            matrix = np.lib.format.read_array(file, allow_pickle=False)
-    except (ValueError, EOFError, OSError) as error:
-        raise ValueError(f"{path}: not a readable .npy file ({error}); to make it again, {how}") from error
+    with (
+        reading(path, "not a readable .npy file", f"to make it again, {how}"),
+        check_regular(path).open("rb") as file,
+    ):
+        matrix = np.lib.format.read_array(file, allow_pickle=False)
     size = num_layers + 1
     if matrix.shape != (size, size):
         raise ValueError(f"{path}: found shape {matrix.shape}, expected {(size, size)} for {num_layers} layers; {how}")
     if matrix.dtype.kind not in "fiu":
         raise ValueError(f"{path}: found entries of the kind {matrix.dtype}, expected numbers; {how}")
-    if not np.isfinite(matrix).all():
-        raise ValueError(f"{path}: found {np.sum(~np.isfinite(matrix))} entries that are NaN or infinite; {how}")
+    matrix = matrix.astype(np.float64)
+    if broken := np.sum(~(np.abs(matrix) < LARGEST)):  # NaN compares false
+        raise ValueError(f"{path}: found {broken} entries that are NaN or infinite, or beyond {LARGEST:g}; {how}")
     if not np.allclose(matrix, matrix.T, rtol=0, atol=1e-9):
         raise ValueError(f"{path}: not symmetric, by up to {np.abs(matrix - matrix.T).max():.2g}; {how}")
-    made_of = _read_record(path).get("dataset")
+    made_of = _read_record(path).dataset
     if made_of not in (None, settings.dataset_name):
         raise ValueError(f"{path}: made of the data set {made_of}, expected {settings.dataset_name}; {how}")
     return (matrix + matrix.T) / 2
@@ -171,25 +185,37 @@ def read_matrix(settings: MatrixSettings, folder: Path, num_layers: int, model: 
 def warn_of_other_weights(settings: MatrixSettings, folder: Path, identity: dict) -> None:
     """Warn where the record beside a matrix names other weights than those of the model, as `identity` gives them."""
     path = settings.path(folder)
-    made_of = _read_record(path).get("model")
-    if not isinstance(made_of, dict) or "weights_sha256" not in made_of:
-        return  # nothing to compare
-    if made_of["weights_sha256"] != identity["weights_sha256"]:
+    made_of = _read_record(path).model
+    if made_of and made_of.weights_sha256 != identity["weights_sha256"]:
         warnings.warn(
-            f"{path}: made of other weights ({made_of.get('name')}, {made_of['weights_sha256'][:12]}) than the model "
+            f"{path}: made of other weights ({made_of.name}, {made_of.weights_sha256[:12]}) than the model "
             f"searched ({identity['name']}, {identity['weights_sha256'][:12]}), so the proposals may be poor ones; to "
             f"make it again, {_how_to_make(settings, folder, identity['name'])}",
             stacklevel=2,
         )
 
 
-def _read_record(path: Path) -> dict:
+@dataclass(frozen=True)
+class _Model:
+    weights_sha256: str
+    name: str | None = None
+
+
+@dataclass(frozen=True)
+class _Record:
+    """What is read again of the record beside a matrix."""
+
+    dataset: str | None = None
+    model: _Model | None = None
+
+
+def _read_record(path: Path) -> _Record:
     """The record beside a matrix; empty for a matrix without a record of ours."""
     try:
-        record = json.loads(path.with_suffix(".json").read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return {}
-    return record if isinstance(record, dict) else {}
+        with reading(path):
+            return read_form(path.with_suffix(".json"), _Record)
+    except UnreadableError:
+        return _Record()
 
 
 def _how_to_make(settings: MatrixSettings, folder: Path, model: str) -> str:

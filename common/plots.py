@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
-from matplotlib import colormaps, patheffects
+from matplotlib import colormaps, patheffects, rcParams
 from matplotlib.axes import Axes
 from matplotlib.colors import Normalize
 from matplotlib.figure import Figure
@@ -20,6 +20,9 @@ CHANCE_LABEL = "the same with rows shuffled in every layer: what chance gives"
 MOST_ANNOTATED = 14  # layers; with more, the numbers are too small to read
 CELL = 0.46  # inches
 DPI = 150
+
+
+rcParams["text.parse_math"] = False  # captions and names are no formulas, whatever signs they have
 
 
 def save(figure: Figure, path: Path, **options: object) -> None:

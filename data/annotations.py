@@ -6,6 +6,7 @@ import re
 from collections import defaultdict
 from pathlib import Path
 
+from common.files import reading
 from data.columns import CAPTION_COLUMNS, IMAGE_COLUMNS, URL_COLUMNS
 
 HEAD_CHARACTERS = 65_536  # of a json file, where its form shows
@@ -20,7 +21,7 @@ def read_annotations(path: Path) -> dict[str, list[dict]] | None:
 
     A row is an image (`image`, its path) with all its `captions`. A COCO file is one split, named by the file.
     """
-    with path.open(encoding="utf-8-sig") as file:
+    with reading(path), path.open(encoding="utf-8-sig", errors="replace") as file:
         head = file.read(HEAD_CHARACTERS)
         if not head.lstrip().startswith("{") or '"images"' not in head:
             return None
@@ -30,12 +31,10 @@ def read_annotations(path: Path) -> dict[str, list[dict]] | None:
             return None
     if not isinstance(content, dict) or not isinstance(content.get("images"), list):
         return None
-    try:
+    with reading(path, "not the json of COCO's captions, nor Karpathy's"):
         if "annotations" in content:
             return {split_in(path.stem) or "train": _coco_rows(content)}
         return _karpathy_splits(content)
-    except (KeyError, TypeError, AttributeError) as error:
-        raise ValueError(f"{path}: not the json of COCO's captions, nor Karpathy's ({error!r})") from error
 
 
 def _coco_rows(content: dict) -> list[dict]:

@@ -122,7 +122,7 @@ def _lines(text: str) -> list[str]:
 def _structure_in(text: str) -> list | dict | None:
     """The list or struct that a text is the JSON or the Python form of; None for other text."""
     text = text.strip()
-    if not re.match(r"""\[\s*["'{].*\]$|\{\s*["'].*\}$""", text, re.DOTALL):
+    if not re.match(r"""\[\s*(["'{].*)?\]$|\{\s*["'].*\}$""", text, re.DOTALL):
         return None
     for read, error in ((json.loads, ValueError), (ast.literal_eval, (ValueError, SyntaxError))):
         try:

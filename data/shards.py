@@ -13,6 +13,7 @@ from typing import NamedTuple
 
 import datasets
 
+from common.files import reading
 from data.columns import captions_of
 
 IMAGE_ENDINGS = ("jpg", "jpeg", "png", "webp")
@@ -49,16 +50,13 @@ def read_samples(files: list[str], stamps: list[str] | None = None) -> Iterator[
 
 
 def _members_of_shard(file: Path) -> Iterator[Member]:
-    try:
-        with tarfile.open(file, "r:") as shard:
-            for info in shard:
-                key, ending = _split_name(info.name)
-                if not info.isfile() or ending not in (*IMAGE_ENDINGS, *TEXT_ENDINGS):
-                    continue
-                content = shard.extractfile(info).read() if ending in TEXT_ENDINGS else None
-                yield Member(key, ending, {"path": str(file), "offset": info.offset_data, "size": info.size}, content)
-    except tarfile.TarError as error:
-        raise ValueError(f"{file}: cannot be read as a .tar ({error})") from error
+    with reading(file, "cannot be read as a .tar"), tarfile.open(file, "r:") as shard:
+        for info in shard:
+            key, ending = _split_name(info.name)
+            if not info.isfile() or ending not in (*IMAGE_ENDINGS, *TEXT_ENDINGS):
+                continue
+            content = shard.extractfile(info).read() if ending in TEXT_ENDINGS else None
+            yield Member(key, ending, {"path": str(file), "offset": info.offset_data, "size": info.size}, content)
 
 
 def _members_of_folder(folder: Path) -> Iterator[Member]:
@@ -94,6 +92,6 @@ def _captions_in(text: str) -> str | None:
     """The captions of a json member, a line each; None where it has none."""
     try:
         captions = captions_of(json.loads(text))
-    except ValueError:
+    except (ValueError, RecursionError):
         return None
     return "\n".join(" ".join(caption.split()) for caption in captions)

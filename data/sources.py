@@ -14,6 +14,7 @@ import datasets
 import pyarrow.parquet
 from pyarrow import ArrowException
 
+from common.files import UnreadableError, describe, reading
 from data.annotations import read_annotations, split_in, table_options
 from data.shards import FEATURES, IMAGE_ENDINGS, read_samples
 
@@ -36,10 +37,6 @@ class Source:
     form: str  # what it was read as, for the log
     folders: tuple[Path, ...] = (Path(),)  # where relative paths of images may begin, the likeliest first
     hint: str = ""  # what to try where no column of captions is found
-
-
-class UnreadableError(ValueError):
-    """A file that the reader of its form gives up on."""
 
 
 def read_source(
@@ -125,7 +122,10 @@ def _escape(path: Path) -> str:
 
 
 def _read_lines(files: Sequence[Path]) -> list[dict]:
-    lines = (line.strip() for file in files for line in file.read_text(encoding="utf-8-sig").splitlines())
+    lines = []
+    for file in files:
+        with reading(file):
+            lines += map(str.strip, file.read_text(encoding="utf-8-sig").splitlines())
     return [{"caption": line} for line in lines if line]
 
 
@@ -187,7 +187,7 @@ def _caption_files(path: Path) -> str:
 
 
 def _read_saved(path: Path, streaming: bool) -> Splits:
-    with _name_what_fails(str(path)):
+    with reading(path), _name_what_fails(str(path)):
         saved = datasets.load_from_disk(str(path))
     splits = saved if isinstance(saved, datasets.DatasetDict) else {"train": saved}
     return {name: rows.to_iterable_dataset() for name, rows in splits.items()} if streaming else splits
@@ -233,7 +233,7 @@ def _name_what_fails(shown: str) -> Iterator[None]:
         cause = error.__cause__ or error
         if "BatchSize must be greater than 0" in str(cause) or "corresponds to no data" in str(cause):
             raise UnreadableError(f"{shown}: no rows in {_empty_file(shown)}") from error
-        raise UnreadableError(f"{shown}: cannot be read ({type(cause).__name__}: {str(cause)[:200]})") from error
+        raise UnreadableError(f"{shown}: cannot be read ({describe(cause)})") from error
     finally:
         library.setLevel(level)
 

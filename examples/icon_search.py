@@ -16,11 +16,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import torch
 from matplotlib.figure import Figure
 from torch import Tensor
 
-from common import add_common_flags, data_flags, files, format_table, plots, script, set_up, whole_number
+from common import add_common_flags, data_flags, files, format_table, plain_text, plots, script, set_up, whole_number
 from data import ImageCaptionPairs, load_pairs
 from models import Clip, load_clip
 from search_strategy.proposals import parse_clip_layers, segments
@@ -42,7 +41,7 @@ class Found:
 
 def build_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description="Find icons by words, full and pruned model side by side.")
-    parser.add_argument("query", nargs="+", help="what to look for; each argument is a query")
+    parser.add_argument("query", type=plain_text, nargs="+", help="what to look for; each argument is a query")
     parser.add_argument("--full", help="the full model (default: --model)")
     parser.add_argument("--pruned", help="the pruned model (default: exp/clip12to6_exp1, if it is there)")
     parser.add_argument("--clip_layers", help="prune the full model instead: layers to drop, such as 2-3,5,7")
@@ -57,7 +56,7 @@ def load_pruned(args: argparse.Namespace, full: Clip, device: str) -> tuple[Clip
     """The pruned model and what it is."""
     if args.pruned and args.clip_layers:
         raise ValueError("--pruned and --clip_layers exclude each other; pass one of them")
-    is_bundled = Path(full.name).resolve() == files.DEFAULT_MODEL
+    is_bundled = files.real_path(full.name) == files.DEFAULT_MODEL
     path = args.pruned or (str(PRUNED) if is_bundled and PRUNED.is_dir() and not args.clip_layers else None)
     if path:
         return load_clip(path, device), Path(path).name
@@ -69,13 +68,13 @@ def load_pruned(args: argparse.Namespace, full: Clip, device: str) -> tuple[Clip
 
 
 def search(clip: Clip, query: str, images: Tensor, top: int) -> Found:
-    """The images most similar to a query. `images`: (m, d), L2-normalised; NaN where one cannot be decoded."""
+    """The images most similar to a query. `images`: (m, d), L2-normalised."""
     seconds = []
     for _ in range(RUNS):
         start = time.perf_counter()
         text = clip.embeddings([query])[0].cpu()
         seconds.append(time.perf_counter() - start)
-    similarity = (images.cpu() @ text).nan_to_num(nan=-torch.inf)
+    similarity = images.cpu() @ text
     best = similarity.topk(min(top, len(similarity))).indices
     return Found(best.tolist(), 1000 * min(seconds))
 
@@ -133,8 +132,9 @@ def main(argv: list[str] | None = None) -> None:
     small, what = load_pruned(args, full, device)
     pairs = load_pairs(args.dataset, args.split, **data_flags(args))
     folder = files.model_dir(args.exp_dir, full.name)
-    images = [clip.image_embeddings(pairs.images, folder / "cache") for clip in (full, small)]
-    clips = list(zip((full, small), images, strict=True))
+    embedded = [clip.embed_pairs(pairs, folder / "cache") for clip in (full, small)]
+    pairs = embedded[0][0]  # without broken images
+    clips = [(clip, images) for clip, (_, images) in zip((full, small), embedded, strict=True)]
     found = {query: [search(clip, query, of_clip, args.top) for clip, of_clip in clips] for query in args.query}
     models = [
         (f"full: {full.num_layers} layers", Path(full.name).name),

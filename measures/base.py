@@ -76,7 +76,13 @@ def symmetric_matrix(values: Tensor | np.ndarray, undefined: Sequence[int] = (),
     """The float64 matrix of the values above the diagonal: mirrored, ones on the diagonal, in [lowest, 1].
 
     Rows and columns in `undefined` (layers that do not vary) are 0 off the diagonal, with a warning that names them.
+    Raises ValueError where no layer varies.
     """
+    if len(undefined) == len(values):
+        raise ValueError(
+            "every layer is constant: all samples are the same, or the model makes no difference between them; "
+            "pass other captions, or look at the model"
+        )
     # one triangle alone, so that the two can never differ in the last digit
     upper = np.triu(np.asarray(values, dtype=np.float64), 1)
     matrix = np.clip(upper + upper.T, lowest, 1.0)

@@ -7,8 +7,8 @@ never run, and nobody is asked whether it may.
 import copy
 import json
 import logging
-import pickle
 from pathlib import Path
+from typing import TypeVar
 
 import torch
 from huggingface_hub.errors import (
@@ -28,17 +28,19 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
+from common.files import UnreadableError, describe, reading
+
 logger = logging.getLogger("comflp")
 
+Loaded = TypeVar("Loaded")
 CONFIG_NAME = "config.json"
 NO_CODE = {"trust_remote_code": False}
 NO_CODE_MESSAGE = (
     "the checkpoint brings its own code (auto_map), which is never run; pass a model that transformers has itself"
 )
-PICKLE_MESSAGE = "the weights are a pickle of more than tensors, whose code is never run; pass safetensors"
+NO_CONFIG, NO_WEIGHTS = "not the configuration of a model", "the weights cannot be read"
 HALF_PRECISIONS = (torch.float16, torch.bfloat16)
 FEWEST_TOKENS = 256  # a tokenizer has at least the bytes or as many pieces; `transformers` makes an empty one where files are missing
-MESSAGE_LENGTH = 200  # of what another library says
 # Why the hub gave nothing, by the first of these in the chain of causes.
 HUB_CAUSES = {
     GatedRepoError: "its owner asks for an agreement: accept it on the hub and log in with `hf auth login`",
@@ -61,17 +63,26 @@ def read_config(name: str) -> PreTrainedConfig:
         raise FileNotFoundError(
             "model not found: the name is empty; pass the folder of a model or a name on the hub with --model"
         )
-    is_local = Path(name).exists()
-    if is_local:
+    if Path(name).exists():
         check_config_file(Path(name))
+        with reading(f"{name}/{CONFIG_NAME}", NO_CONFIG):
+            return refuse_code(name, AutoConfig.from_pretrained(name, **NO_CODE))
     try:
-        return AutoConfig.from_pretrained(name, **NO_CODE)
-    except Exception as error:  # of any kind: wrong types in the file reach the classes of transformers
-        if is_local:
-            raise ValueError(f"{name}/{CONFIG_NAME}: not the configuration of a model ({describe(error)})") from error
+        return refuse_code(name, AutoConfig.from_pretrained(name, **NO_CODE))
+    except UnreadableError:
+        raise
+    except Exception as error:  # of the hub, or of what it gave
         if "custom code" in str(error):
             raise ValueError(f"{name}: {NO_CODE_MESSAGE}") from error
         raise FileNotFoundError(not_found_message(name, error)) from error
+
+
+def refuse_code(name: str, loaded: Loaded) -> Loaded:
+    """What was loaded. Raises ValueError where the checkpoint has code for it: without that it is something else."""
+    settings = getattr(loaded, "init_kwargs", {}) | vars(loaded)
+    if settings.get("auto_map"):
+        raise UnreadableError(f"{name}: {NO_CODE_MESSAGE}")
+    return loaded
 
 
 def check_config_file(folder: Path) -> None:
@@ -85,12 +96,10 @@ def check_config_file(folder: Path) -> None:
         raise FileNotFoundError(
             f"{folder}: expected a {CONFIG_NAME} or an open_clip_config.json; {what_is_there(folder)}"
         )
-    try:
+    with reading(path, NO_CONFIG):
         settings = json.loads(path.read_text(encoding="utf-8"))
-    except (ValueError, RecursionError) as error:  # no JSON, or no UTF-8
-        raise ValueError(f"{path}: not the configuration of a model ({describe(error)})") from error
     if not isinstance(settings, dict) or not isinstance(settings.get("model_type"), str):
-        raise ValueError(f"{path}: not the configuration of a model (expected a JSON object with a model_type)")
+        raise ValueError(f"{path}: {NO_CONFIG} (expected a JSON object with a model_type)")
     if settings["model_type"] not in CONFIG_MAPPING:
         code = NO_CODE_MESSAGE if "auto_map" in settings else "this version of transformers has none"
         raise ValueError(f"{path}: model_type {settings['model_type']!r}: {code}")
@@ -136,7 +145,7 @@ def read_model(
     configuration says; other weights that have no place in the model are named in a warning.
     """
     check_config_builds(model_class, name, config)
-    try:
+    with reading(name, NO_WEIGHTS, "download or copy them again, as safetensors"):
         model, found = model_class.from_pretrained(
             name,
             config=config,
@@ -146,12 +155,6 @@ def read_model(
             output_loading_info=True,
             **NO_CODE,
         )
-    except pickle.UnpicklingError as error:
-        raise ValueError(f"{name}: {PICKLE_MESSAGE}") from error
-    except Exception as error:  # of safetensors, torch, the file system
-        raise ValueError(
-            f"{name}: the weights cannot be read ({describe(error)}); download or copy them again"
-        ) from error
     for key, found_shape, expected_shape in sorted(found["mismatched_keys"]):
         raise ValueError(
             f"{name}: the weights do not fit its {CONFIG_NAME}: {key} is {tuple(found_shape)}, expected {tuple(expected_shape)}"
@@ -178,13 +181,8 @@ def save_model(model: PreTrainedModel, folder: Path) -> None:
 
 def check_config_builds(model_class: type[PreTrainedModel], name: str, config: PreTrainedConfig) -> None:
     """Raise ValueError where no model can be made from the configuration (tried without memory for its weights)."""
-    try:
-        with torch.device("meta"):
-            model_class(config)
-    except Exception as error:  # a text where a number belongs, heads that do not divide the width, ...
-        raise ValueError(
-            f"{name}/{CONFIG_NAME}: no {model_class.__name__} can be made from it ({describe(error)})"
-        ) from error
+    with reading(f"{name}/{CONFIG_NAME}", f"no {model_class.__name__} can be made from it"), torch.device("meta"):
+        model_class(config)
 
 
 def check_names(
@@ -235,10 +233,8 @@ def read_tokenizer(
     name: str, vocab_size: int | None = None, tokenizer_class: type = AutoTokenizer
 ) -> PreTrainedTokenizerBase:
     """The tokenizer beside a model. Raises ValueError where it is missing, damaged, or too large for the model."""
-    try:
-        tokenizer = tokenizer_class.from_pretrained(name, **NO_CODE)
-    except Exception as error:
-        raise ValueError(f"{name}: the tokenizer cannot be read ({describe(error, Path(name))})") from error
+    with reading(name, "the tokenizer cannot be read"):
+        tokenizer = refuse_code(name, tokenizer_class.from_pretrained(name, **NO_CODE))
     if len(tokenizer) < FEWEST_TOKENS:
         raise ValueError(
             f"{name}: no tokenizer with a vocabulary; expected tokenizer.json, or vocab.json and merges.txt, beside the model"
@@ -260,29 +256,11 @@ def check_vocabulary(name: str, tokenizer: PreTrainedTokenizerBase, vocab_size: 
 
 def read_image_processor(processor_class: type, name: str):
     """The image processor beside a model. Raises ValueError where it is missing or damaged."""
-    try:
-        return processor_class.from_pretrained(name)
-    except Exception as error:
-        raise ValueError(f"{name}: the image processor cannot be read ({describe(error, Path(name))})") from error
+    with reading(name, "the image processor cannot be read"):
+        return refuse_code(name, processor_class.from_pretrained(name))
 
 
 # --- messages
-
-
-def describe(error: BaseException, folder: Path | None = None) -> str:
-    """What another library said, short and on one line; before it the file of the folder that is no JSON, if any."""
-    text = " ".join(str(error).split())[:MESSAGE_LENGTH]
-    damaged = damaged_json(folder) if folder is not None and folder.is_dir() else None
-    return f"{f'{damaged} is damaged; ' if damaged else ''}{type(error).__name__}{f': {text}' if text else ''}"
-
-
-def damaged_json(folder: Path) -> str | None:
-    for path in sorted(folder.glob("*.json")):
-        try:
-            json.loads(path.read_text(encoding="utf-8"))
-        except (ValueError, RecursionError):
-            return path.name
-    return None
 
 
 def some_of(names: list[str]) -> str:

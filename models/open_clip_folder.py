@@ -7,8 +7,6 @@ An open_clip model is a folder with `open_clip_config.json`, its weights and a t
 import gzip
 import importlib.util
 import json
-import pickle
-import zlib
 from pathlib import Path
 
 import torch
@@ -17,7 +15,8 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers import CLIPConfig, CLIPModel, CLIPProcessor, CLIPTokenizer, PreTrainedTokenizerBase
 
-from models.checkpoint import PICKLE_MESSAGE, check_finite, check_vocabulary, describe, note_precision, read_tokenizer
+from common.files import reading
+from models.checkpoint import check_finite, check_vocabulary, note_precision, read_tokenizer
 from models.hf_open_clip import clip_config, from_open_clip, image_processor, open_clip_config, to_open_clip
 
 HUB_PREFIX, LOCAL_PREFIX = "hf-hub:", "local-dir:"
@@ -40,29 +39,20 @@ def find_open_clip(name: str) -> Path | None:
 
 def read_open_clip(folder: Path) -> tuple[CLIPConfig, CLIPProcessor]:
     """Configuration and processor of an open_clip folder, in Hugging Face form."""
-    try:
-        settings = json.loads((folder / CONFIG_NAME).read_text(encoding="utf-8"))
+    path = folder / CONFIG_NAME
+    with reading(path, "not the configuration of an open_clip model"):
+        settings = json.loads(path.read_text(encoding="utf-8"))
         model_cfg, preprocess_cfg = settings["model_cfg"], settings.get("preprocess_cfg", {})
         model_cfg["text_cfg"], model_cfg["vision_cfg"], model_cfg["embed_dim"]  # they must be there
-    except (KeyError, TypeError, ValueError) as error:
-        raise not_a_config(folder, error) from error
     tokenizer = load_tokenizer(folder)
-    try:
+    with reading(path, "no CLIPModel can be made from it"):  # values of a wrong type or size reach any line
         config = clip_config(model_cfg, tokenizer)
         images = image_processor(preprocess_cfg, config.vision_config.image_size)
         with torch.device("meta"):
             CLIPModel(config)
-    except ValueError:  # a model that CLIPModel cannot be, by name
-        raise
-    except Exception as error:  # values of a wrong type or size reach any line
-        raise not_a_config(folder, error) from error
     check_vocabulary(str(folder), tokenizer, config.text_config.vocab_size)
     tokenizer.model_max_length = min(tokenizer.model_max_length, config.text_config.max_position_embeddings)
     return config, CLIPProcessor(images, tokenizer)
-
-
-def not_a_config(folder: Path, error: Exception) -> ValueError:
-    return ValueError(f"{folder / CONFIG_NAME}: not the configuration of an open_clip model ({describe(error)})")
 
 
 def load_open_clip(folder: Path, weights: bool = True) -> tuple[CLIPModel, CLIPProcessor]:
@@ -70,11 +60,10 @@ def load_open_clip(folder: Path, weights: bool = True) -> tuple[CLIPModel, CLIPP
     config, processor = read_open_clip(folder)
     model = CLIPModel(config)
     if weights:
-        try:
-            state = from_open_clip(_read_weights(folder))
+        state = _read_weights(folder)
+        with reading(folder, f"the weights do not fit {CONFIG_NAME}"):
+            state = from_open_clip(state)
             note_precision(model, state["text_projection.weight"].dtype).load_state_dict(state)
-        except RuntimeError as error:
-            raise ValueError(f"{folder}: the weights do not fit {CONFIG_NAME}: {describe(error)}") from error
         check_finite(str(folder), model)
     return model, processor
 
@@ -109,12 +98,9 @@ def load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
 
 def bpe_tokenizer(path: Path) -> CLIPTokenizer:
     """CLIP's tokenizer from its file of merges; bytes come first in the order that GPT-2 gave them."""
-    try:
-        with gzip.open(path) as file:
-            lines = file.read(BPE_BYTES).decode("utf-8").split("\n")
+    with reading(path, "not the merges of CLIP's tokenizer"), gzip.open(path) as file:
+        lines = file.read(BPE_BYTES).decode("utf-8").split("\n")
         merges = [(first, second) for first, second in map(str.split, lines[BPE_MERGES])]
-    except (OSError, EOFError, ValueError, zlib.error) as error:
-        raise ValueError(f"{path}: not the merges of CLIP's tokenizer ({describe(error)})") from error
     printable = [*range(ord("!"), ord("~") + 1), *range(ord("¡"), ord("¬") + 1), *range(ord("®"), ord("ÿ") + 1)]
     alphabet = [*map(chr, printable), *(chr(256 + i) for i in range(256 - len(printable)))]
     tokens = [*alphabet, *(f"{byte}</w>" for byte in alphabet), *map("".join, merges)]
@@ -126,17 +112,10 @@ def _read_weights(folder: Path) -> dict[str, Tensor]:
     path = next((folder / name for name in WEIGHTS_NAMES if (folder / name).is_file()), None)
     if path is None:
         raise FileNotFoundError(f"{folder}: no weights; looked for {', '.join(WEIGHTS_NAMES)}")
-    try:
-        state = (
-            load_file(path)
-            if path.suffix == ".safetensors"
-            else torch.load(path, map_location="cpu", weights_only=True)
-        )
+    with reading(path, "not a readable state dict", "pass safetensors"):
+        is_safe = path.suffix == ".safetensors"
+        state = load_file(path) if is_safe else torch.load(path, map_location="cpu", weights_only=True)
         state = state.get("state_dict", state)
-    except pickle.UnpicklingError as error:
-        raise ValueError(f"{path}: {PICKLE_MESSAGE}") from error
-    except Exception as error:  # of safetensors, torch, the file system
-        raise ValueError(f"{path}: not a readable state dict ({describe(error)})") from error
     if not isinstance(state, dict) or not all(isinstance(tensor, Tensor) for tensor in state.values()):
         raise ValueError(f"{path}: not a readable state dict (it holds other things than tensors)")
     return state

@@ -14,6 +14,8 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 from transformers.utils import cached_file
 
+from common.files import reading
+from common.forms import parse
 from models import checkpoint
 
 POOLINGS = {
@@ -26,6 +28,7 @@ POOLINGS = {
 }
 SUPPORTED_POOLINGS = ("cls", "mean", "lasttoken")
 MODULES, TRANSFORMER, PROMPTS = "modules.json", "sentence_bert_config.json", "config_sentence_transformers.json"
+NO_SETTINGS = "not settings of sentence-transformers"
 
 
 @dataclass(frozen=True)
@@ -38,6 +41,37 @@ class Form:
     max_length: int | None = None
     lower_case: bool = False
     prompt: str = ""  # before every text
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What is read of `sentence_bert_config.json`."""
+
+    max_seq_length: int | None = None
+    do_lower_case: bool = False
+
+
+@dataclass(frozen=True)
+class Prompts:
+    """What is read of `config_sentence_transformers.json`."""
+
+    prompts: dict[str, str] | None = None
+    default_prompt_name: str | None = None
+
+
+@dataclass(frozen=True)
+class Module:
+    """An entry of `modules.json`."""
+
+    type: str
+    path: str
+
+
+@dataclass(frozen=True)
+class Dense:
+    """What is read of the configuration of a Dense module."""
+
+    activation_function: str = ""
 
 
 def read_form(name: str, width: int) -> Form:
@@ -63,14 +97,17 @@ def read_form(name: str, width: int) -> Form:
     dense = folder_of(modules, "Dense")
     if dense:
         files[f"{dense}/config.json"] = check_dense(name, read_json(name, f"{dense}/config.json"))
-    settings, prompts = files[TRANSFORMER] or {}, files[PROMPTS] or {}
+    with reading(f"{name}/{TRANSFORMER}", NO_SETTINGS):
+        settings = parse(Settings, files[TRANSFORMER] or {})
+    with reading(f"{name}/{PROMPTS}", NO_SETTINGS):
+        prompts = parse(Prompts, files[PROMPTS] or {})
     return Form(
         {path: content for path, content in files.items() if content is not None},
         read_pooling(name, pooling),
         dense,
-        settings.get("max_seq_length"),
-        settings.get("do_lower_case", False),
-        (prompts.get("prompts") or {}).get(prompts.get("default_prompt_name"), ""),
+        settings.max_seq_length,
+        settings.do_lower_case,
+        (prompts.prompts or {}).get(prompts.default_prompt_name, ""),
     )
 
 
@@ -89,11 +126,9 @@ def folder_of(modules: list[dict], kind: str) -> str:
 
 def check_modules(name: str, modules: object) -> None:
     """Raise ValueError where `modules.json` is no chain of Transformer, Pooling, and perhaps Dense and Normalize."""
-    try:
-        kinds = [kind_of(module) for module in modules]
-        folders = [module["path"] for module in modules]
-    except (TypeError, KeyError, AttributeError, IndexError) as error:
-        raise ValueError(f"{name}/{MODULES}: not a list of modules ({checkpoint.describe(error)})") from error
+    with reading(f"{name}/{MODULES}", "not a list of modules"):
+        parse(list[Module], modules)
+    kinds, folders = [kind_of(module) for module in modules], [module["path"] for module in modules]
     chain = [kind for kind in kinds if kind != "Dropout"]
     if chain not in (
         ["Transformer", "Pooling", *dense, *norm] for dense in ([], ["Dense"]) for norm in ([], ["Normalize"])
@@ -107,7 +142,8 @@ def check_modules(name: str, modules: object) -> None:
 
 def read_pooling(name: str, settings: dict | None) -> str:
     """The one pooling that a configuration names, in its old or its new form."""
-    settings = settings or {}
+    with reading(name, "its pooling cannot be read"):
+        settings = parse(dict, settings or {})
     given = settings.get("pooling_mode") or [kind for kind, key in POOLINGS.items() if settings.get(key)]
     given = [given] if isinstance(given, str) else given
     if len(given) != 1 or given[0] not in SUPPORTED_POOLINGS:
@@ -124,10 +160,8 @@ def read_json(name: str, path: str) -> object:
     )
     if found is None:
         return None
-    try:
+    with reading(f"{name}/{path}", "damaged"):
         return json.loads(Path(found).read_text(encoding="utf-8"))
-    except (ValueError, RecursionError) as error:
-        raise ValueError(f"{name}/{path}: damaged ({checkpoint.describe(error)})") from error
 
 
 # --- the linear map after the pooling
@@ -159,7 +193,8 @@ def with_dense(form: Form) -> Form:
 
 
 def check_dense(name: str, settings: dict) -> dict:
-    activation = (settings or {}).get("activation_function", "").rpartition(".")[2]
+    with reading(name, "its Dense module cannot be read"):
+        activation = parse(Dense, settings or {}).activation_function.rpartition(".")[2]
     if activation != "Identity":
         raise ValueError(
             f"{name}: expected a Dense module without activation (Identity), found {activation or 'no configuration'}"
@@ -172,13 +207,11 @@ def read_dense(name: str, folder: str) -> nn.Linear:
     other = path or cached_file(name, f"{folder}/pytorch_model.bin", _raise_exceptions_for_missing_entries=False)
     if other is None:
         raise FileNotFoundError(f"{name}/{folder}: no weights; looked for model.safetensors and pytorch_model.bin")
-    try:
+    with reading(other, checkpoint.NO_WEIGHTS):
         state = load_file(path) if path else torch.load(other, map_location="cpu", weights_only=True)
         weight, bias = state["linear.weight"].float(), state.get("linear.bias")
         projection = nn.Linear(weight.shape[1], weight.shape[0], bias=bias is not None)
         projection.load_state_dict({"weight": weight} | ({} if bias is None else {"bias": bias.float()}))
-    except Exception as error:  # of safetensors, pickle, torch
-        raise ValueError(f"{other}: the weights cannot be read ({checkpoint.describe(error)})") from error
     checkpoint.check_finite(f"{name}/{folder}", projection)
     return projection
 

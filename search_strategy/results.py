@@ -1,7 +1,7 @@
 """The result of a search as a file: its name, its rows, writing it, the newest one, and the winner in it."""
 
-import json
 from collections.abc import Sequence
+from dataclasses import dataclass
 from itertools import zip_longest
 from pathlib import Path
 from typing import NamedTuple
@@ -9,10 +9,12 @@ from typing import NamedTuple
 import numpy as np
 
 from common import DEFAULT_DATASET, DEFAULT_MODEL, Record, safe_name, shorten, write_json
+from common.files import reading, real_path
+from common.forms import read_form
 from search_strategy.coarse import BEAM_SIZE, SCORES, coarse_score
 from search_strategy.defaults import NUM_PROPOSALS, REFINE_ROUNDS, SCORE
 from search_strategy.fine import Evaluation
-from search_strategy.proposals import Proposal, kept_layers, segments
+from search_strategy.proposals import Proposal, check_dropped_layers, kept_layers, segments
 from search_strategy.verify import Scored, Verification
 from tasks.base import Scores
 
@@ -143,12 +145,12 @@ def newest_result(folder: Path, model: str, num_layers: int, num_clip_layers: in
     with the command that makes one, where there is none, and ValueError where a file is no result.
     """
     pattern = result_path(folder, num_layers, num_clip_layers, "*", "*")
-    found = [read_result(path, num_layers, num_clip_layers) for path in folder.glob(pattern.name)]
+    found = [read_result(path, model, num_layers, num_clip_layers) for path in folder.glob(pattern.name)]
     verified = [result for result in found if result.is_verified]
     if not verified:
         command = f"search_strategy/search_prune_then_verify_mix.py --num_layers {num_layers}"
         command += f" --num_clip_layers {num_clip_layers} --search_mode beam --select_measure dc"
-        command += "" if Path(model).resolve() == DEFAULT_MODEL else f" --model {model}"
+        command += "" if real_path(model) == DEFAULT_MODEL else f" --model {model}"
         command += " --tower vision" if folder.name == "vision" else ""
         coarse = f"; {found[0].path.name} is of the coarse search alone" if found else ""
         raise FileNotFoundError(
@@ -157,21 +159,51 @@ def newest_result(folder: Path, model: str, num_layers: int, num_clip_layers: in
     return max(verified, key=lambda result: (result.date, result.path.stat().st_mtime_ns))
 
 
-def read_result(path: Path, num_layers: int, num_clip_layers: int) -> Result:
-    """Raises ValueError where the file is not the result of a search for these two numbers."""
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-        winner, record = content["winner"], content.get("record") or {}
-        dropped = winner["dropped_layers"]
-        if not isinstance(dropped, list) or not all(type(layer) is int for layer in dropped):
-            raise ValueError(f"found {dropped}")
-        sizes = content.get("num_layers", num_layers), content.get("num_clip_layers", num_clip_layers)
-        if sizes != (num_layers, num_clip_layers):
-            raise ValueError(f"found num_layers and num_clip_layers {sizes}, not {(num_layers, num_clip_layers)}")
-        dataset, date = (record.get("flags") or {}).get("dataset"), str(record.get("date") or "")
-        return Result(path, tuple(dropped), winner.get("objective") is not None, dataset, date)
-    except (KeyError, TypeError, ValueError, AttributeError, RecursionError) as error:
-        raise ValueError(
-            f"{path}: expected a search result with a winner and its dropped_layers, a list of layers "
-            f"({type(error).__name__}: {error})"
-        ) from error
+@dataclass(frozen=True)
+class _Winner:
+    """The entries of a result file that are read again: of the winner."""
+
+    dropped_layers: list[int]
+    objective: float | None = None
+
+
+@dataclass(frozen=True)
+class _Flags:
+    """Of the flags in the record."""
+
+    dataset: str | None = None
+    model: str | None = None
+
+
+@dataclass(frozen=True)
+class _Record:
+    """Of the record."""
+
+    flags: _Flags | None = None
+    date: str | None = None
+
+
+@dataclass(frozen=True)
+class _File:
+    """Of all."""
+
+    winner: _Winner
+    num_layers: int | None = None
+    num_clip_layers: int | None = None
+    record: _Record | None = None
+
+
+def read_result(path: Path, model: str, num_layers: int, num_clip_layers: int) -> Result:
+    """Raises ValueError where the file is not the result of a search of this model for these two numbers."""
+    wrong = "expected a search result with a winner and its dropped_layers, a list of layers"
+    with reading(path, wrong, "name another with --search_result, or pass --clip_layers"):
+        content = read_form(path, _File)
+        for name, asked in (("num_layers", num_layers), ("num_clip_layers", num_clip_layers)):
+            if getattr(content, name) not in (None, asked):
+                raise ValueError(f"found {name} {getattr(content, name)}, not {asked}")
+        dropped = check_dropped_layers(content.winner.dropped_layers, num_layers, num_clip_layers)
+        record = content.record or _Record()
+        flags = record.flags or _Flags()
+        if flags.model and Path(flags.model).name != Path(model).name:
+            raise ValueError(f"found the model {flags.model}, not {model}")
+    return Result(path, dropped, content.winner.objective is not None, flags.dataset, record.date or "")

@@ -17,6 +17,7 @@ from transformers import CLIPConfig, CLIPImageProcessorPil, CLIPModel, CLIPProce
 from common import DEFAULT_DATASET, atomic_folder, check_new_folder, script, whole_number
 from data import load_pairs
 
+SHORTEST = 3
 START, END = "<|startoftext|>", "<|endoftext|>"
 
 
@@ -61,6 +62,16 @@ def clip_config(tokenizer: CLIPTokenizer, args: argparse.Namespace) -> CLIPConfi
     return CLIPConfig(text_config=tower | text, vision_config=tower | vision, projection_dim=args.width)
 
 
+def check_sizes(args: argparse.Namespace) -> None:
+    """Raise ValueError where no CLIP has these sizes."""
+    if args.width % args.heads:
+        raise ValueError(f"--heads {args.heads} does not divide --width {args.width}")
+    if args.image_size % args.patch_size:
+        raise ValueError(f"--patch_size {args.patch_size} does not divide --image_size {args.image_size}")
+    if args.max_length < SHORTEST:
+        raise ValueError(f"--max_length {args.max_length}: expected at least {SHORTEST}, for start, one token, and end")
+
+
 def write_weights(config: CLIPConfig, vision_from: str, output_dir: Path) -> None:
     """Weights with the image tower of another CLIP; those of the text tower are fresh."""
     model, trained = CLIPModel(config), CLIPModel.from_pretrained(vision_from)
@@ -91,6 +102,7 @@ def build_parser() -> argparse.ArgumentParser:
 @script
 def main(argv: list[str] | None = None) -> None:
     args = build_parser().parse_args(argv)
+    check_sizes(args)
     check_new_folder(args.output_dir)
     captions = load_pairs(args.dataset, "train", images=False).captions
     tokenizer = train_tokenizer(captions, args.num_merges, args.max_length)

@@ -154,10 +154,9 @@ def choose_layers(
         return Choice(
             check_dropped_layers(parse_clip_layers(clip_layers), num_layers, num_clip_layers), "--clip_layers"
         )
-    sizes = num_layers, num_clip_layers
-    result = read_result(search_result, *sizes) if search_result else newest_result(folder, model, *sizes)
-    dropped = check_dropped_layers(result.dropped_layers, num_layers, num_clip_layers)
-    return Choice(dropped, plain(result.path), result.dataset)
+    asked = model, num_layers, num_clip_layers
+    result = read_result(search_result, *asked) if search_result else newest_result(folder, *asked)
+    return Choice(result.dropped_layers, plain(result.path), result.dataset)
 
 
 def search(encoder: Encoder, num_clip_layers: int, data: TrainingData, seed: int, use_repair: bool = True) -> Choice:

@@ -18,19 +18,31 @@ import json
 import os
 import shutil
 from collections.abc import Iterable, Iterator
+from contextlib import AbstractContextManager
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
 from common import check_new_folder, is_main_process
+from common.files import reading
+from common.forms import read_form
 from models import Encoder
 
 WEIGHTS = "weights.safetensors"
 STATE = "state.json"  # the last file written and the first removed: where it is, the state is whole
 LOCK = "lock"
 STARTED = {"train.log", "tensorboard"}  # what a run leaves that was killed before its first epoch was over
+
+
+@dataclass(frozen=True)
+class State:
+    """`state.json`: figures of all epochs, what must be equal in a run that goes on, hashes of the files."""
+
+    history: list[dict[str, float]]
+    identity: dict
+    files: dict[str, str]
 
 
 class EpochStates:
@@ -69,17 +81,20 @@ class EpochStates:
     def read(self, epoch: int) -> dict:
         """What `commit` was given. Raises ValueError where a file of the state is not as it was written."""
         path = self.path(epoch) / STATE
-        try:
-            state = json.loads(path.read_text(encoding="utf-8"))
-            files, epochs = state["files"], [row["epoch"] for row in state["history"]]
-            if epochs != list(range(1, epoch + 1)) or not isinstance(state["identity"], dict):
-                raise ValueError(f"its figures are of the epochs {epochs}")
-            damaged = [name for name, written in files.items() if _file_hash(path.with_name(name)) != written]
-        except (ValueError, TypeError, KeyError, AttributeError, RecursionError, OSError) as error:
-            raise self._damaged(path, epoch, f"{type(error).__name__}: {error}") from error
-        if damaged:
-            raise self._damaged(path.with_name(damaged[0]), epoch, "it is not what was written after that epoch")
-        return state
+        with self._reading(path, epoch):
+            state = read_form(path, State)
+            if [row["epoch"] for row in state.history] != list(range(1, epoch + 1)):
+                raise ValueError(f"its figures are of the epochs {[row['epoch'] for row in state.history]}")
+            if any(row.keys() != state.history[0].keys() for row in state.history):
+                raise ValueError("its epochs have different figures")
+            found = {file.name for file in path.parent.iterdir()} - {STATE}
+            if missing := found ^ state.files.keys():
+                raise ValueError(f"it has other files than were written: {', '.join(sorted(missing))}")
+        for name, written in state.files.items():
+            with self._reading(path.with_name(name), epoch):
+                if _file_hash(path.with_name(name)) != written:
+                    raise ValueError("it is not what was written after that epoch")
+        return asdict(state)
 
     def thin_out(self, resumable: set[int], with_weights: set[int]) -> None:
         """Keep whole states of some epochs, the weights alone of others, and nothing else."""
@@ -97,10 +112,8 @@ class EpochStates:
     def weights(self, epoch: int) -> dict[str, Tensor]:
         """Raises ValueError where they cannot be read."""
         path = self.path(epoch) / WEIGHTS
-        try:
+        with self._reading(path, epoch):
             return load_file(path)
-        except (SafetensorError, OSError, ValueError) as error:
-            raise self._damaged(path, epoch, str(error)) from error
 
     def mean_weights(self, epochs: Iterable[int]) -> tuple[dict[str, Tensor], list[int]]:
         """The mean of the weights of those epochs that are there, and which these are."""
@@ -111,9 +124,9 @@ class EpochStates:
                 total[name] = total.get(name, 0) + tensor.double()
         return {name: (tensor / len(found)).float() for name, tensor in total.items()}, found
 
-    def _damaged(self, path: Path, epoch: int, cause: str) -> ValueError:
+    def _reading(self, path: Path, epoch: int) -> AbstractContextManager:
         others = ", ".join(str(other) for other in self.resumable() if other != epoch) or "none"
-        return ValueError(f"{path}: damaged ({cause}); --resume_epoch can be: {others}")
+        return reading(path, "damaged", f"--resume_epoch can be: {others}")
 
     def _remove(self, epoch: int) -> None:
         """Rename first, so that no half of it is ever found."""

@@ -172,7 +172,10 @@ def changed(row, column, value, dtype=float):
         (np.ones((3, 2)), r"found shape \(3, 2\), expected \(3, 3\)"),
         (np.ones(9), r"found shape \(9,\), expected \(3, 3\)"),
         (changed(0, 1, 0.6), r"not symmetric, by up to 0.1; run: python .*svcca_analysis.py"),
-        (changed(0, 1, np.nan), r"found 1 entries that are NaN or infinite; run: python .*svcca_analysis.py"),
+        (
+            changed(0, 1, np.nan),
+            r"found 1 entries that are NaN or infinite, or beyond .*; run: python .*svcca_analysis.py",
+        ),
         (changed(2, 2, np.inf), r"found 1 entries that are NaN or infinite"),
         (SYMMETRIC.astype(str), r"found entries of the kind <U\d+, expected numbers; run: python"),
     ],

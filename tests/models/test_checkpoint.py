@@ -64,14 +64,16 @@ def test_code_of_an_unknown_model_is_never_run(folder, canary):
 
 def test_code_beside_a_known_model_is_never_run(folder, canary):
     edit_config(folder, auto_map={"AutoConfig": "evil.Evil", "AutoModel": "evil.Evil"})
-    assert load_clip(str(folder)).num_layers == 4
+    with pytest.raises(ValueError, match="brings its own code"):  # without it the model is another one
+        load_clip(str(folder))
     assert not canary.exists()
 
 
 def test_code_of_a_tokenizer_is_never_run(folder, canary):
     settings = {"tokenizer_class": "Evil", "auto_map": {"AutoTokenizer": ["evil.Evil", "evil.Evil"]}}
     (folder / "tokenizer_config.json").write_text(json.dumps(settings))
-    load_clip(str(folder))  # transformers has a tokenizer of its own for this kind of model
+    with pytest.raises(ValueError, match="brings its own code"):
+        load_clip(str(folder))
     assert not canary.exists()
 
 
@@ -82,7 +84,9 @@ def test_code_in_a_pickle_is_never_run(folder, tmp_path):
 
     (folder / WEIGHTS).unlink()
     torch.save({"logit_scale": Payload()}, folder / "pytorch_model.bin")
-    with pytest.raises(ValueError, match="the weights are a pickle of more than tensors, whose code is never run"):
+    with pytest.raises(
+        ValueError, match="the weights cannot be read .a pickle of more than tensors, whose code is never run"
+    ):
         read(folder)
     assert not (tmp_path / "canary").exists()
 
@@ -218,7 +222,7 @@ def test_a_weight_of_another_shape_is_named_with_both(folder):
 def test_damaged_weights_are_one_line(folder, name, content):
     (folder / WEIGHTS).unlink()
     (folder / name).write_bytes(content)
-    with pytest.raises(ValueError, match="the weights (cannot be read|are a pickle)"):
+    with pytest.raises(ValueError, match="the weights cannot be read"):
         read(folder)
 
 

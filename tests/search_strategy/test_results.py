@@ -76,4 +76,4 @@ def test_a_file_that_is_no_result_for_these_numbers_is_named(tmp_path, content):
     path = tmp_path / "result.json"
     path.write_text(content)
     with pytest.raises(ValueError, match="result.json: expected a search result with a winner and its dropped_layers"):
-        read_result(path, 4, 2)
+        read_result(path, "clip", 4, 2)
