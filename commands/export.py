@@ -9,8 +9,8 @@ import torch
 
 from common import Record, atomic_folder, data_flags, format_table, model_dir, set_up, write_json
 from data import load_pairs
-from models import load_clip
-from models.exports import EXPORTS, OnnxOptions, largest_difference, original
+from models import load_encoder
+from models.exports import EXPORTS, OnnxOptions, check_kind, largest_difference, original
 
 RUNTIMES = {"onnx": ("onnx", "onnxscript", "onnxruntime"), "open_clip": ("open_clip",), "text": ()}
 RECORD_NAME = "export.json"
@@ -25,20 +25,21 @@ def run(args: argparse.Namespace) -> None:
     set_up(args)
     record = Record(args, "cpu")
     logging.getLogger().setLevel(logging.ERROR)  # the exporters tell at length what they do
-    clip = load_clip(args.model)
+    encoder = load_encoder(args.model)
+    check_kind(encoder, args.to)
     captions, images = real_pairs(args)
     default_dir = model_dir(args.exp_dir, args.model) / args.to
     output_dir = args.exp_dir / args.output_dir if args.output_dir else default_dir
     write, read = EXPORTS[args.to]
     check_export_folder(output_dir)
     with atomic_folder(output_dir) as folder, torch.no_grad():
-        write(clip, folder, options)
+        write(encoder, folder, options)
         exported = read(folder, captions, images)
         normalized = args.to == "onnx" and options.normalize
-        expected = original(clip, captions, images, normalized)
+        expected = original(encoder, captions, images, normalized)
         differences = {what: largest_difference(exported[what], expected[what]) for what in exported}
         check_differences(differences, args.to)
-        record.note(model=clip.identity(), normalized=normalized, largest_difference=differences)
+        record.note(model=encoder.identity(), normalized=normalized, largest_difference=differences)
         record.note(captions=len(captions), images=len(images))
         write_json(folder / RECORD_NAME, record.content())
     rows = [(what, len(exported[what]), f"{difference:.1e}") for what, difference in differences.items()]

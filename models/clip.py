@@ -11,7 +11,14 @@ from typing import Self
 import numpy as np
 import torch
 from torch import Tensor, nn
-from transformers import CLIPImageProcessorPil, CLIPModel, CLIPProcessor, MetaClip2Model, PreTrainedConfig
+from transformers import (
+    CLIPImageProcessorPil,
+    CLIPModel,
+    CLIPProcessor,
+    MetaClip2Model,
+    PreTrainedConfig,
+    PreTrainedTokenizerBase,
+)
 
 from models import checkpoint
 from models.embedding_cache import ImageTargets
@@ -38,18 +45,20 @@ class Clip(ImageTargets, Encoder):
 
     def prepare(self, samples: Sequence[str]) -> list[list[int]]:
         """Token ids of each caption from its start to its first end token, cut to the model's length."""
-        tokens = self.processor.tokenizer(list(samples), truncation=True, max_length=self.max_length)["input_ids"]
+        tokens = self.tokenizer(list(samples), truncation=True, max_length=self.max_length)["input_ids"]
         return [ids[: _end_position(ids, self.model.config) + 1] for ids in tokens]
 
     @property
+    def tokenizer(self) -> PreTrainedTokenizerBase:
+        return self.processor.tokenizer
+
+    @property
     def max_length(self) -> int:
-        return min(self.processor.tokenizer.model_max_length, self.model.config.text_config.max_position_embeddings)
+        return min(self.tokenizer.model_max_length, self.model.config.text_config.max_position_embeddings)
 
     def batch(self, prepared: Sequence[list[int]], rows: Iterable[int], length: int | None = None) -> Batch:
         # what stands after the end token is never read (causal attention, pooled there), so no mask is needed
-        input_ids, mask = pad_tokens(
-            [prepared[row] for row in rows], self.processor.tokenizer.pad_token_id or 0, length
-        )
+        input_ids, mask = pad_tokens([prepared[row] for row in rows], self.tokenizer.pad_token_id or 0, length)
         return Batch(np.asarray(rows), {"input_ids": input_ids.to(self.device)}, mask.to(self.device))
 
     # --- readout

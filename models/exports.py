@@ -1,8 +1,8 @@
-"""A CLIP written for other runtimes, and read again there from nothing but the folder written.
+"""A model written for other runtimes, and read again there from nothing but the folder written.
 
-Every kind has a `write(clip, folder, options)` and a `read(folder, captions, images)`; the latter returns embeddings by
-name: `captions` (n, d), and `images` (m, d) where the export has an image tower. The model is on the CPU. Runtimes are
-imported where they are needed.
+ONNX takes the text tower of any family, the other kinds CLIP alone. Every kind has a `write(encoder, folder, options)`
+and a `read(folder, captions, images)`; the latter returns embeddings by name: `captions` (n, d), and `images` (m, d)
+where the export has an image tower. The model is on the CPU. Runtimes are imported where they are needed.
 """
 
 import copy
@@ -13,9 +13,10 @@ from pathlib import Path
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from transformers import AutoTokenizer, CLIPTextModelWithProjection
+from transformers import AutoTokenizer, CLIPModel, CLIPTextModelWithProjection
 
 from models.clip import Clip
+from models.encoders import Encoder
 from models.open_clip_folder import save_open_clip
 
 ONNX_NAME = "text_encoder.onnx"
@@ -31,35 +32,38 @@ class OnnxOptions:
 
 
 class TextEncoder(nn.Module):
-    """From token ids (n, T) to embeddings (n, d), the graph of the ONNX export."""
+    """From token ids (n, T), perhaps with a mask, to embeddings (n, d): the graph of the ONNX export."""
 
-    def __init__(self, clip: Clip, normalize: bool):
+    def __init__(self, encoder: Encoder, names: Sequence[str], normalize: bool):
         super().__init__()
-        self.model, self.normalize = clip.model, normalize
+        self.model, self.deployed, self.names, self.normalize = encoder.model, encoder.deployed, names, normalize
 
-    def forward(self, input_ids: Tensor) -> Tensor:
-        embeddings = self.model.get_text_features(input_ids=input_ids).pooler_output
+    def forward(self, *inputs: Tensor) -> Tensor:
+        embeddings = self.deployed(dict(zip(self.names, inputs, strict=True)))
         return F.normalize(embeddings, dim=-1) if self.normalize else embeddings
 
 
 # --- writing
 
 
-def write_onnx(clip: Clip, folder: Path, options: OnnxOptions) -> None:
-    example = clip.batch(clip.prepare(["a", "two words"]), range(2)).inputs["input_ids"]
-    longest = clip.model.config.text_config.max_position_embeddings
+def write_onnx(encoder: Encoder, folder: Path, options: OnnxOptions) -> None:
+    prepared = encoder.prepare(["a", "two words"])
+    example = encoder.batch(prepared, range(2)).inputs
+    shape = {0: torch.export.Dim("batch")}
+    if len(set(encoder.lengths(prepared))) > 1:  # else every text is padded to the trained length
+        shape[1] = torch.export.Dim("length", min=2, max=encoder.max_length)
     program = torch.onnx.export(
-        TextEncoder(clip, options.normalize).eval(),
-        (example.to(getattr(torch, options.ids)),),
-        input_names=["input_ids"],
+        TextEncoder(encoder, list(example), options.normalize).eval(),
+        tuple(tensor.to(getattr(torch, options.ids)) for tensor in example.values()),
+        input_names=list(example),
         output_names=["text_embeds"],
-        dynamic_shapes={"input_ids": {0: torch.export.Dim("batch"), 1: torch.export.Dim("length", min=2, max=longest)}},
+        dynamic_shapes=((shape,) * len(example),),
         dynamo=True,
         verbose=False,
     )
     program.model.metadata_props["normalized"] = str(options.normalize).lower()
     program.save(folder / ONNX_NAME, external_data=False)
-    save_tokenizer(clip, folder)
+    save_tokenizer(encoder, folder)
 
 
 def write_open_clip(clip: Clip, folder: Path, _: OnnxOptions) -> None:
@@ -76,10 +80,10 @@ def write_text(clip: Clip, folder: Path, _: OnnxOptions) -> None:
     save_tokenizer(clip, folder)
 
 
-def save_tokenizer(clip: Clip, folder: Path) -> None:
+def save_tokenizer(encoder: Encoder, folder: Path) -> None:
     """The tokenizer with the model's length, so that it truncates without being told."""
-    tokenizer = copy.deepcopy(clip.processor.tokenizer)
-    tokenizer.model_max_length = min(tokenizer.model_max_length, clip.model.config.text_config.max_position_embeddings)
+    tokenizer = copy.deepcopy(encoder.tokenizer)
+    tokenizer.model_max_length = encoder.max_length
     tokenizer.save_pretrained(folder)
 
 
@@ -90,12 +94,15 @@ def read_onnx(folder: Path, captions: Sequence[str], images: Sequence) -> dict[s
     import onnxruntime
 
     session = onnxruntime.InferenceSession(folder / ONNX_NAME, providers=["CPUExecutionProvider"])
-    dtype = session.get_inputs()[0].type.removeprefix("tensor(").removesuffix(")")
+    entries = session.get_inputs()
+    dtype, length = entries[0].type.removeprefix("tensor(").removesuffix(")"), entries[0].shape[1]
+    padding = "max_length" if isinstance(length, int) else True
     tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
     embeddings = []
     for batch in batches(captions):
-        ids = tokenizer(batch, padding=True, truncation=True, return_tensors="np")["input_ids"].astype(dtype)
-        embeddings.append(torch.from_numpy(session.run(["text_embeds"], {"input_ids": ids})[0]))
+        tokens = tokenizer(batch, padding=padding, truncation=True, return_tensors="np")
+        inputs = {entry.name: tokens[entry.name].astype(dtype) for entry in entries}
+        embeddings.append(torch.from_numpy(session.run(["text_embeds"], inputs)[0]))
     return {"captions": torch.cat(embeddings)}
 
 
@@ -117,6 +124,16 @@ def read_text(folder: Path, captions: Sequence[str], images: Sequence) -> dict[s
     return {"captions": torch.cat([model(input_ids=batch["input_ids"]).text_embeds for batch in tokens])}
 
 
+def check_kind(encoder: Encoder, to: str) -> None:
+    """Raise ValueError where a model of this family cannot be exported so."""
+    if to != "onnx" and not isinstance(encoder.model, CLIPModel):
+        ways = "--to onnx takes it"
+        if encoder.library_name != "transformers":
+            ways += f", and {encoder.library_name} loads its folder as it is"
+        kind = encoder.model.config.model_type
+        raise ValueError(f"{encoder.name}: --to {to} is for CLIP alone (model_type clip), found {kind}; {ways}")
+
+
 EXPORTS = {
     "onnx": (write_onnx, read_onnx),
     "open_clip": (write_open_clip, read_open_clip),
@@ -136,12 +153,14 @@ def batches(captions: Sequence[str]) -> Iterator[list[str]]:
 # --- comparison
 
 
-def original(clip: Clip, captions: Sequence[str], images: Sequence, normalize: bool) -> dict[str, Tensor]:
+def original(encoder: Encoder, captions: Sequence[str], images: Sequence, normalize: bool) -> dict[str, Tensor]:
     """The embeddings of the model that is exported, by name as the `read` functions return them."""
-    text = torch.empty(len(captions), clip.model.config.projection_dim)
-    for batch in clip.batches(captions, 64):
-        text[batch.rows] = clip.deployed(batch.inputs)
-    image = clip.model.get_image_features(pixel_values=clip.preprocess(images)).pooler_output if images else text[:0]
+    text = torch.empty(len(captions), encoder.dim)
+    for batch in encoder.batches(captions, 64):
+        text[batch.rows] = encoder.deployed(batch.inputs)
+    image = text[:0]
+    if images:
+        image = encoder.model.get_image_features(pixel_values=encoder.preprocess(images)).pooler_output
     return {"captions": F.normalize(text, dim=-1) if normalize else text, "images": image}
 
 

@@ -31,6 +31,8 @@ REFUSED = {
     "clip_text_model": "it is one tower alone; pass the whole CLIP",
     "clip_vision_model": "it is one tower alone; pass the whole CLIP",
     "deberta-v2": "in some of its checkpoints a convolution changes the state between two layers",
+    "deepseek_v3": f"{BLOCKS_DIFFER}: the first are no mixtures of experts",
+    "longformer": "it pads its texts to its attention windows, so that states have more positions than tokens",
     "modernbert": f"{BLOCKS_DIFFER}: the first has no norm before its attention",
     "qwen3_next": f"{BLOCKS_DIFFER}: there are two kinds of attention",
     "siglip2": "it takes images of any shape (NaFlex), which no class here batches; SigLIP 2 of a fixed size is model_type siglip",

@@ -71,7 +71,7 @@ model = SentenceTransformer(folder)"""
         if self.form.pooling == "mean":
             return self.pool(hidden, batch, "mean")
         last = batch.lengths - 1 if self.form.pooling == "lasttoken" else torch.zeros_like(batch.lengths)
-        return hidden[torch.arange(len(hidden), device=hidden.device), last]
+        return hidden[torch.arange(hidden.shape[0], device=hidden.device), last]
 
     def features(self, hidden: Tensor, batch: Batch) -> Tensor:
         return self.own_pool(hidden, batch)
@@ -81,7 +81,7 @@ model = SentenceTransformer(folder)"""
         return getattr(self.model, PROJECTION)
 
     def deployed(self, inputs: dict[str, Tensor]) -> Tensor:
-        batch = Batch(np.arange(len(inputs["input_ids"])), inputs, inputs["attention_mask"].bool())
+        batch = Batch(np.empty(0), inputs, inputs["attention_mask"].bool())  # a traced batch has no number of rows
         return self.projection(self.features(self.model(**inputs).last_hidden_state, batch))
 
     # --- model

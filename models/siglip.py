@@ -26,7 +26,7 @@ class Siglip(Clip):
     def prepare(self, samples: Sequence[str]) -> list[list[int]]:
         """Token ids of each text, padded or cut to the trained length."""
         options = {"padding": "max_length", "truncation": True, "max_length": self.max_length}
-        return self.processor.tokenizer(list(samples), **options)["input_ids"]
+        return self.tokenizer(list(samples), **options)["input_ids"]
 
     @property
     def max_length(self) -> int:
@@ -42,11 +42,9 @@ class Siglip(Clip):
         """As for others, but the mean is over the tokens of a text, not over all positions that count."""
         if how != "mean":
             return self.own_pool(hidden, batch)
-        is_padding = batch.inputs["input_ids"] == self.processor.tokenizer.pad_token_id
+        is_padding = batch.inputs["input_ids"] == self.tokenizer.pad_token_id
         padding_before = is_padding.cumsum(1) - is_padding.long()
-        is_token = ~is_padding | (padding_before == 0) & (
-            self.processor.tokenizer.eos_token_id == self.processor.tokenizer.pad_token_id
-        )
+        is_token = ~is_padding | (padding_before == 0) & (self.tokenizer.eos_token_id == self.tokenizer.pad_token_id)
         return hidden.masked_fill(~is_token[:, :, None], 0).sum(1) / is_token.sum(1, keepdim=True)
 
     @property

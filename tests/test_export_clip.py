@@ -205,3 +205,22 @@ def test_a_pruned_model_classifies_in_a_pipeline(pruned, tiny_pairs):
         image = clip.embed_images(clip.preprocess([pairs.images[0]]))
     expected = (clip.logit_scale * image @ clip.embeddings(prompts).T).softmax(-1)[0]
     assert [scores[label] for label in labels] == pytest.approx(expected.tolist(), abs=1e-4)
+
+
+def test_a_pruned_model_is_a_text_model_with_projection_without_an_export(pruned, captions):
+    model = CLIPTextModelWithProjection.from_pretrained(pruned).eval()
+    inputs = AutoTokenizer.from_pretrained(pruned)(captions, padding="max_length", max_length=32, return_tensors="pt")
+    with torch.no_grad():
+        embeddings = F.normalize(model(**inputs).text_embeds, dim=-1)
+    assert torch.allclose(embeddings, load_clip(str(pruned)).embeddings(captions), atol=1e-6)
+
+
+def test_a_pruned_model_embeds_in_sentence_transformers(pruned, tiny_pairs, captions):
+    package = pytest.importorskip("sentence_transformers")
+    model, clip = package.SentenceTransformer(str(pruned), device="cpu"), load_clip(str(pruned))
+    texts = F.normalize(torch.from_numpy(model.encode(captions[:9])), dim=-1)
+    assert torch.allclose(texts, clip.embeddings(captions[:9]), atol=1e-5)
+    picture = load_pairs(str(tiny_pairs), "test").images[0]
+    image = F.normalize(torch.from_numpy(model.encode([picture])), dim=-1)
+    with torch.no_grad():
+        assert torch.allclose(image, clip.embed_images(clip.preprocess([picture])), atol=1e-5)

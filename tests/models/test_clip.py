@@ -7,10 +7,18 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from transformers import BertConfig
+from transformers import CONFIG_MAPPING, BertConfig
 
 from models import load_clip
-from models.families import check_num_layers, load_encoder, read_config, read_tower_config
+from models.families import FAMILIES, REFUSED, check_num_layers, load_encoder, read_config, read_tower_config
+
+# what the configuration of a pair of models cannot do without
+CONFIGS = {
+    "vision-text-dual-encoder": {
+        "vision_config": {"model_type": "clip_vision_model"},
+        "text_config": {"model_type": "bert"},
+    }
+}
 
 
 def own_text_features(model, tokenizer, captions, length):
@@ -155,16 +163,33 @@ def test_missing_models_and_models_of_another_kind_are_errors(tmp_path):
 @pytest.mark.parametrize(
     ("kind", "tower", "reason"),
     [
+        ("altclip", "text", "a readout of its own"),
         ("blip", "text", "its text blocks also attend to the image"),
-        ("t5", "text", "its layers are not alike: the first holds the relative positions of all"),
+        ("chinese_clip", "text", "a readout of its own"),
+        ("clap", "text", "it has sounds in the place of images"),
+        ("deepseek_v3", "text", "the first are no mixtures of experts"),
+        ("longformer", "text", "states have more positions than tokens"),
+        ("modernbert", "text", "the first has no norm before its attention"),
+        ("siglip2", "text", "it takes images of any shape"),
+        ("vision-text-dual-encoder", "text", "with two kinds of blocks"),
+        ("xlnet", "text", "the position before the sample"),
         ("gpt2", "text", "it is none of bert, .*clip, "),
         ("bert", "vision", "bert has the tower text here"),
     ],
 )
 def test_models_that_cannot_be_pruned_are_refused_by_name(tmp_path, kind, tower, reason):
-    (tmp_path / "config.json").write_text(json.dumps({"model_type": kind}))
-    with pytest.raises(ValueError, match=f"the {tower} tower of model_type {kind} cannot be pruned .*: {reason}"):
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": kind} | CONFIGS.get(kind, {})))
+    with pytest.raises(
+        ValueError, match=f"the {tower} tower of model_type {kind} cannot be pruned .*{reason}"
+    ) as error:
         load_encoder(str(tmp_path), tower)
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("kind", REFUSED)
+def test_every_kind_that_is_refused_is_one_that_transformers_has_and_that_no_class_reads(kind):
+    assert kind in CONFIG_MAPPING and REFUSED[kind]
+    assert kind not in {family for family, _ in FAMILIES}
 
 
 @pytest.mark.parametrize(

@@ -11,8 +11,10 @@ from family_models import write_sentence_encoder, write_siglip
 import clip_finetune_train
 import dc_analysis
 import evaluate_clip
+import export_clip
 from data import load_pairs
 from models import load_encoder
+from models.exports import ONNX_NAME
 from search_strategy import search_prune_then_verify_mix
 from tasks.image_retrieval import retrieval_task
 
@@ -139,3 +141,25 @@ def test_flags_of_towers_that_do_not_go_together(models, tmp_path, capsys, flags
     with pytest.raises(SystemExit):
         clip_finetune_train.main([*common, "--num_layers", "4", "--num_clip_layers", "1", *flags.split()])
     assert re.search(message, capsys.readouterr().err)
+
+
+@pytest.mark.parametrize("kind", ["siglip", "sentence"])
+def test_the_text_tower_of_any_family_runs_in_onnx_runtime(models, tiny_pairs, tmp_path, kind):
+    onnxruntime = pytest.importorskip("onnxruntime")
+    pytest.importorskip("onnxscript")
+    common = ["--model", str(models[kind]), "--dataset", str(tiny_pairs), "--exp_dir", str(tmp_path)]
+    export_clip.main([*common, "--to", "onnx", "--output_dir", "onnx"])  # compares all captions in batches of 1, 7, 64
+    session = onnxruntime.InferenceSession(tmp_path / "onnx" / ONNX_NAME, providers=["CPUExecutionProvider"])
+    names = {"siglip": ["input_ids"], "sentence": ["input_ids", "attention_mask"]}[kind]
+    assert [entry.name for entry in session.get_inputs()] == names
+
+
+@pytest.mark.parametrize("kind", ["siglip", "sentence"])
+def test_exports_that_are_for_clip_alone_are_refused_by_kind(models, tiny_pairs, tmp_path, capsys, kind):
+    common = ["--model", str(models[kind]), "--dataset", str(tiny_pairs), "--exp_dir", str(tmp_path)]
+    with pytest.raises(SystemExit, match="2"):
+        export_clip.main([*common, "--to", "text"])
+    error = capsys.readouterr().err
+    assert "--to text is for CLIP alone (model_type clip), found" in error and "--to onnx takes it" in error
+    assert ("sentence-transformers loads its folder as it is" in error) == (kind == "sentence")
+    assert not list(tmp_path.iterdir())
