@@ -82,8 +82,9 @@ class ReplaceMe(Repairer):
 
 
 class WithoutProjection(Repairer):
-    def repair_projection(self) -> Cut:
-        return Cut(None, 0.0, None, None)
+    def __init__(self, *args, **options):
+        super().__init__(*args, **options)
+        self.projection = None
 
 
 class ProjectionAlone(Repairer):

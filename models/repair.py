@@ -26,7 +26,7 @@ from torch import Tensor
 from measures.ridge import RIDGE, RidgeSums
 from models.encoders import Batch, Encoder
 from models.folding import BlockMap, TableMap, apply_change, find_place
-from models.judging import Judge
+from models.judging import STEPS, Judge
 
 logger = logging.getLogger("comflp")
 
@@ -45,7 +45,7 @@ class Cut:
     """What became of one repair: of a dropped segment, or of the projection (`segment` None).
 
     `before`, `after`: `loss_of_meaning` on held-out samples without and with it, everything after it being the full
-    model's.
+    model's, or the projection refitted to it.
     """
 
     segment: tuple[int, int] | None
@@ -168,7 +168,7 @@ class Repairer:
         weigh: Weigh | None = None,
         batch_size: int = 256,
     ):
-        self.pruned, self.ridge, self.weigh = pruned, ridge, weigh
+        self.pruned, self.projection, self.ridge, self.weigh = pruned, pruned.projection, ridge, weigh
         self.kept = [layer for layer in range(1, full.num_layers + 1) if layer not in dropped_layers]
         fitted, held = hold_out(samples)
         self.num_fitted, batches = len(fitted), list(full.batches(fitted, batch_size))
@@ -185,7 +185,7 @@ class Repairer:
         places = self._find_places([p for p, _ in gaps])
         self.walk.follow(self.full_walk, max(0, gaps[0][0] - 1))
         cuts = [self.repair_segment(*gap, place) for gap, place in zip(gaps, places, strict=True)]
-        if self.pruned.projection is not None:
+        if self.projection is not None:
             cuts.append(self.repair_projection())
         after = self.judge.loss(self.judge.embeddings(self.pruned))
         return Repair(tuple(cuts), self.num_fitted, self.tokens, before, after)
@@ -207,9 +207,15 @@ class Repairer:
         change = self.fit_segment(place, layer, q - 1)
         read = [self.read(place, self.held_walk, number, layer) for number in range(len(self.held_walk.batches))]
 
+        readouts = None
+        if q > self.judge.full.num_layers and self.projection is not None:  # what the map helps shows after the readout
+            readouts = self.fit_readouts(place, layer, change)
+
         def embeddings_at(step: float) -> Tensor:
+            states = [place.state(current + step * apply_change(change, inputs)) for inputs, current in read]
+            if readouts is not None:
+                return self.read_out(states, readouts[step])
             # As if the full model went on from here: what later cuts lose is not this one's.
-            states = (place.state(current + step * apply_change(change, inputs)) for inputs, current in read)
             return self.judge.embeddings_after(q - 1, states)
 
         return self.fold_best((p + 1, q - 1), place, change, embeddings_at)
@@ -232,19 +238,38 @@ class Repairer:
             lacks = place.wanted(self.full_walk.to(number, last)[0], current) - current
             yield batch, inputs[batch.mask], lacks[batch.mask]
 
+    def fit_readouts(self, place: BlockMap | TableMap, layer: int, change: Tensor) -> dict[float, Tensor]:
+        """For each step of the last cut's change: that of the projection, fitted to the states that would come."""
+        sums = {step: RidgeSums(has_bias=False) for step in (0.0, *STEPS)}
+        for number in range(len(self.walk.batches)):
+            inputs, current = self.read(place, self.walk, number, layer)
+            move = apply_change(change, inputs)
+            for step, of_step in sums.items():
+                self.add_readout(of_step, number, place.state(current + step * move))
+        return {step: of_step.solve(self.ridge) for step, of_step in sums.items()}
+
     def repair_projection(self) -> Cut:
-        place = BlockMap(self.pruned.projection, None)
-        sums = RidgeSums(place.has_bias)
-        for number, batch in enumerate(self.walk.batches):
-            features = self.pruned.features(self.walk.end(number), batch)
-            current = self.pruned.projection(features)
-            meant = self.judge.full.embed(self.full_walk.end(number), batch)
-            sums.add(features, meant * current.norm(dim=-1, keepdim=True) - current)  # its own scale
+        sums = RidgeSums(has_bias=False)
+        for number in range(len(self.walk.batches)):
+            self.add_readout(sums, number, self.walk.end(number))
         change = sums.solve(self.ridge)
-        held = enumerate(self.held_walk.batches)
-        features = torch.cat([self.pruned.features(self.held_walk.end(number), batch) for number, batch in held])
-        current, moved = self.pruned.projection(features), apply_change(change, features)
-        return self.fold_best(None, place, change, lambda step: F.normalize(current + step * moved, dim=-1))
+        ends = [self.held_walk.end(number) for number in range(len(self.held_walk.batches))]
+        place = BlockMap(self.projection, None)
+        return self.fold_best(None, place, change, lambda step: self.read_out(ends, step * change))
+
+    def add_readout(self, sums: RidgeSums, number: int, end: Tensor) -> None:
+        """Towards the full model's embeddings, from the last states (n, T, D) of a batch, at the scale there is."""
+        batch = self.walk.batches[number]
+        features = self.pruned.features(end, batch)
+        current = self.projection(features)
+        meant = self.judge.full.embed(self.full_walk.end(number), batch)
+        sums.add(features, meant * current.norm(dim=-1, keepdim=True) - current)
+
+    def read_out(self, ends: Sequence[Tensor], change: Tensor) -> Tensor:
+        """(n, d): the embeddings of the held-out samples from their last states, with this change of the projection."""
+        batches = zip(ends, self.judge.batches, strict=True)
+        features = torch.cat([self.pruned.features(end, batch) for end, batch in batches])
+        return F.normalize(self.projection(features) + apply_change(change, features), dim=-1)
 
     def fold_best(
         self,

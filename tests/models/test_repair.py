@@ -180,6 +180,14 @@ def test_repair_never_hurts_what_it_is_judged_by(clip: Encoder, captions: list[s
     assert all(cut.after <= cut.before for cut in report.cuts)
 
 
+def test_the_last_cut_is_judged_by_what_the_readout_makes_of_it(clip: Encoder, captions: list[str]) -> None:
+    _, report = repair(clip, (3, 4), captions)
+    last, projection = report.cuts
+    assert projection.step == 1
+    assert last.after == pytest.approx(projection.after, rel=1e-4)
+    assert projection.after < projection.before
+
+
 def test_a_harmful_map_is_left_out(clip: Encoder, captions: list[str], monkeypatch) -> None:
     solve = RidgeSums.solve
     monkeypatch.setattr(RidgeSums, "solve", lambda sums, ridge: -5 * solve(sums, ridge))
