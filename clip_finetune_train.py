@@ -15,7 +15,7 @@ from fresh weights.
 import argparse
 from pathlib import Path
 
-from common import add_common_flags, bounded, choice, new_parser, positive_int, script, switch, whole_number
+from common.cli import add_common_flags, bounded, choice, new_parser, positive_int, script, switch, whole_number
 from training.settings import DISTILL_MODES, PRECISIONS, Settings, parse_average, parse_schedule
 
 CLIP_MODES = {"finetune": "from the weights that stay", "scratch": "from fresh weights"}

@@ -11,7 +11,7 @@ mean over batches: the biased form of the original is near 1 for small ones, wha
 import argparse
 from collections.abc import Sequence
 
-from common import new_parser, script
+from common.cli import new_parser, script
 from common.matrix_flags import add_analysis_flags
 
 

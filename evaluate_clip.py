@@ -13,7 +13,8 @@ where a caption of the image has it as a word, and images without any are left o
 import argparse
 from pathlib import Path
 
-from common import SPLITS, add_common_flags, new_parser, plain_text, script, switch
+from common import SPLITS, add_common_flags, script, switch
+from common.cli import new_parser, plain_text
 
 
 def build_parser() -> argparse.ArgumentParser:

@@ -16,7 +16,7 @@ requirements-export.txt.
 
 import argparse
 
-from common import add_common_flags, choice, new_parser, script, switch, whole_number
+from common.cli import add_common_flags, choice, new_parser, script, switch, whole_number
 
 KINDS = {
     "onnx": "the text encoder for ONNX Runtime",

@@ -12,7 +12,7 @@ means is in measures/README.md.
 import argparse
 from collections.abc import Sequence
 
-from common import new_parser, script
+from common.cli import new_parser, script
 from common.matrix_flags import add_analysis_flags
 
 

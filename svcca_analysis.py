@@ -11,7 +11,7 @@ only say how many captions are seen, batch_size times iter_num: the measure take
 import argparse
 from collections.abc import Sequence
 
-from common import new_parser, script
+from common.cli import new_parser, script
 from common.matrix_flags import add_analysis_flags
 
 

@@ -29,7 +29,8 @@ import torch
 from torch import Tensor
 
 from benchmarks.plain_measures import anatome_svcca, dcor_dc, numpy_svcca, per_layer_dc, per_pair_dc, plain_svcca
-from common import Record, boolean, bounded, format_table, positive_int, script, set_up_logging, write_json
+from common import Record, bounded, format_table, positive_int, script, set_up_logging, write_json
+from common.cli import boolean
 from common.run import select_device
 from measures.dc import DC
 from measures.svcca import SVCCA

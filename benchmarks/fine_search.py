@@ -19,7 +19,8 @@ import torch
 import torch.nn.functional as F
 
 from benchmarks.frame import Bench, make_parser
-from common import boolean, format_table, script, show_progress, whole_number
+from common import format_table, script, show_progress, whole_number
+from common.cli import boolean
 from data import ImageCaptionPairs
 from models import Clip
 from search_strategy.fine import FineSearch

@@ -15,8 +15,7 @@ from common.plots import quality_curve, strategy_panel
 from data import ImageCaptionPairs, load_pairs
 from measures import KINDS
 from models import Encoder, check_num_layers, load_encoder
-from models.segment_maps import CAPTIONS as MAP_CAPTIONS
-from models.segment_maps import SegmentMaps
+from models.segment_maps import CAPTIONS as MAP_CAPTIONS, SegmentMaps
 from search_strategy import rivals
 from search_strategy.comparison_tables import panel_table, scores_table, searches_table, sizes_table
 from search_strategy.fine import FineSearch

@@ -15,8 +15,7 @@ from data import ImageCaptionPairs, load_pairs
 from measures.combine import combine
 from models import Encoder, check_num_layers, load_encoder
 from models.repair import draw_captions, repair
-from models.segment_maps import CAPTIONS as MAP_CAPTIONS
-from models.segment_maps import SegmentMaps
+from models.segment_maps import CAPTIONS as MAP_CAPTIONS, SegmentMaps
 from search_strategy import results
 from search_strategy.coarse import coarse_search, missed_by
 from search_strategy.fine import FineSearch

@@ -14,19 +14,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from common.files import (
-    DEFAULT_DATASET,
-    DEFAULT_MODEL,
-    EXP_DIR,
-    ROOT,
-    UnreadableError,
-    check_regular,
-    model_dir,
-    reading,
-    real_path,
-    safe_name,
-    shorten,
-)
+from common import files
 from common.forms import read_form
 from measures import KINDS
 from measures.table import Kind, Option
@@ -55,7 +43,7 @@ class MatrixSettings:
     pool: str | None = None
     repeats: int = 1
     seed: int = 0
-    dataset: str = DEFAULT_DATASET
+    dataset: str = files.DEFAULT_DATASET
     caption_column: str | None = None
     streaming: bool = False
     tower: str = "text"  # says which folder, not which name
@@ -93,10 +81,10 @@ class MatrixSettings:
     @property
     def dataset_name(self) -> str:
         """One name for every way to write a local path: absolute, or from the project's folder where it lies there."""
-        path = real_path(self.dataset)
+        path = files.real_path(self.dataset)
         if not os.path.exists(path):  # which, unlike `path.exists()`, takes a name that is too long
             return self.dataset
-        return str(path.relative_to(ROOT) if path.is_relative_to(ROOT) else path)
+        return str(path.relative_to(files.ROOT) if path.is_relative_to(files.ROOT) else path)
 
     @property
     def num_captions(self) -> int:
@@ -114,11 +102,11 @@ class MatrixSettings:
             (f"_{self.pool}", self.pool != DEFAULT_POOL),
             (f"_rep{self.repeats}", self.repeats > 1),
             (f"_seed{self.seed}", self.seed != 0),
-            (f"_{safe_name(self.dataset_name)}", self.dataset != DEFAULT_DATASET),
-            (f"_{safe_name(self.caption_column or '')}", self.caption_column),
+            (f"_{files.safe_name(self.dataset_name)}", self.dataset != files.DEFAULT_DATASET),
+            (f"_{files.safe_name(self.caption_column or '')}", self.caption_column),
             ("_streaming", self.streaming),
         )
-        return shorten(name + "".join(suffix for suffix, used in suffixes if used))
+        return files.shorten(name + "".join(suffix for suffix, used in suffixes if used))
 
     def _suffix(self, option: Option) -> str:
         return option.suffix(self.options[option.name])
@@ -126,22 +114,28 @@ class MatrixSettings:
     def path(self, folder: Path) -> Path:
         return folder / f"{self.tag}.npy"
 
-    def command(self, model: str, exp_dir: Path = EXP_DIR) -> str:
+    def command(self, model: str, exp_dir: Path = files.EXP_DIR) -> str:
         """The command that makes this matrix, for the working directory."""
-        words = ["python", os.path.relpath(ROOT / self.kind.script)]
+        words = ["python", os.path.relpath(files.ROOT / self.kind.script)]
         shared = [name for name, kind in KINDS.items() if kind.script == self.kind.script]
         words += ["--measure", self.measure] if len(shared) > 1 else []
         flags = {"batch_size": self.batch_size, "iter_num": self.iter_num}
         flags |= {"mode": self.mode} if len(self.kind.modes) > 1 else {}
         flags |= {option.name: self.options[option.name] for option in self.kind.options if self._suffix(option)}
-        others = {"pool": DEFAULT_POOL, "repeats": 1, "seed": 0, "dataset": DEFAULT_DATASET, "caption_column": None}
+        others = {
+            "pool": DEFAULT_POOL,
+            "repeats": 1,
+            "seed": 0,
+            "dataset": files.DEFAULT_DATASET,
+            "caption_column": None,
+        }
         others |= {"streaming": False, "tower": "text"}
         flags |= {name: getattr(self, name) for name, default in others.items() if getattr(self, name) != default}
         for name, value in flags.items():
             words += [f"--{name}", str(value).lower() if isinstance(value, bool) else str(value)]
-        if real_path(model) != DEFAULT_MODEL:
+        if files.real_path(model) != files.DEFAULT_MODEL:
             words += ["--model", model]
-        if real_path(exp_dir) != EXP_DIR:
+        if files.real_path(exp_dir) != files.EXP_DIR:
             words += ["--exp_dir", str(exp_dir)]
         return shlex.join(words)
 
@@ -162,8 +156,8 @@ def read_matrix(settings: MatrixSettings, folder: Path, num_layers: int, model: 
     if not path.exists():
         raise FileNotFoundError(f"matrix not found: {path}; there are {found_matrices(folder)}; to make it, {how}")
     with (
-        reading(path, "not a readable .npy file", f"to make it again, {how}"),
-        check_regular(path).open("rb") as file,
+        files.reading(path, "not a readable .npy file", f"to make it again, {how}"),
+        files.check_regular(path).open("rb") as file,
     ):
         matrix = np.lib.format.read_array(file, allow_pickle=False)
     size = num_layers + 1
@@ -212,15 +206,15 @@ class _Record:
 def _read_record(path: Path) -> _Record:
     """The record beside a matrix; empty for a matrix without a record of ours."""
     try:
-        with reading(path):
+        with files.reading(path):
             return read_form(path.with_suffix(".json"), _Record)
-    except UnreadableError:
+    except files.UnreadableError:
         return _Record()
 
 
 def _how_to_make(settings: MatrixSettings, folder: Path, model: str) -> str:
     own = folder if settings.tower == "text" else folder.parent
-    exp_dir = EXP_DIR if own == model_dir(EXP_DIR, model) else own.parent
+    exp_dir = files.EXP_DIR if own == files.model_dir(files.EXP_DIR, model) else own.parent
     return f"run: {settings.command(model, exp_dir)}"
 
 

@@ -19,7 +19,8 @@ from pathlib import Path
 from matplotlib.figure import Figure
 from torch import Tensor
 
-from common import add_common_flags, data_flags, files, format_table, plain_text, plots, script, set_up, whole_number
+from common import add_common_flags, data_flags, files, format_table, plots, script, set_up, whole_number
+from common.cli import plain_text
 from data import ImageCaptionPairs, load_pairs
 from models import Clip, load_clip
 from search_strategy.proposals import parse_clip_layers, segments

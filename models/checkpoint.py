@@ -11,22 +11,10 @@ from pathlib import Path
 from typing import TypeVar
 
 import torch
-from huggingface_hub.errors import (
-    GatedRepoError,
-    HFValidationError,
-    LocalEntryNotFoundError,
-    OfflineModeIsEnabled,
-    RepositoryNotFoundError,
-)
+from huggingface_hub import errors
 from torch import nn
-from transformers import (
-    CONFIG_MAPPING,
-    AutoConfig,
-    AutoTokenizer,
-    PreTrainedConfig,
-    PreTrainedModel,
-    PreTrainedTokenizerBase,
-)
+from transformers import CONFIG_MAPPING, AutoConfig, AutoTokenizer, PreTrainedConfig, PreTrainedModel
+from transformers.tokenization_utils_base import PreTrainedTokenizerBase
 
 from common.files import UnreadableError, describe, reading
 
@@ -43,11 +31,11 @@ HALF_PRECISIONS = (torch.float16, torch.bfloat16)
 FEWEST_TOKENS = 256  # a tokenizer has at least the bytes or as many pieces; `transformers` makes an empty one where files are missing
 # Why the hub gave nothing, by the first of these in the chain of causes.
 HUB_CAUSES = {
-    GatedRepoError: "its owner asks for an agreement: accept it on the hub and log in with `hf auth login`",
-    RepositoryNotFoundError: "the hub has no such model, or it is private",
-    HFValidationError: "this is no name of the hub either",
-    LocalEntryNotFoundError: "the hub cannot be reached, and there is no copy in its cache",
-    OfflineModeIsEnabled: "HF_HUB_OFFLINE is set, and there is no copy in the hub's cache",
+    errors.GatedRepoError: "its owner asks for an agreement: accept it on the hub and log in with `hf auth login`",
+    errors.RepositoryNotFoundError: "the hub has no such model, or it is private",
+    errors.HFValidationError: "this is no name of the hub either",
+    errors.LocalEntryNotFoundError: "the hub cannot be reached, and there is no copy in its cache",
+    errors.OfflineModeIsEnabled: "HF_HUB_OFFLINE is set, and there is no copy in the hub's cache",
 }
 
 

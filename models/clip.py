@@ -11,14 +11,8 @@ from typing import Self
 import numpy as np
 import torch
 from torch import Tensor, nn
-from transformers import (
-    CLIPImageProcessorPil,
-    CLIPModel,
-    CLIPProcessor,
-    MetaClip2Model,
-    PreTrainedConfig,
-    PreTrainedTokenizerBase,
-)
+from transformers import CLIPImageProcessorPil, CLIPModel, CLIPProcessor, MetaClip2Model, PreTrainedConfig
+from transformers.tokenization_utils_base import PreTrainedTokenizerBase
 
 from models import checkpoint
 from models.embedding_cache import ImageTargets

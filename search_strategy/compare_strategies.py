@@ -18,7 +18,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from common import add_common_flags, new_parser, script, switch, whole_number
+from common.cli import add_common_flags, new_parser, script, switch, whole_number
 from search_strategy.fine_flags import add_fine_flags, add_size_flags
 
 

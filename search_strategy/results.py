@@ -8,8 +8,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-from common import DEFAULT_DATASET, DEFAULT_MODEL, Record, safe_name, shorten, write_json
-from common.files import reading, real_path
+from common import Record, write_json
+from common.files import DEFAULT_DATASET, DEFAULT_MODEL, reading, real_path, safe_name, shorten
 from common.forms import read_form
 from search_strategy.coarse import BEAM_SIZE, SCORES, coarse_score
 from search_strategy.defaults import NUM_PROPOSALS, REFINE_ROUNDS, SCORE

@@ -14,7 +14,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from common import add_common_flags, choice, new_parser, script, switch, whole_number
+from common.cli import add_common_flags, choice, new_parser, script, switch, whole_number
 from common.matrix_flags import add_search_flags
 from search_strategy.coarse import BEAM_SIZE, SCORES, SEARCH_MODES
 from search_strategy.defaults import NUM_PROPOSALS, OBJECTIVES, SCORE, SEARCH_MODE

@@ -50,8 +50,7 @@ def one_thread() -> None:
 @pytest.fixture(scope="session")
 def tiny_pairs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with train, validation and test.parquet of 60 pairs each; all captions differ."""
-    from datasets import Dataset, Features, Value
-    from datasets import Image as ImageFeature
+    from datasets import Dataset, Features, Image as ImageFeature, Value
 
     folder = tmp_path_factory.mktemp("tiny_pairs")
     features = Features({"image": ImageFeature(), "caption": Value("string")})

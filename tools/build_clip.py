@@ -14,7 +14,8 @@ from pathlib import Path
 from tokenizers import models, pre_tokenizers, trainers
 from transformers import CLIPConfig, CLIPImageProcessorPil, CLIPModel, CLIPProcessor, CLIPTokenizer
 
-from common import DEFAULT_DATASET, atomic_folder, check_new_folder, script, whole_number
+from common import atomic_folder, script, whole_number
+from common.files import DEFAULT_DATASET, check_new_folder
 from data import load_pairs
 
 SHORTEST = 3

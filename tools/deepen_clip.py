@@ -13,7 +13,8 @@ from pathlib import Path
 
 import torch
 
-from common import DEFAULT_MODEL, atomic_folder, check_new_folder, script, whole_number
+from common import atomic_folder, script, whole_number
+from common.files import DEFAULT_MODEL, check_new_folder
 from models import Clip, load_clip
 
 

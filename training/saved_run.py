@@ -4,35 +4,20 @@ import json
 import logging
 from pathlib import Path
 
-from accelerate import Accelerator
 from safetensors.torch import save_file
 from torch import Tensor
 
 from common import write_text
-from models.encoders import Encoder
-from training.batches import TrainingData, selection_score
-from training.losses import Objective
-from training.report import ModelCard
-from training.settings import Settings
-from training.states import WEIGHTS, EpochStates, filling, remove_leftovers, save_checkpoint
-from training.towers import TrainedTowers
+from training.batches import selection_score
+from training.states import WEIGHTS, filling, remove_leftovers, save_checkpoint
 
 logger = logging.getLogger("comflp")
 
 
 class SavedRun:
-    """What a `Trainer` keeps of itself on disk; `training.states` has the files."""
+    """What a `Trainer`, whose attributes these are, keeps of itself on disk; `training.states` has the files."""
 
-    encoder: Encoder
-    data: TrainingData
-    objective: Objective
-    settings: Settings
-    output_dir: Path
-    states: EpochStates
-    card: ModelCard | None
     history: list[dict]  # the figures of each epoch
-    accelerator: Accelerator
-    towers: TrainedTowers
 
     def validate(self) -> dict[str, float]:
         """Figures of the model as it is."""

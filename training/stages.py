@@ -19,8 +19,7 @@ from common.matrix_files import MatrixSettings
 from data import ImageCaptionPairs
 from models import Encoder, load_encoder
 from models.repair import Repair, draw_captions, repair
-from models.segment_maps import CAPTIONS as MAP_CAPTIONS
-from models.segment_maps import SegmentMaps
+from models.segment_maps import CAPTIONS as MAP_CAPTIONS, SegmentMaps
 from search_strategy import verify
 from search_strategy.fine import FineSearch
 from search_strategy.proposals import Proposal, check_dropped_layers, parse_clip_layers, segments

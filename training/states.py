@@ -25,8 +25,8 @@ from pathlib import Path
 from safetensors.torch import load_file
 from torch import Tensor
 
-from common import check_new_folder, is_main_process
-from common.files import reading
+from common import is_main_process
+from common.files import check_new_folder, reading
 from common.forms import read_form
 from models import Encoder
 

@@ -18,7 +18,8 @@ from transformers import AutoTokenizer, CLIPModel
 import dc_analysis
 import similarity_analysis
 import svcca_analysis
-from common import ROOT, Record, analysis, model_dir, plots, safe_name, set_up_logging, write_array, write_json
+from common import ROOT, Record, analysis, model_dir, plots, set_up_logging, write_array, write_json
+from common.files import safe_name
 from common.matrix_files import PER_TOKEN_MODES, MatrixSettings
 from common.run import Stopwatch
 from data import load_pairs

@@ -5,8 +5,8 @@ import io
 import numpy as np
 import pytest
 
-from common import ROOT, files, model_dir, safe_name, shorten
-from common.files import cached_array
+from common import ROOT, files, model_dir
+from common.files import cached_array, safe_name, shorten
 
 ROWS = np.arange(6, dtype=np.float32).reshape(3, 2)
 

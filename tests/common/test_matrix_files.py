@@ -12,7 +12,7 @@ import pytest
 import dc_analysis
 import similarity_analysis
 import svcca_analysis
-from common import DEFAULT_MODEL, EXP_DIR, ROOT, write_array, write_json
+from common.files import DEFAULT_MODEL, EXP_DIR, ROOT, write_array, write_json
 from common.matrix_files import MatrixSettings, found_matrices, pools, read_matrix, warn_of_other_weights
 from common.matrix_flags import analysis_settings
 from measures import KINDS

@@ -19,7 +19,6 @@ from common import (
     Record,
     add_common_flags,
     atomic_folder,
-    boolean,
     bounded,
     data_flags,
     positive_int,
@@ -29,7 +28,7 @@ from common import (
     switch,
     write_json,
 )
-from common.cli import DATA_OPTIONS, caption_flags
+from common.cli import DATA_OPTIONS, boolean, caption_flags
 from common.run import select_device
 from data import DataOptions
 

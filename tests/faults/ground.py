@@ -241,8 +241,7 @@ def pairs(
     """A folder with train, validation and test in parquet, `image` and `caption`; `change` the rows of each."""
 
     def make(ground: Ground) -> None:
-        from datasets import Dataset
-        from datasets import Image as ImageFeature
+        from datasets import Dataset, Image as ImageFeature
 
         folder = ground.root / name
         folder.mkdir(parents=True)

@@ -15,8 +15,7 @@ from transformers import PreTrainedConfig, PreTrainedModel
 
 from data import load_pairs
 from measures.ridge import RidgeSums
-from models import judging
-from models import repair as module
+from models import judging, repair as module
 from models.encoders import Batch, Encoder, state_hash
 from models.families import load_encoder
 from models.layer_stack import LayerStack

@@ -5,7 +5,7 @@ import os
 
 import pytest
 
-from common import DEFAULT_DATASET
+from common.files import DEFAULT_DATASET
 from search_strategy.results import CHOICES, newest_result, read_result, result_path, result_tag
 
 ASKED = {"seed": 0, "dataset": DEFAULT_DATASET, "max_pairs": None, "repair": True, **CHOICES}

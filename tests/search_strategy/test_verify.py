@@ -5,7 +5,7 @@ from itertools import combinations
 import numpy as np
 import pytest
 
-from common import DEFAULT_DATASET, DEFAULT_MODEL
+from common.files import DEFAULT_DATASET, DEFAULT_MODEL
 from data import load_pairs
 from models import load_clip
 from search_strategy.coarse import coarse_score, coarse_search
