@@ -31,8 +31,8 @@ MILLISECONDS = {
 DISTANCE = "distance_to_the_first"
 SIZES = {"text_layers": "text layers", "text_parameters": "text parameters", "weights_bytes": "weights on disk, MB"}
 RULE = (
-    "Recall: a caption finds its own image; an image finds any of its captions. Ties count against. Milliseconds: token "
-    "ids to embedding."
+    "Recall: a caption finds its own image; an image finds any of its captions. Ties count against. Milliseconds: "
+    "token ids to embedding."
 )
 
 
@@ -93,8 +93,8 @@ def read_zero_shot(args: argparse.Namespace, pairs: ImageCaptionPairs) -> tuple[
 def check_width(encoder: Encoder, reference: Encoder) -> None:
     if encoder.dim != reference.dim:
         raise ValueError(
-            f"{encoder.name} has embeddings of width {encoder.dim}, {reference.name} of {reference.dim}: their distance "
-            "means nothing; leave out one of them"
+            f"{encoder.name} has embeddings of width {encoder.dim}, {reference.name} of {reference.dim}: their "
+            "distance means nothing; leave out one of them"
         )
 
 

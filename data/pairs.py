@@ -235,8 +235,8 @@ def _cut(pairs: ImageCaptionPairs, chosen: ChosenRows) -> ImageCaptionPairs:
     kept = pairs.select(split_of == pairs.split)
     if not len(kept):
         raise ValueError(
-            f"{pairs.source}: no rows for the split {pairs.split}; it has the splits train, and by their hashes none of "
-            f"its {len(pairs)} captions was cut from it; give more pairs, or a split {pairs.split}"
+            f"{pairs.source}: no rows for the split {pairs.split}; it has the splits train, and by their hashes none "
+            f"of its {len(pairs)} captions was cut from it; give more pairs, or a split {pairs.split}"
         )
     return kept
 

@@ -130,8 +130,8 @@ def _renumber(block: nn.Module, old: int, new: int) -> None:
     for module in block.modules():
         if old != new and getattr(module, SCALE_BY_PLACE, False):
             raise ValueError(
-                f"cannot move layer {old + 1} to the place of layer {new + 1}: with {SCALE_BY_PLACE} its attention is divided "
-                "by its place in the stack; drop the last layers, or prune a model without this setting"
+                f"cannot move layer {old + 1} to the place of layer {new + 1}: with {SCALE_BY_PLACE} its attention is "
+                "divided by its place in the stack; drop the last layers, or prune a model without this setting"
             )
         for name in LAYER_INDEX_NAMES:
             if getattr(module, name, None) == old:

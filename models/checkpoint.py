@@ -28,7 +28,8 @@ NO_CODE_MESSAGE = (
 )
 NO_CONFIG, NO_WEIGHTS = "not the configuration of a model", "the weights cannot be read"
 HALF_PRECISIONS = (torch.float16, torch.bfloat16)
-FEWEST_TOKENS = 256  # a tokenizer has at least the bytes or as many pieces; `transformers` makes an empty one where files are missing
+# a tokenizer has at least the bytes or as many pieces; `transformers` makes an empty one where files are missing
+FEWEST_TOKENS = 256
 # Why the hub gave nothing, by the first of these in the chain of causes.
 HUB_CAUSES = {
     errors.GatedRepoError: "its owner asks for an agreement: accept it on the hub and log in with `hf auth login`",
@@ -145,7 +146,8 @@ def read_model(
         )
     for key, found_shape, expected_shape in sorted(found["mismatched_keys"]):
         raise ValueError(
-            f"{name}: the weights do not fit its {CONFIG_NAME}: {key} is {tuple(found_shape)}, expected {tuple(expected_shape)}"
+            f"{name}: the weights do not fit its {CONFIG_NAME}: {key} is {tuple(found_shape)}, "
+            f"expected {tuple(expected_shape)}"
         )
     check_names(name, model, found["missing_keys"], found["unexpected_keys"], unused)
     check_finite(name, model)
@@ -193,7 +195,8 @@ def check_names(
             more = [int(number) for number in numbers if number.isdigit() and int(number) >= len(blocks)]
             if more:
                 raise ValueError(
-                    f"{name}: weights for {max(more) + 1} layers in {path}, but its {CONFIG_NAME} says {len(blocks)}; correct it"
+                    f"{name}: weights for {max(more) + 1} layers in {path}, but its {CONFIG_NAME} says {len(blocks)}; "
+                    "correct it"
                 )
     if unexpected:
         logger.warning(
@@ -210,7 +213,8 @@ def check_finite(name: str, model: nn.Module) -> None:
     broken = [key for key, tensor in model.state_dict().items() if not torch.isfinite(tensor).all()]
     if broken:
         raise ValueError(
-            f"{name}: NaN or infinity in {len(broken)} weights ({some_of(broken)}); take a checkpoint from before they broke"
+            f"{name}: NaN or infinity in {len(broken)} weights ({some_of(broken)}); take a checkpoint from before they "
+            "broke"
         )
 
 
@@ -225,7 +229,8 @@ def read_tokenizer(
         tokenizer = refuse_code(name, tokenizer_class.from_pretrained(name, **NO_CODE))
     if len(tokenizer) < FEWEST_TOKENS:
         raise ValueError(
-            f"{name}: no tokenizer with a vocabulary; expected tokenizer.json, or vocab.json and merges.txt, beside the model"
+            f"{name}: no tokenizer with a vocabulary; expected tokenizer.json, or vocab.json and merges.txt, "
+            "beside the model"
         )
     if vocab_size is not None:
         check_vocabulary(name, tokenizer, vocab_size)

@@ -120,8 +120,8 @@ def _check_end_token(name: str, processor: CLIPProcessor, config: PreTrainedConf
     if _end_position(ids, config) != len(ids) - 1 or len(ids) < 2:
         where = "the largest id" if _is_legacy(config) else f"token {end}"
         raise ValueError(
-            f"{name}: by its config.json captions are read at {where} (eos_token_id {end}), but the tokenizer writes {ids} for 'a'; "
-            "put the tokenizer there that the model was trained with, or correct eos_token_id"
+            f"{name}: by its config.json captions are read at {where} (eos_token_id {end}), but the tokenizer writes "
+            f"{ids} for 'a'; put the tokenizer there that the model was trained with, or correct eos_token_id"
         )
 
 

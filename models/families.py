@@ -35,7 +35,7 @@ REFUSED = {
     "longformer": "it pads its texts to its attention windows, so that states have more positions than tokens",
     "modernbert": f"{BLOCKS_DIFFER}: the first has no norm before its attention",
     "qwen3_next": f"{BLOCKS_DIFFER}: there are two kinds of attention",
-    "siglip2": "it takes images of any shape (NaFlex), which no class here batches; SigLIP 2 of a fixed size is model_type siglip",
+    "siglip2": "it takes images of any shape (NaFlex), which no class here batches; SigLIP 2 of a fixed size is siglip",
     "t5": f"{BLOCKS_DIFFER}: the first holds the relative positions of all",
     "vision-text-dual-encoder": "its towers are of two kinds of models, with two kinds of blocks",
     "wavlm": f"{BLOCKS_DIFFER}: the first holds the relative positions of all",

@@ -169,8 +169,8 @@ class LayerStack:
         expected = given.shape[: 1 if given.is_floating_point() else 2]  # (n,) of pixels or samples, (n, T) of ids
         if h_0.ndim != 3 or h_0.shape[: len(expected)] != expected:
             raise ValueError(
-                f"expected a state (n, T, d) for inputs of {tuple(given.shape)}, found {tuple(h_0.shape)} before layer 1 "
-                f"of {self.path}; where the model pads, give inputs that need no padding"
+                f"expected a state (n, T, d) for inputs of {tuple(given.shape)}, found {tuple(h_0.shape)} before layer "
+                f"1 of {self.path}; where the model pads, give inputs that need no padding"
             )
 
     def _indices(self, layers: Iterable[int]) -> list[int]:

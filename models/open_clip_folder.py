@@ -91,8 +91,8 @@ def load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
         if (place / BPE_NAME).is_file():
             return bpe_tokenizer(place / BPE_NAME)
     raise FileNotFoundError(
-        f"{folder}: no tokenizer; expected tokenizer.json, vocab.json with merges.txt, or {BPE_NAME} there; copy those of "
-        "openai/clip-vit-base-patch32 if the model was trained with CLIP's own"
+        f"{folder}: no tokenizer; expected tokenizer.json, vocab.json with merges.txt, or {BPE_NAME} there; copy those "
+        "of openai/clip-vit-base-patch32 if the model was trained with CLIP's own"
     )
 
 

@@ -122,8 +122,8 @@ model = SentenceTransformer(folder)"""
         """The pairs, and the embeddings (m, dim) of their targets by this model, cached in `cache_dir`."""
         if pairs.targets is None:
             raise ValueError(
-                f"{self.name} embeds texts alone: name the column of the other text with --target_column, or score by the "
-                "distance to the full model with --objective embedding"
+                f"{self.name} embeds texts alone: name the column of the other text with --target_column, or score by "
+                "the distance to the full model with --objective embedding"
             )
         return pairs, cached_embeddings(self, pairs.targets, cache_dir)
 

@@ -134,7 +134,8 @@ def check_modules(name: str, modules: object) -> None:
         ["Transformer", "Pooling", *dense, *norm] for dense in ([], ["Dense"]) for norm in ([], ["Normalize"])
     ):
         raise ValueError(
-            f"{name}/{MODULES}: expected Transformer, Pooling, and perhaps one Dense and Normalize; found {', '.join(kinds)}"
+            f"{name}/{MODULES}: expected Transformer, Pooling, and perhaps one Dense and Normalize; found "
+            f"{', '.join(kinds)}"
         )
     if folders[0]:
         raise ValueError(f"{name}/{MODULES}: expected the transformer in the folder itself, found it in {folders[0]}")
@@ -148,7 +149,8 @@ def read_pooling(name: str, settings: dict | None) -> str:
     given = [given] if isinstance(given, str) else given
     if len(given) != 1 or given[0] not in SUPPORTED_POOLINGS:
         raise ValueError(
-            f"{name}: expected one pooling of {', '.join(SUPPORTED_POOLINGS)}; found {', '.join(map(str, given)) or 'none'}"
+            f"{name}: expected one pooling of {', '.join(SUPPORTED_POOLINGS)}; found "
+            f"{', '.join(map(str, given)) or 'none'}"
         )
     return given[0]
 

@@ -31,7 +31,8 @@ def train_tokenizer(captions: list[str], num_merges: int, max_length: int) -> CL
     trainer = trainers.BpeTrainer(
         vocab_size=len(alphabet) + len(endings) + num_merges,
         initial_alphabet=alphabet,
-        special_tokens=endings,  # numbered before any merge: merges of equal count are then taken in the same order every time
+        # numbered before any merge: merges of equal count are then taken in the same order every time
+        special_tokens=endings,
         end_of_word_suffix="</w>",
         show_progress=False,
     )
