@@ -4,8 +4,7 @@ from typing import Self
 
 import numpy as np
 import torch
-import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 RIDGE = 1e-2  # in mean squares of a feature
 
@@ -20,7 +19,7 @@ class RidgeSums:
         """`features` (n, F); `targets` (n, D), or (J, n, D) for J regressions at once; `weights` (n,)."""
         features = features.double()  # products in float32 are twice as fast, and the maps wrong in the fourth digit
         if self.has_bias:
-            features = F.pad(features, (0, 1), value=1.0)
+            features = nn.functional.pad(features, (0, 1), value=1.0)
         weighted = features.T if weights is None else (features * weights.double()[:, None]).T
         self.gram = self.gram + weighted @ features
         self.cross = self.cross + weighted @ targets.double()

@@ -8,8 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 from tqdm import tqdm
 
 from common.files import cached_array
@@ -50,7 +49,7 @@ class ImageTargets:
 
     def embed_images(self, pixel_values: Tensor) -> Tensor:
         """L2-normalised image embeddings (n, d)."""
-        return F.normalize(self.model.get_image_features(pixel_values=pixel_values).pooler_output, dim=-1)
+        return nn.functional.normalize(self.model.get_image_features(pixel_values=pixel_values).pooler_output, dim=-1)
 
     @torch.no_grad()
     def image_embeddings(

@@ -20,7 +20,6 @@ from typing import Protocol, Self
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
@@ -139,7 +138,7 @@ processor = AutoProcessor.from_pretrained(folder)"""
         features = self.features(hidden, batch)
         embeddings = features if self.projection is None else self.projection(features)
         wide = torch.promote_types(embeddings.dtype, torch.float32)  # similarities in half precision would tie
-        return F.normalize(embeddings.to(wide), dim=-1)
+        return nn.functional.normalize(embeddings.to(wide), dim=-1)
 
     @torch.no_grad()
     def embeddings(self, samples: Sequence, kept_layers: Iterable[int] | None = None, batch_size: int = 256) -> Tensor:

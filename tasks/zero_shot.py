@@ -4,8 +4,7 @@ import re
 from collections.abc import Callable, Sequence
 
 import torch
-import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 ACCURACY_AT = (1, 5)
 
@@ -23,7 +22,7 @@ def class_embeddings(embed: Callable[[list[str]], Tensor], labels: Sequence[str]
     """(c, d), L2-normalised: of each label, the mean over the templates of what `embed` gives, normalised too."""
     prompts = [template.replace("{}", label) for label in labels for template in templates]
     embeddings = embed(prompts).view(len(labels), len(templates), -1)
-    return F.normalize(embeddings.mean(1), dim=-1)
+    return nn.functional.normalize(embeddings.mean(1), dim=-1)
 
 
 def right_classes(labels: Sequence[str], found: Sequence[str] | Sequence[int]) -> list[set[int]]:
