@@ -32,6 +32,8 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--output_dir", help="folder under exp/ (default: <model>/<to>)")
     parser.add_argument("--ids", **choice(ID_TYPES, None, "type of the ids, for onnx, default int64"))
     parser.add_argument("--normalize", **switch(None, "L2-normalised embeddings, for onnx (default: true)"))
+    what = "owner/name where the folder will be uploaded: open_clip looks there for the tokenizer (default: none)"
+    parser.add_argument("--hub_name", help=what)
     parser.add_argument("--num_captions", **whole_number(256, "to compare on"))
     add_common_flags(parser, max_pairs=False)
     return parser

@@ -10,9 +10,10 @@ import torch
 from common import Record, atomic_folder, data_flags, format_table, model_dir, set_up, write_json
 from data import load_pairs
 from models import load_encoder
-from models.exports import EXPORTS, OnnxOptions, check_kind, largest_difference, original
+from models.exports import EXPORTS, Options, check_kind, largest_difference, original
 
 RUNTIMES = {"onnx": ("onnx", "onnxscript", "onnxruntime"), "open_clip": ("open_clip",), "text": ()}
+OWNERS = {"ids": "onnx", "normalize": "onnx", "hub_name": "open_clip"}  # the kind that a flag is for
 RECORD_NAME = "export.json"
 TOLERANCE = 1e-4  # of the length of the original's embedding
 NUM_IMAGES = 32
@@ -20,7 +21,7 @@ NUM_IMAGES = 32
 
 def run(args: argparse.Namespace) -> None:
     """From the flags to a folder, and a printed table of differences."""
-    options = onnx_options(args)
+    options = read_options(args)
     check_runtimes(args.to)
     set_up(args)
     record = Record(args, "cpu")
@@ -47,11 +48,12 @@ def run(args: argparse.Namespace) -> None:
     print(f"written to {output_dir}")
 
 
-def onnx_options(args: argparse.Namespace) -> OnnxOptions:
-    given = {name: value for name in ("ids", "normalize") if (value := getattr(args, name)) is not None}
-    if given and args.to != "onnx":
-        raise ValueError(f"--{next(iter(given))} is for --to onnx only, not for --to {args.to}")
-    return OnnxOptions(**given)
+def read_options(args: argparse.Namespace) -> Options:
+    given = {name: value for name in OWNERS if (value := getattr(args, name)) is not None}
+    for name in given:
+        if args.to != OWNERS[name]:
+            raise ValueError(f"--{name} is for --to {OWNERS[name]} only, not for --to {args.to}")
+    return Options(**given)
 
 
 def check_runtimes(to: str) -> None:

@@ -27,6 +27,7 @@ from tasks.retrieval import RECALL_AT
 logger = logging.getLogger("comflp")
 
 MAX_LAYERS_TO_CHECK = 200  # up to here the exact search takes a moment, so the log can say what another mode missed
+FEWEST_RANKED = 10  # below, a rank correlation of 0.6 comes by chance once in twenty times
 SCORE_FORMAT = ".6f"  # biased DC of few samples differs in the fourth decimal and later
 
 
@@ -61,7 +62,7 @@ def run(args: argparse.Namespace) -> None:
         rows = results.verified_rows(verification, scored, matrix, args.num_layers, args.score)
         correlation = rank_correlation(scored, verification.ranked)
         record.note(**verification.facts, rank_correlation=correlation)
-        log_facts(verification.facts, correlation)
+        log_facts(verification.facts, correlation, len(scored))
     if not is_main_process():
         return
     if captions:
@@ -192,7 +193,7 @@ def published_score(args: argparse.Namespace) -> str:
     return "mean" if args.score == "both" else args.score
 
 
-def log_facts(facts: dict, correlation: float | None) -> None:
+def log_facts(facts: dict, correlation: float | None, num_scored: int) -> None:
     logger.info(
         "%d proposals evaluated on %d pairs with %d layer calls a batch, %d without shared prefixes; "
         "%d rounds of refinement",
@@ -202,7 +203,8 @@ def log_facts(facts: dict, correlation: float | None) -> None:
         ),
     )
     text = "undefined" if correlation is None else f"{correlation:.2f}"
-    logger.info("rank correlation (Spearman) between coarse score and objective over the coarse proposals: %s", text)
+    few = ", too few to mean much" if num_scored < FEWEST_RANKED else ""
+    logger.info("Spearman of coarse score and objective over the %d coarse proposals%s: %s", num_scored, few, text)
 
 
 def make_fine_search(

@@ -44,7 +44,8 @@ def run(args: argparse.Namespace) -> None:
         draws = draw_samples(encoder.samples(pairs), settings)
         record.note(model=encoder.identity(), dataset=settings.dataset_name, captions=len(draws[0]))
         record.note_data(data=pairs)
-        encoder.model.to(getattr(torch, args.precision))
+        for part in encoder.parts().values():  # not the other tower, which is larger
+            part.to(getattr(torch, args.precision))
         found = measure_draws(encoder, draws, settings, baseline=args.baseline, stopwatch=record)
     if not is_main_process():
         return

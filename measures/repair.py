@@ -1,6 +1,6 @@
 """Repair: what a layer explains of a later state once its last linear map is refitted for the layers between."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from math import isqrt
 from typing import Self
 
@@ -69,9 +69,12 @@ class Repair:
                 mine.merge(theirs)
         self.samples += other.samples
 
-    def changes(self) -> list[Tensor]:
-        """The changes of each layer's map towards each later state: (L - i, F [+ 1], D) float64, the constant last."""
-        return [sums.solve(self.options["ridge"]) for sums in self._sums]
+    def changes(self) -> Iterator[Tensor]:
+        """The changes of each layer's map towards each later state: (L - i, F [+ 1], D) float64, the constant last.
+
+        One layer after the other: all together are as large as the sums.
+        """
+        return (sums.solve(self.options["ridge"]) for sums in self._sums)
 
     def matrix(self) -> np.ndarray:
         """The (L+1, L+1) matrix. ValueError below 2 samples."""

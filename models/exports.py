@@ -24,11 +24,12 @@ BATCH_SIZES = (1, 7, 64)  # of the captions of a comparison, in turn: an export 
 
 
 @dataclass(frozen=True)
-class OnnxOptions:
-    """The flags that only `--to onnx` has."""
+class Options:
+    """The flags that only one kind of export has: `ids` and `normalize` onnx, `hub_name` open_clip."""
 
     ids: str = "int64"
     normalize: bool = True
+    hub_name: str = ""
 
 
 class TextEncoder(nn.Module):
@@ -46,7 +47,7 @@ class TextEncoder(nn.Module):
 # --- writing
 
 
-def write_onnx(encoder: Encoder, folder: Path, options: OnnxOptions) -> None:
+def write_onnx(encoder: Encoder, folder: Path, options: Options) -> None:
     prepared = encoder.prepare(["a", "two words"])
     example = encoder.batch(prepared, range(2)).inputs
     shape = {0: torch.export.Dim("batch")}
@@ -66,11 +67,12 @@ def write_onnx(encoder: Encoder, folder: Path, options: OnnxOptions) -> None:
     save_tokenizer(encoder, folder)
 
 
-def write_open_clip(clip: Clip, folder: Path, _: OnnxOptions) -> None:
-    save_open_clip(clip.model, clip.processor, folder, tokenizer_name=Path(clip.name).name)
+def write_open_clip(clip: Clip, folder: Path, options: Options) -> None:
+    name = options.hub_name or Path(clip.name).name
+    save_open_clip(clip.model, clip.processor, folder, tokenizer_name=name)
 
 
-def write_text(clip: Clip, folder: Path, _: OnnxOptions) -> None:
+def write_text(clip: Clip, folder: Path, _: Options) -> None:
     config = copy.deepcopy(clip.model.config.text_config)
     config.projection_dim = clip.model.config.projection_dim
     text = CLIPTextModelWithProjection(config)

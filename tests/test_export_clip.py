@@ -92,6 +92,12 @@ def test_the_open_clip_export_is_compared_on_captions_and_images(tmp_path, prune
     assert torch.allclose(again.embeddings(captions), expected, atol=1e-6)
 
 
+def test_the_open_clip_export_knows_where_its_tokenizer_will_be(tmp_path, pruned):
+    exports.write_open_clip(load_clip(str(pruned)), tmp_path, exports.Options(hub_name="owner/name"))
+    settings = json.loads((tmp_path / "open_clip_config.json").read_text())
+    assert settings["model_cfg"]["text_cfg"]["hf_tokenizer_name"] == "owner/name"
+
+
 def test_what_is_compared_is_what_the_runtime_gives(tmp_path, pruned, tiny_pairs, monkeypatch):
     seen = {}
 
