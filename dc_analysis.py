@@ -1,4 +1,4 @@
-"""Step 1: squared distance correlation (Szekely et al. 2007) between all layers of a CLIP text transformer.
+"""Step 1: squared distance correlation (Szekely et al. 2007) between all layers of CLIP's text tower (or another one).
 
     python dc_analysis.py --batch_size 4 --iter_num 10
     python dc_analysis.py --batch_size 256 --iter_num 10 --estimator unbiased --repeats 5

@@ -1,4 +1,4 @@
-"""The figures of one CLIP, or of several side by side: retrieval, zero-shot classification, size and speed.
+"""The figures of one model, or of several side by side: retrieval, zero-shot classification, size and speed.
 
     python evaluate_clip.py --model exp/iconclip exp/clip12to6_exp1
     python evaluate_clip.py --model exp/iconclip exp/clip12to6_exp1 --labels examples/icon_labels.txt \

@@ -1,4 +1,4 @@
-"""Step 1 with any other measure: similarity between all layers of a CLIP text transformer.
+"""Step 1 with any other measure: similarity between all layers of CLIP's text tower or another encoder.
 
     python similarity_analysis.py --measure cka --debiased true
     python similarity_analysis.py --measure pwcca --thre 0.999

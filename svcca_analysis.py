@@ -1,4 +1,4 @@
-"""Step 1: SVCCA (Raghu et al. 2017) between all layers of a CLIP text transformer.
+"""Step 1: SVCCA (Raghu et al. 2017) between all layers of CLIP's text tower or another encoder.
 
     python svcca_analysis.py --batch_size 32 --iter_num 300 --thre 0.99 --mode U
     python svcca_analysis.py --mode T --baseline true

@@ -1,6 +1,4 @@
-"""Products of the hidden states of samples, however many come: what SVCCA, PWCCA, CKA and covariances are computed
-from.
-"""
+"""Products of hidden states of any number of samples: what SVCCA, PWCCA, CKA and covariances are computed from."""
 
 from collections.abc import Iterator, Sequence
 from typing import Self

@@ -1,5 +1,7 @@
-"""The rivals: other ways to choose layers, side by side with ours on one objective, and against the truth where every
-subset is known. Pure: arrays and objectives in, rows out."""
+"""The rivals: other ways to choose layers beside ours on one objective, and the truth where every subset is known.
+
+Pure: arrays and objectives in, rows out.
+"""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass

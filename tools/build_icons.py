@@ -1,4 +1,4 @@
-"""Build the bundled data set: icons from open icon sets, each with its name as a caption.
+"""Build the bundled data set `icons`: icons from open icon sets, each with its name as a caption.
 
 Every icon of the Iconify sets below is rendered to a 32x32 grey image, black on white, and captioned with its
 name ("account-multiple-check-outline" becomes "account multiple check outline"). Icons are split by *concept*, the

@@ -1,1 +1,1 @@
-"""Training of a CLIP's text tower against image embeddings, the full model's text embeddings, or both."""
+"""Training of an encoder's tower towards the fixed other side of its pairs, the full model's embeddings, or both."""
