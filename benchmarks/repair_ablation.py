@@ -38,9 +38,7 @@ RIDGES = (1e-4, 1e-3, 1e-1, 1.0)
 class NoGuard(Repairer):
     """Every change is folded as it comes out of the regression."""
 
-    def fold_best(
-        self, segment: tuple | None, place: BlockMap | TableMap, change: Tensor, embeddings_at: Callable
-    ) -> Cut:
+    def fold_best(self, segment: tuple | None, place: BlockMap | TableMap, change: Tensor, loss_at: Callable) -> Cut:
         place.fold(change)
         return Cut(segment, 1.0, None, None)
 

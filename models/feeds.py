@@ -12,7 +12,7 @@ from torch import Tensor
 from common.matrix_files import PER_TOKEN_MODES, MatrixSettings
 from measures.ablation import skipped_segments
 from models.encoders import Encoder
-from models.folding import find_place
+from models.folding import find_places
 from models.segment_maps import read_repairs
 
 FORWARD_TOKENS = 4096  # in a forward pass: enough for full speed, few enough to stay in the cache of a CPU
@@ -91,7 +91,7 @@ def repairs(encoder: Encoder, tokens: Sequence[list[int]], _settings: MatrixSett
     parts = []
     with torch.inference_mode():
         for batch in encoder.prepared_batches(tokens, max(1, FORWARD_TOKENS // longest)):
-            places = [find_place(encoder.stack, layer, batch.inputs) for layer in range(encoder.num_layers)]
+            places = find_places(encoder.stack, range(encoder.num_layers), batch.inputs)
             parts.append(read_repairs(encoder, places, batch))
     return [torch.cat(tensors) for tensors in zip(*parts, strict=True)]
 

@@ -5,7 +5,7 @@ Which module that is, is found by trying: the map is called, its output is moved
 family is named.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 
 import torch
@@ -88,15 +88,20 @@ class TableMap:
         self.tables[-1].weight.data += change[-1].to(self.tables[-1].weight)
 
 
-def find_place(stack: LayerStack, layer: int, inputs: dict[str, Tensor]) -> BlockMap | TableMap | None:
-    """Where a map of h_layer goes; None for layer 0 where its embeddings are no sum of tables.
+def find_places(
+    stack: LayerStack, layers: Sequence[int], inputs: dict[str, Tensor]
+) -> list[BlockMap | TableMap | None]:
+    """Where the map of each h_layer goes; None for layer 0 where its embeddings are no sum of tables.
 
     `inputs`: some that the tower takes; the first of them are tried.
     """
     inputs = {name: tensor[:TRIED] for name, tensor in inputs.items()}
-    if layer == 0:
-        return find_table_map(stack, **inputs)
-    return find_block_map(stack, *stack.start(**inputs), layer)
+    start = stack.start(**inputs)
+    return [find_block_map(stack, *start, layer) if layer else find_table_map(stack, **inputs) for layer in layers]
+
+
+def find_place(stack: LayerStack, layer: int, inputs: dict[str, Tensor]) -> BlockMap | TableMap | None:
+    return find_places(stack, [layer], inputs)[0]
 
 
 def find_block_map(stack: LayerStack, hidden: Tensor, context: list[Arguments], layer: int) -> BlockMap:

@@ -1,6 +1,8 @@
 """Whether a change of an encoder helps: what its embeddings of held-out samples lost of what the full model says."""
 
 from collections.abc import Callable, Iterable, Sequence
+from functools import cached_property
+from typing import NamedTuple, Self
 
 import torch
 import torch.nn.functional as F
@@ -10,6 +12,7 @@ from models.encoders import Encoder
 
 STEPS = (1.0, 0.75, 0.5, 0.25)  # of the way from the old weights to the new ones
 SHARPNESS = 20.0  # of the similarities that are compared
+JUDGED_CALLS = 4096  # of layers that the judging of a cut may take, times the layers that there are
 
 
 def loss_of_meaning(embeddings: Tensor, meant: Tensor) -> float:
@@ -23,21 +26,29 @@ def loss_of_meaning(embeddings: Tensor, meant: Tensor) -> float:
     return F.kl_div(found, expected, reduction="batchmean", log_target=True).item()
 
 
+class Goal(NamedTuple):
+    """What embeddings should be, (n, d), and the loss of those that tell nothing apart."""
+
+    meant: Tensor
+    nothing: float
+
+    @classmethod
+    def of(cls, meant: Tensor) -> Self:
+        return cls(meant, loss_of_meaning(torch.zeros_like(meant), meant))
+
+
 class Judge:
     """The full model on samples that nothing is fitted to.
 
     Attributes:
-        batches: the samples.
-        meant: (n, d), their embeddings by the full model, in the order of the batches, as everywhere here.
-        nothing: the loss of embeddings that tell nothing apart.
+        batches: the samples; embeddings are in their order, everywhere here.
     """
 
     def __init__(self, full: Encoder, samples: Sequence, batch_size: int):
         self.full = full
         self.batches = list(full.batches(samples, batch_size))
         self.contexts = [full.stack.start(**batch.inputs)[1] for batch in self.batches]
-        self.meant = self.embeddings(full)
-        self.nothing = loss_of_meaning(torch.zeros_like(self.meant), self.meant)
+        self._goal = Goal.of(self.embeddings(full))
 
     def embeddings(self, encoder: Encoder) -> Tensor:
         """(n, d), by any encoder of the same inputs."""
@@ -46,22 +57,52 @@ class Judge:
         ends = [encoder.stack.run(*start, layers) for start in starts]
         return torch.cat([encoder.embed(end, batch) for end, batch in zip(ends, self.batches, strict=True)])
 
-    def embeddings_after(self, layer: int, states: Iterable[Tensor]) -> Tensor:
-        """(n, d), by the layers after this one of the full model from a state (n, T, D) of each batch."""
-        rest = range(layer + 1, self.full.num_layers + 1)
+    def loss_after(self, layer: int, states: Iterable[Tensor]) -> float:
+        """The loss where the full model goes on from a state (n, T, D) of each batch in the place of h_layer.
+
+        To its end in models of up to 64 layers. Judging each of L cuts to the end takes L^2 layer calls, so in a deeper
+        one both are read out `JUDGED_CALLS` / L layers on.
+        """
+        rest = range(layer + 1, self._end(layer) + 1)
         ends = [self.full.stack.run(*pair, rest) for pair in zip(states, self.contexts, strict=True)]
-        return torch.cat([self.full.embed(end, batch) for end, batch in zip(ends, self.batches, strict=True)])
+        return self.loss(self._read_out(ends), self._goal_after(layer))
 
-    def loss(self, embeddings: Tensor) -> float:
+    def tells_after(self, layer: int, loss: float) -> bool:
+        """Whether a `loss_after` this layer says that anything is told apart."""
+        return loss < self._goal_after(layer).nothing
+
+    def loss(self, embeddings: Tensor, goal: Goal | None = None) -> float:
         """`loss_of_meaning` up to `nothing`: beyond it one embedding is as bad as another, so that no change helps."""
-        return min(loss_of_meaning(embeddings, self.meant), self.nothing)
+        meant, nothing = goal or self._goal
+        return min(loss_of_meaning(embeddings, meant), nothing)
 
-    def best_step(self, embeddings_at: Callable[[float], Tensor]) -> tuple[float, float, float]:
-        """The best step of 0 and `STEPS`, and the losses without it and with it; `embeddings_at(step)` gives (n, d)."""
-        before = self.loss(embeddings_at(0.0))
+    def _end(self, layer: int) -> int:
+        return min(self.full.num_layers, layer + max(1, JUDGED_CALLS // self.full.num_layers))
+
+    def _goal_after(self, layer: int) -> Goal:
+        end = self._end(layer)
+        return self._goal if end == self.full.num_layers else self._goals[end]
+
+    @cached_property
+    def _goals(self) -> list[Goal]:
+        """Of the full model's states h_0 .. h_L, read out."""
+        stack, goals = self.full.stack, []
+        states = [stack.start(**batch.inputs)[0] for batch in self.batches]
+        for layer in range(self.full.num_layers + 1):
+            layers = [layer] if layer else []
+            states = [stack.run(*pair, layers) for pair in zip(states, self.contexts, strict=True)]
+            goals.append(Goal.of(self._read_out(states)))
+        return goals
+
+    def _read_out(self, states: Iterable[Tensor]) -> Tensor:
+        return torch.cat([self.full.embed(state, batch) for state, batch in zip(states, self.batches, strict=True)])
+
+    def best_step(self, loss_at: Callable[[float], float]) -> tuple[float, float, float]:
+        """The best step of 0 and `STEPS`, and the losses without it and with it."""
+        before = loss_at(0.0)
         step, after, last = 0.0, before, torch.inf
         for shorter in STEPS:
-            loss = self.loss(embeddings_at(shorter))
+            loss = loss_at(shorter)
             if loss < after:
                 step, after = shorter, loss
             if loss > last:  # from here on it goes up: the loss has one valley

@@ -25,7 +25,7 @@ from torch import Tensor
 
 from measures.ridge import RIDGE, RidgeSums
 from models.encoders import Batch, Encoder
-from models.folding import BlockMap, TableMap, apply_change, find_place
+from models.folding import BlockMap, TableMap, apply_change, find_places
 from models.judging import STEPS, Judge
 
 logger = logging.getLogger("comflp")
@@ -192,7 +192,8 @@ class Repairer:
 
     def _find_places(self, layers: list[int]) -> list[BlockMap | TableMap | None]:
         """Where the map of each of these layers (of the full model, 0: the embeddings) goes in the pruned model."""
-        places = [find_place(self.pruned.stack, self._in_pruned(p), self.walk.batches[0].inputs) for p in layers]
+        layers = [self._in_pruned(p) for p in layers]
+        places = find_places(self.pruned.stack, layers, self.walk.batches[0].inputs)
         warn_of_few_tokens(places, self.tokens, self.num_fitted)
         return places
 
@@ -206,19 +207,18 @@ class Repairer:
         layer = self._in_pruned(p)
         change = self.fit_segment(place, layer, q - 1)
         read = [self.read(place, self.held_walk, number, layer) for number in range(len(self.held_walk.batches))]
-
         readouts = None
         if q > self.judge.full.num_layers and self.projection is not None:  # what the map helps shows after the readout
             readouts = self.fit_readouts(place, layer, change)
 
-        def embeddings_at(step: float) -> Tensor:
+        def loss_at(step: float) -> float:
             states = [place.state(current + step * apply_change(change, inputs)) for inputs, current in read]
             if readouts is not None:
-                return self.read_out(states, readouts[step])
+                return self.judge.loss(self.read_out(states, readouts[step]))
             # As if the full model went on from here: what later cuts lose is not this one's.
-            return self.judge.embeddings_after(q - 1, states)
+            return self.judge.loss_after(q - 1, states)
 
-        return self.fold_best((p + 1, q - 1), place, change, embeddings_at)
+        return self.fold_best((p + 1, q - 1), place, change, loss_at)
 
     def read(self, place: BlockMap | TableMap, walk: Walk, number: int, layer: int) -> tuple[Tensor, Tensor]:
         hidden, context = walk.to(number, max(0, layer - 1))
@@ -255,7 +255,11 @@ class Repairer:
         change = sums.solve(self.ridge)
         ends = [self.held_walk.end(number) for number in range(len(self.held_walk.batches))]
         place = BlockMap(self.projection, None)
-        return self.fold_best(None, place, change, lambda step: self.read_out(ends, step * change))
+
+        def loss_at(step: float) -> float:
+            return self.judge.loss(self.read_out(ends, step * change))
+
+        return self.fold_best(None, place, change, loss_at)
 
     def add_readout(self, sums: RidgeSums, number: int, end: Tensor) -> None:
         """Towards the full model's embeddings, from the last states (n, T, D) of a batch, at the scale there is."""
@@ -276,10 +280,10 @@ class Repairer:
         segment: tuple[int, int] | None,
         place: BlockMap | TableMap,
         change: Tensor,
-        embeddings_at: Callable[[float], Tensor],
+        loss_at: Callable[[float], float],
     ) -> Cut:
         """Fold the change by the best step, or not at all."""
-        step, before, after = self.judge.best_step(embeddings_at)
+        step, before, after = self.judge.best_step(loss_at)
         if step:
             place.fold(step * change)
         return Cut(segment, step, before, after, "" if step else "no step helped")

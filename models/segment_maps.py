@@ -6,32 +6,41 @@ All maps are fitted on the full model's states; for one proposal `repair` does b
 repaired model.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from measures.repair import Repair
+from measures.base import symmetric_matrix
+from measures.ridge import LaterSums
 from models.encoders import Batch, Encoder
-from models.folding import BlockMap, TableMap, apply_change, find_place
+from models.folding import BlockMap, TableMap, apply_change, find_places
 from models.judging import Judge
 from models.repair import FEWEST_CAPTIONS, RIDGE, hold_out, warn_of_few_tokens
 
 CAPTIONS = 1000  # a few hundred give the same order of proposals; the winner is refitted with more
 JUDGES = 64  # a map is judged whenever it is first used, so by fewer samples than the repair of one proposal
+MAP_BYTES = 3 << 30  # of sums at a time; a model whose segments have more of them gets the maps that are asked for
+
+Places = Sequence[BlockMap | TableMap | None]  # of each layer but the last, from 0: the embeddings
 
 
 class SegmentMaps:
     """Maps from every layer p to every later state h_b of an encoder, each judged when it is first asked for.
 
-    Takes (F + 1) (F + 1 + (L - p) D) float64 numbers for each layer p while the sums are made, and half of them
-    afterwards.
+    The sums take (F + 1) (F + 1 + (L - p) D) float64 numbers for each layer p, and the maps half of them. Where all of
+    these are more than `MAP_BYTES` (24 layers of width 1024; 1,000 layers of width 64 have 66 GB), nothing is fitted
+    before it is needed: `prepare` fits the maps of some segments in one pass.
 
     Args:
         samples: captions of train.
         ridge: as in `repair`.
         batch_size: samples in a forward pass.
+
+    Attributes:
+        places: of the map of each layer but the last, from 0, the embeddings.
+        batches: the captions that the maps are fitted to.
     """
 
     @torch.no_grad()
@@ -42,25 +51,79 @@ class SegmentMaps:
                 f"expected at least {FEWEST_CAPTIONS} different captions to repair with, found {len(samples)}"
             )
         fitted, held = hold_out(samples)
-        self.encoder, self.judge = encoder, Judge(encoder, held[:JUDGES], batch_size)
-        batches = list(encoder.batches(fitted, batch_size))
-        layers = range(encoder.num_layers)  # 0: the embeddings; nothing comes after layer L
-        self.places = [find_place(encoder.stack, p, batches[0].inputs) for p in layers]
-        warn_of_few_tokens(self.places, sum(int(batch.mask.sum()) for batch in batches), len(fitted))
-        self._measure = Repair(ridge, [place is None or place.has_bias for place in self.places])
-        for batch in batches:
-            self._measure.update(read_repairs(encoder, self.places, batch))
-        self._changes = [changes.to(encoder.device, torch.float32) for changes in self._measure.changes()]
+        self.encoder, self.ridge, self.judge = encoder, ridge, Judge(encoder, held[:JUDGES], batch_size)
+        self.batches = list(encoder.batches(fitted, batch_size))
+        layers = range(encoder.num_layers)  # nothing comes after layer L
+        self.places: Places = find_places(encoder.stack, layers, self.batches[0].inputs)
+        warn_of_few_tokens(self.places, sum(int(batch.mask.sum()) for batch in self.batches), len(fitted))
         self._held_states = [encoder.stack.hidden_states(**batch.inputs) for batch in self.judge.batches]
+        self._changes: dict[tuple[int, int], Tensor] = {}
+        self._shares: dict[tuple[int, int], float] = {}
         self._judged: dict[tuple[int, int], tuple[float, float]] = {}
+        every = {p: range(p + 1, encoder.num_layers + 1) for p in layers}
+        if sum(self._sums_bytes(p, len(later)) for p, later in every.items()) <= MAP_BYTES:
+            self._fit(every)
 
     def matrix(self) -> np.ndarray:
         """(L + 1, L + 1): the share of each later state that a repaired layer explains; see `measures.Repair`."""
-        return self._measure.matrix()
+        num_layers, shares = self.encoder.num_layers, self._shares
+        if len(shares) < num_layers * (num_layers + 1) // 2:
+            raise ValueError(
+                f"expected the maps of all segments, found {len(shares)}: those of {num_layers} layers of this width "
+                "are more than can be held, so choose another measure"
+            )
+        matrix = np.eye(num_layers + 1)
+        matrix[tuple(zip(*shares, strict=True))] = list(shares.values())
+        return symmetric_matrix(matrix)
+
+    @property
+    def num_fitted(self) -> int:
+        return len(self._changes)
+
+    @torch.no_grad()
+    def prepare(self, segments: Iterable[tuple[int, int]]) -> None:
+        """Fit the maps of segments, given by p, the layer before, and b, the last, that are not fitted yet."""
+        if sum(change.nbytes for change in self._changes.values()) > MAP_BYTES:
+            self._changes.clear()
+        missing: dict[int, list[int]] = {}
+        for p, b in sorted(set(segments) - self._changes.keys()):
+            missing.setdefault(p, []).append(b)
+        self._fit(missing)
+
+    def _sums_bytes(self, p: int, num_later: int) -> int:
+        features = 1 + (self.places[p].num_features if self.places[p] else 0)
+        return 8 * features * (features + num_later * self.encoder.width)
+
+    def _fit(self, wanted: Mapping[int, Sequence[int]]) -> None:
+        """The maps from each layer p to the states h_b in wanted[p], as many in a pass as `MAP_BYTES` of sums allow."""
+        parts: list[dict[int, Sequence[int]]] = []
+        size = MAP_BYTES
+        for p, later in wanted.items():
+            size += self._sums_bytes(p, len(later))
+            if size > MAP_BYTES:
+                parts.append({})
+                size = self._sums_bytes(p, len(later))
+            parts[-1][p] = later
+        for part in parts:
+            self._fit_part(part)
+
+    @torch.no_grad()
+    def _fit_part(self, wanted: Mapping[int, Sequence[int]]) -> None:
+        sums = {p: LaterSums(self.places[p] is None or self.places[p].has_bias) for p in wanted}
+        for batch in self.batches:
+            for p, inputs, current, later in read_lacks(self.encoder, self.places, batch, wanted):
+                sums[p].add(inputs, torch.stack(later), current)
+        for p, later in wanted.items():
+            changes = sums[p].solve(self.ridge)
+            self._shares |= zip(((p, b) for b in later), sums[p].explained(changes).tolist(), strict=True)
+            changes = changes.to(self.encoder.device, torch.float32)
+            self._changes |= {(p, b): change for b, change in zip(later, changes, strict=True)}
 
     def fitted_change(self, p: int, b: int) -> Tensor:
         """From the weights of layer p to those fitted to h_b: (F, D), or (F + 1, D) with the bias last."""
-        return self._changes[p][b - p - 1]
+        if (p, b) not in self._changes:
+            self._fit({p: [b]})
+        return self._changes[p, b]
 
     def change(self, p: int, b: int) -> Tensor | None:
         """What to add to the weights of layer p when the layers up to b are dropped; None where nothing helps."""
@@ -72,7 +135,7 @@ class SegmentMaps:
 
         Where nothing is, no other map of a proposal can bring it back: they are fitted to states that will not come.
         """
-        return self._judge(p, b)[1] < self.judge.nothing
+        return self.judge.tells_after(b, self._judge(p, b)[1])
 
     def run(self, hidden: Tensor, context: list, layer: int) -> tuple[Tensor, ...]:
         """What a layer leaves behind when run on a state (n, T, D); 0 stands for the embeddings, with h_0 given."""
@@ -95,34 +158,49 @@ class SegmentMaps:
             place, stack = self.places[p], self.encoder.stack
             states = zip(self._held_states, self.judge.contexts, strict=True)
             if place is None:
-                end = self.judge.embeddings_after(b, (held[p] for held, _ in states))
-                self._judged[p, b] = 0.0, self.judge.loss(end)
+                self._judged[p, b] = 0.0, self.judge.loss_after(b, (held[p] for held, _ in states))
                 return self._judged[p, b]
             read = [place.read(stack, held[max(0, p - 1)], context, p) for held, context in states]
             moves = [apply_change(self.fitted_change(p, b), inputs) for inputs, _ in read]
 
-            def embeddings_at(step: float) -> Tensor:
+            def loss_at(step: float) -> float:
                 sums = (current + step * move for (_, current), move in zip(read, moves, strict=True))
-                return self.judge.embeddings_after(b, map(place.state, sums))
+                return self.judge.loss_after(b, map(place.state, sums))
 
-            step, _, after = self.judge.best_step(embeddings_at)
+            step, _, after = self.judge.best_step(loss_at)
             self._judged[p, b] = step, after
         return self._judged[p, b]
 
 
-def read_repairs(encoder: Encoder, places: Sequence[BlockMap | TableMap | None], batch: Batch) -> list[Tensor]:
-    """What an update of `measures.Repair` holds, over a batch's real tokens; `places`: of each layer but the last."""
-    stack = encoder.stack
+def read_lacks(
+    encoder: Encoder, places: Places, batch: Batch, wanted: Mapping[int, Sequence[int]]
+) -> Iterator[tuple[int, Tensor, Tensor, list[Tensor]]]:
+    """For the layers p of `wanted`, over a batch's real tokens: p, the inputs of its map (n, F), its sum (n, D), and
+    what that should be for each of the states h_b, b in wanted[p] (rising). In the order of their last b; only what is
+    still needed is held.
+    """
+    stack, open_maps = encoder.stack, {}
     hidden, context = stack.start(**batch.inputs)
-    states, read = [hidden], [(hidden if places[0] else hidden[..., :0], hidden)]
-    for layer in range(1, stack.num_layers):
-        read.append(places[layer].read(stack, states[-1], context, layer))
-        states.append(places[layer].state(read[-1][1]))
-    states.append(stack.run(states[-1], context, [stack.num_layers]))
-    states = torch.stack(states)[:, batch.mask]  # (L + 1, n, D)
-    tensors = []
-    for layer, (place, (inputs, current)) in enumerate(zip(places, read, strict=True)):
-        current = current[batch.mask]
-        later = states[layer + 1 :]
-        tensors += [inputs[batch.mask], current, *(place.wanted(later, current) if place else later)]
-    return tensors
+    for layer in range(stack.num_layers + 1):
+        if layer in wanted and places[layer]:
+            inputs, current = places[layer].read(stack, hidden, context, layer)
+            hidden = places[layer].state(current)
+        else:
+            hidden = stack.run(hidden, context, [layer] if layer else [])
+            inputs, current = hidden[..., :0], hidden
+        for p, (its_inputs, its_current, later) in list(open_maps.items()):
+            if layer in wanted[p]:
+                state = hidden[batch.mask]
+                later.append(places[p].wanted(state, its_current) if places[p] else state)
+            if layer == wanted[p][-1]:
+                yield p, its_inputs, its_current, later
+                del open_maps[p]
+        if layer in wanted:
+            open_maps[layer] = inputs[batch.mask], current[batch.mask], []
+
+
+def read_repairs(encoder: Encoder, places: Places, batch: Batch) -> list[Tensor]:
+    """What an update of `measures.Repair` holds, over a batch's real tokens."""
+    every = {p: range(p + 1, encoder.num_layers + 1) for p in range(encoder.num_layers)}
+    read = read_lacks(encoder, places, batch, every)
+    return [tensor for _, inputs, current, later in read for tensor in (inputs, current, *later)]

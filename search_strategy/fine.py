@@ -9,7 +9,7 @@ With the maps of all segments (`models/segment_maps.py`) a proposal is scored re
 leaves behind is shared as before, and the state that the next kept layer gets from it depends on which layer that is.
 """
 
-from collections import OrderedDict
+from collections import Counter, OrderedDict
 from collections.abc import Hashable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -182,6 +182,8 @@ class FineSearch:
     def _parts(self, proposals: list[Proposal]) -> Iterator[tuple[list[Proposal], "Runner"]]:
         """Neighbours in the tree together, as many as `EMBEDDING_BYTES` of embeddings allow, and what runs them."""
         size = max(1, EMBEDDING_BYTES // (4 * self.num_samples * self.encoder.dim))
+        if self.maps:
+            self.maps.prepare((a - 1, b) for proposal in proposals for a, b in segments(proposal))
         by_runner: dict[Runner, list[Proposal]] = {}
         # neighbours share the most prefixes, so little is run twice at the seams between parts
         for proposal in sorted(proposals, key=lambda proposal: kept_layers(proposal, self.encoder.num_layers)):
@@ -220,6 +222,7 @@ class FineSearch:
         for proposal, layers in enumerate(kept):
             if not layers:  # no step of the walk leads to it
                 embeddings[proposal, batch.rows] = encoder.embed(runner.state(path[0], 0, end), batch)
+        children = Counter(prefix[:-1] for prefix, _ in steps)
         for prefix, ending in steps:
             del path[len(prefix) :]  # back to where this prefix branches off
             left = self._states.get((runner, number, prefix))
@@ -229,6 +232,8 @@ class FineSearch:
                 made += 1
                 if ending is None and len(kept) <= MOST_TO_KEEP_STATES:
                     self._states.put((runner, number, prefix), left)
+            if children[prefix[:-1]] == 1:
+                path[-1] = None  # no other prefix goes on from here: a path of 500 layers is not held
             path.append(left)
             if ending is not None:
                 embeddings[ending, batch.rows] = encoder.embed(runner.state(left, prefix[-1], end), batch)

@@ -187,6 +187,20 @@ def test_the_last_cut_is_judged_by_what_the_readout_makes_of_it(clip: Encoder, c
     assert projection.after < projection.before
 
 
+@pytest.mark.parametrize("calls", [1, 8, 100])
+def test_a_deep_model_is_judged_some_layers_on(clip: Encoder, captions: list[str], calls: int, monkeypatch) -> None:
+    monkeypatch.setattr(judging, "JUDGED_CALLS", calls)  # of 4 layers: 1, 2, or all of those that follow
+    judge, counted = judging.Judge(clip, captions[:9], 5), []
+    states = [clip.stack.hidden_states(**batch.inputs)[1] for batch in judge.batches]
+    assert judge.loss_after(1, states) == pytest.approx(0, abs=1e-6)
+    run = type(clip.stack).run
+    monkeypatch.setattr(
+        type(clip.stack), "run", lambda own, *args: counted.append(len(list(args[2]))) or run(own, *args)
+    )
+    assert judge.loss_after(1, [1.5 * state for state in states]) > 1e-6
+    assert counted == {1: [1, 1], 8: [2, 2], 100: [3, 3]}[calls]
+
+
 def test_a_harmful_map_is_left_out(clip: Encoder, captions: list[str], monkeypatch) -> None:
     solve = RidgeSums.solve
     monkeypatch.setattr(RidgeSums, "solve", lambda sums, ridge: -5 * solve(sums, ridge))

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from measures.ridge import RidgeSums
-from models import Encoder
+from models import Encoder, segment_maps
 from models.folding import apply_change, find_place
 from models.segment_maps import SegmentMaps
 
@@ -62,6 +62,22 @@ def test_a_map_is_judged_once(maps: SegmentMaps, monkeypatch) -> None:
     monkeypatch.setattr(maps.judge, "loss", lambda *_: pytest.fail("judged again"))
     assert first is not None
     torch.testing.assert_close(maps.change(2, 4), first, atol=0, rtol=0)
+
+
+def test_maps_that_are_fitted_when_asked_for_are_those_of_one_pass(
+    clip: Encoder, captions: list[str], maps: SegmentMaps, monkeypatch
+) -> None:
+    monkeypatch.setattr(segment_maps, "MAP_BYTES", 60_000)  # the sums of one layer, and little more
+    few = SegmentMaps(clip, captions, ridge=0.1, batch_size=7)
+    with pytest.raises(ValueError, match="expected the maps of all segments, found 0: those of 4 layers"):
+        few.matrix()
+    few.prepare([(1, 3), (0, 1), (2, 4)])
+    with monkeypatch.context() as patch:
+        patch.setattr(few, "_fit", lambda wanted: pytest.fail(f"fitted again: {wanted}"))
+        for p, b in [(0, 1), (1, 3), (2, 4)]:
+            torch.testing.assert_close(few.fitted_change(p, b), maps.fitted_change(p, b), atol=1e-6, rtol=1e-6)
+            torch.testing.assert_close(few.change(p, b), maps.change(p, b), atol=1e-6, rtol=1e-6)
+    torch.testing.assert_close(few.fitted_change(0, 3), maps.fitted_change(0, 3), atol=1e-6, rtol=1e-6)
 
 
 def test_too_few_captions_are_refused(clip: Encoder, captions: list[str]) -> None:
