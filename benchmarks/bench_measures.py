@@ -16,9 +16,6 @@ import functools
 import importlib.util
 import itertools
 import logging
-import multiprocessing
-import re
-import sys
 import time
 import warnings
 from collections.abc import Callable, Sequence
@@ -28,6 +25,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from benchmarks.frame import fastest, in_own_process, peak_mib, synchronize
 from benchmarks.plain_measures import anatome_svcca, dcor_dc, numpy_svcca, per_layer_dc, per_pair_dc, plain_svcca
 from common import Record, bounded, format_table, positive_int, script, set_up_logging, write_json
 from common.cli import boolean
@@ -44,7 +42,7 @@ DC_HEADERS = ("DC, one batch", "batch", "ms", "faster than per layer", "than per
 TOKENS_HEADERS = ("SVCCA over tokens", "tokens", "seconds", "peak memory (MiB)")
 
 
-# --- data, time
+# --- data
 
 
 def residual_walk(samples: int, width: int, layers: int, seed: int, device: str) -> list[Tensor]:
@@ -58,31 +56,6 @@ def residual_walk(samples: int, width: int, layers: int, seed: int, device: str)
         state = state + (step if layer == 0 else 0.5 * step)
         states.append(state.to(device))
     return states
-
-
-def fastest(
-    function: Callable[[], object], device: str, repeats: int = 3, at_least_seconds: float = 0.0
-) -> tuple[float, object]:
-    """Seconds of the fastest of `repeats` runs, or of as many as fill the time, and the result."""
-    times: list[float] = []
-    while len(times) < repeats or (sum(times) < at_least_seconds and len(times) < 1000):
-        synchronize(device)
-        start = time.perf_counter()
-        result = function()
-        synchronize(device)
-        times.append(time.perf_counter() - start)
-    return min(times), result
-
-
-def in_own_process(function: Callable, *args: object) -> object:
-    """The result of a function in a fresh process: what others left in the heap changes peaks and costs."""
-    with multiprocessing.get_context("spawn").Pool(1) as pool:
-        return pool.apply(function, args)
-
-
-def synchronize(device: str) -> None:
-    if device == "cuda":
-        torch.cuda.synchronize()
 
 
 # --- SVCCA
@@ -212,16 +185,6 @@ def token_run(tokens: int, args: argparse.Namespace) -> tuple[float, float]:
         measure.update(residual_walk(rows, args.width, args.layers, args.seed + number, args.device))
     measure.matrix()
     return time.perf_counter() - start, peak_mib()
-
-
-def peak_mib() -> float:
-    """The largest resident size of this process; of this program alone where the system says so (Linux)."""
-    status = Path("/proc/self/status")
-    if status.exists():
-        return int(re.search(r"VmHWM:\s+(\d+) kB", status.read_text()).group(1)) / 1024
-    import resource
-
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (2**20 if sys.platform == "darwin" else 2**10)
 
 
 def tokens_part(args: argparse.Namespace) -> list[tuple]:

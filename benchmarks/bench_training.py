@@ -13,7 +13,6 @@ import logging
 import tempfile
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import replace
 from pathlib import Path
 from statistics import median
 
@@ -22,7 +21,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from transformers import get_cosine_schedule_with_warmup
 
-from benchmarks.frame import Bench, make_parser
+from benchmarks.frame import Bench, first_pairs, make_parser
 from common import data_flags, format_table, positive_int, script
 from models import Clip
 from tasks.retrieval import symmetric_cross_entropy
@@ -100,12 +99,6 @@ def build_parser() -> argparse.ArgumentParser:
         "--repeats", type=positive_int, default=3, help="epochs of each loop; the median counts (default: 3)"
     )
     return parser
-
-
-def first_pairs(split: Split, number: int) -> Split:
-    """The first captions of a split."""
-    pairs = replace(split.pairs, captions=split.pairs.captions[:number], image_index=split.pairs.image_index[:number])
-    return replace(split, pairs=pairs)
 
 
 @script

@@ -1,12 +1,23 @@
 """What the benchmarks share: `--out` and the common flags; encoder, pairs and fine search; the figures as JSON."""
 
 import argparse
+import copy
+import multiprocessing
+import re
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
+
+import torch
+from transformers import CLIPModel
 
 from common import Record, add_common_flags, data_flags, set_up, show_progress, tower_dir, write_json
 from data import ImageCaptionPairs, load_pairs
-from models import load_encoder
+from models import Clip, load_encoder
 from search_strategy.fine import FineSearch
+from training.batches import Split
 
 
 def make_parser(description: str) -> argparse.ArgumentParser:
@@ -35,6 +46,18 @@ class Bench:
         """A split of `--dataset`; `changes`: of what the data flags say."""
         return load_pairs(self.args.dataset, split, **data_flags(self.args) | changes)
 
+    def fresh_clip(self, *, width: int, **sizes: int) -> Clip:
+        """A CLIP with fresh weights, the tokenizer of `--model`, and a text tower of these sizes."""
+        config = copy.deepcopy(self.encoder.model.config)
+        config.text_config.update({"hidden_size": width, "intermediate_size": 4 * width, **sizes})
+        torch.manual_seed(self.args.seed)
+        model = CLIPModel(config).eval().to(self.encoder.device)
+        return Clip(model, self.encoder.processor, f"fresh {config.text_config.num_hidden_layers} x {width}")
+
+    def captions(self, split: str) -> list[str]:
+        """The distinct captions of a split."""
+        return list(dict.fromkeys(self.pairs(split, images=False).captions))
+
     def fine_search(self, pairs: ImageCaptionPairs, **options: object) -> FineSearch:
         """By the task loss on these pairs; target embeddings from the model's cache."""
         return FineSearch.from_pairs(self.encoder, pairs, self.folder / "cache", progress=show_progress(), **options)
@@ -43,3 +66,44 @@ class Bench:
         """The figures and the record, where `--out` says."""
         if self.args.out:
             write_json(self.args.out, content | {"record": self.record.content()})
+
+
+def in_own_process(function: Callable, *args: object) -> object:
+    """The result of a function in a fresh process: what others left in the heap changes peaks and seconds."""
+    with multiprocessing.get_context("spawn").Pool(1) as pool:
+        return pool.apply(function, args)
+
+
+def peak_mib() -> float:
+    """The largest resident size of this process; of this program alone where the system says so (Linux)."""
+    status = Path("/proc/self/status")
+    if status.exists():
+        return int(re.search(r"VmHWM:\s+(\d+) kB", status.read_text()).group(1)) / 1024
+    import resource
+
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (2**20 if sys.platform == "darwin" else 2**10)
+
+
+def fastest(
+    function: Callable[[], object], device: str, repeats: int = 3, at_least_seconds: float = 0.0
+) -> tuple[float, object]:
+    """Seconds of the fastest of `repeats` runs, or of as many as fill the time, and the result."""
+    times: list[float] = []
+    while len(times) < repeats or (sum(times) < at_least_seconds and len(times) < 1000):
+        synchronize(device)
+        start = time.perf_counter()
+        result = function()
+        synchronize(device)
+        times.append(time.perf_counter() - start)
+    return min(times), result
+
+
+def synchronize(device: str) -> None:
+    if device == "cuda":
+        torch.cuda.synchronize()
+
+
+def first_pairs(split: Split, number: int) -> Split:
+    """The first captions of a split."""
+    pairs = replace(split.pairs, captions=split.pairs.captions[:number], image_index=split.pairs.image_index[:number])
+    return replace(split, pairs=pairs)

@@ -43,39 +43,38 @@ class KeptSamples:
 
     def own(self, layer: int) -> Tensor:
         """X'X of a layer: (d, d)."""
-        samples = self._centred(range(layer, layer + 1))
+        samples, _ = self._mapped(range(layer, layer + 1), None)
         return samples.T @ samples
 
     def products(self, rows: range, groups: Sequence[range], maps: Maps) -> Iterator[list[Tensor]]:
         """For each group in turn maps_i' X_i' X_j maps_j of its `pairs_of(rows, group)`: a list of (k_i, k_j)."""
-        left = self._mapped(rows, maps)
-        stacked = torch.cat(left, 1)
+        left, left_widths = self._mapped(rows, maps)
         for group in groups:
-            right = left if group == rows else self._mapped(group, maps)
-            product = stacked.T @ torch.cat(right, 1)
-            parts = [
-                dict(zip(group, part.split([samples.shape[1] for samples in right], 1), strict=True))
-                for part in product.split([samples.shape[1] for samples in left])
-            ]
-            yield [parts[i - rows.start][j] for i, j in pairs_of(rows, group)]
+            right, right_widths = (left, left_widths) if group == rows else self._mapped(group, maps)
+            parts = [part.split(right_widths, 1) for part in (left.T @ right).split(left_widths)]
+            yield [parts[i - rows.start][j - group.start] for i, j in pairs_of(rows, group)]
 
-    def _mapped(self, layers: range, maps: Maps) -> list[Tensor]:
-        """X_i maps_i of consecutive layers: a list of (n, k_i)."""
-        samples = self._centred(layers).split(self.widths[layers.start : layers.stop], 1)
-        if maps is None:
-            return list(samples)
-        return [rows @ maps[layer] for layer, rows in zip(layers, samples, strict=True)]
-
-    def _centred(self, layers: range) -> Tensor:
-        """(n, d_i + ...), float64."""
+    def _mapped(self, layers: range, maps: Maps) -> tuple[Tensor, list[int]]:
+        """X_i maps_i of consecutive layers side by side, (n, k_i + ...), and the k_i."""
+        widths = self.widths[layers.start : layers.stop]
         start = sum(self.widths[: layers.start])
-        columns = slice(start, start + sum(self.widths[layers.start : layers.stop]))
-        return torch.cat([block[:, columns].double() for block in self.blocks]).sub_(self.mean[columns])
+        columns = slice(start, start + sum(widths))
+        mean, mapped_widths = self.mean[columns], widths if maps is None else [maps[i].shape[1] for i in layers]
+        mapped = mean.new_empty(self.rows, sum(mapped_widths))
+        # block by block, since that of a tile stays in the cache until it is multiplied
+        for place, block in zip(mapped.split([len(block) for block in self.blocks]), self.blocks, strict=True):
+            centred = block[:, columns].double() - mean
+            if maps is None:
+                place.copy_(centred)
+            else:
+                parts = zip(layers, centred.split(widths, 1), strict=True)
+                torch.cat([part @ maps[layer] for layer, part in parts], 1, out=place)
+        return mapped, mapped_widths
 
     def norm_products(self) -> Tensor:
         """The sum over samples of |x_i|^2 |x_j|^2: (L+1, L+1)."""
         layers = range(len(self.widths))
-        squares = torch.stack([self._centred(layers[layer : layer + 1]).square().sum(1) for layer in layers])
+        squares = torch.stack([self._mapped(layers[layer : layer + 1], None)[0].square().sum(1) for layer in layers])
         return squares @ squares.T
 
 
