@@ -135,8 +135,9 @@ def compare(
         content["all_subsets"] = {",".join(map(str, dropped)): loss for dropped, loss in truth.objective.items()}
     write_json(path, content | {"record": record.content()})
     strategy_panel(rows, judged, truth.sorted if truth else None, full["task_loss"], path.with_suffix(".png"))
-    tables = [panel_table(rows, full["test_recall_at_10"]), scores_table(judged), searches_table(found)]
-    print("\n\n".join(tables if truth else tables[:1]))
+    tables = [panel_table(rows, full["test_recall_at_10"])]
+    tables += [scores_table(judged), searches_table(found)] if truth else []
+    print("\n\n".join(tables))
 
 
 def find_truth(args: argparse.Namespace, fine: FineSearch, record: Record) -> rivals.AllSubsets | None:

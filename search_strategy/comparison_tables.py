@@ -1,7 +1,7 @@
 """What the comparison of strategies prints."""
 
-from collections.abc import Sequence
-from statistics import fmean
+from collections.abc import Callable, Sequence
+from statistics import fmean, median
 
 from common import format_table
 
@@ -59,12 +59,15 @@ def scores_table(judged: Sequence[dict]) -> str:
 
 
 def searches_table(found: Sequence[dict]) -> str:
-    """The default search from every matrix, over the draws."""
+    """The default search from every matrix, over the draws; the last line is over all of them, with medians."""
     headers = ("default search from", "finds the best", "rank", "regret", "proposals", "layer calls")
+    costs = ("proposals_evaluated", "layer_calls")
+    figures = {"rank": ".0f", "regret": ".4f"} | dict.fromkeys(costs, ".0f")
+    every = {name: [value for row in found for value in row[name]] for name in figures}
     lines = [
-        (row["measure"], f"{row['rank'].count(1)} of {len(row['rank'])}", spread(row["rank"], ".0f"))
-        + (spread(row["regret"], ".4f"), spread(row["proposals_evaluated"], ".0f"), spread(row["layer_calls"], ".0f"))
-        for row in found
+        (row["measure"], f"{row['rank'].count(1)} of {len(row['rank'])}")
+        + tuple(spread(row[name], style, middle) for name, style in figures.items())
+        for row, middle in (*((row, fmean) for row in found), ({"measure": "all, median", **every}, median))
     ]
     return _text_table(lines, headers, 1)
 
@@ -75,12 +78,14 @@ def _text_table(lines: Sequence[Sequence[str | None]], headers: Sequence[str], n
     return format_table(lines, headers, disable_numparse=True, colalign=sides)
 
 
-def spread(values: Sequence[float | None], number_format: str) -> str | None:
+def spread(
+    values: Sequence[float | None], number_format: str, middle: Callable[[Sequence[float]], float] = fmean
+) -> str | None:
     """`0.73`, or of several draws the mean and the range: `0.73 [0.70, 0.76]`."""
     if None in values:
         return None
-    mean = f"{fmean(values):{number_format}}"
-    return mean if len(values) == 1 else f"{mean} [{min(values):{number_format}}, {max(values):{number_format}}]"
+    shown = [f"{value:{number_format}}" for value in (middle(values), min(values), max(values))]
+    return shown[0] if len(values) == 1 else f"{shown[0]} [{shown[1]}, {shown[2]}]"
 
 
 def sizes_table(sizes: Sequence[dict]) -> str:

@@ -33,5 +33,14 @@ def test_draws_are_shown_as_mean_and_range():
     names = ("spearman", "spearman_layer_1_kept", "spearman_best")
     judged = {"measure": "dc", "score": "sum", **dict.fromkeys(names, [0.5, 0.7]), "regret_at_10": [0.0, 0.1]}
     assert "16 [1, 30]" in scores_table([judged | {"rank_of_best_within": {10: [1, 30]}}])
-    costs = {"proposals_evaluated": [40, 50], "layer_calls": [150, 170]}
-    assert "1 of 2" in searches_table([{"measure": "dc", "rank": [1, 2], "regret": [0.0, 0.1], **costs}])
+
+
+def test_the_default_search_is_summed_up_by_its_median_and_its_worst():
+    found = [
+        {"measure": name, "rank": rank, "regret": [0.0, 0.1], "proposals_evaluated": [40, 50], "layer_calls": calls}
+        for name, rank, calls in (("dc", [1, 2], [150, 170]), ("cka", [1, 1], [110, 290]))
+    ]
+    dc, cka, every = searches_table(found).splitlines()[2:]
+    assert "1 of 2" in dc and dc.endswith("160 [150, 170]")
+    assert cka.endswith("200 [110, 290]")
+    assert "3 of 4" in every and "1 [1, 2]" in every and every.endswith("160 [110, 290]")
