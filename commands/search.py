@@ -40,10 +40,7 @@ def run(args: argparse.Namespace) -> None:
     matrices = [read_matrix(of_matrix, folder, args.num_layers, args.model) for of_matrix in settings]
     matrix = combine(matrices) if args.combine else matrices[0] if matrices else None
     tags = [of_matrix.tag for of_matrix in settings]
-    names = ("seed", "dataset", "max_pairs", "repair", "coarse_search_only", *results.CHOICES)
-    choice = {name: getattr(args, name) for name in names}
-    tag = results.result_tag(args.select_measure, tags, **choice)
-    result = results.result_path(folder, args.num_layers, args.num_clip_layers, args.search_mode, tag)
+    result = name_result(args, tags, folder)
     device = set_up(args)
     record = Record(args, device)
     fine, captions = None, []
@@ -68,16 +65,28 @@ def run(args: argparse.Namespace) -> None:
     if captions:
         with record.timed("repair"):
             rows[0]["refitted"] = refit_winner(fine, verification.winner, captions)
-    numbers = {name: getattr(args, name) for name in ("num_layers", "num_clip_layers", "search_mode")}
-    files = [f"{tag}.npy" for tag in tags]
-    searched = {"measure": args.select_measure, "matrix": files[0] if len(files) == 1 else files or None}
-    asked = numbers | searched | {"objective": args.objective, "repair": bool(captions)}
+    asked = describe_request(args, tags) | {"repair": bool(captions)}
     results.write_result(result, asked, rows, verification.full_model if verification else None, record)
     if matrix is not None:
         title = f"{args.select_measure}: {args.num_layers} to {args.num_layers - args.num_clip_layers} layers"
         heat_map(matrix, result.with_suffix(".png"), title, segments=rows[0]["segments"])
     print_table(rows, verification, args.objective)
     print_winner(rows[0], args.objective, result)
+
+
+def name_result(args: argparse.Namespace, tags: list[str], folder: Path) -> Path:
+    """The result's path, by the names of its matrices and the flags that change it."""
+    names = ("seed", "dataset", "max_pairs", "repair", "coarse_search_only", *results.CHOICES)
+    tag = results.result_tag(args.select_measure, tags, **{name: getattr(args, name) for name in names})
+    return results.result_path(folder, args.num_layers, args.num_clip_layers, args.search_mode, tag)
+
+
+def describe_request(args: argparse.Namespace, tags: list[str]) -> dict:
+    """What was searched, as the result says it."""
+    numbers = {name: getattr(args, name) for name in ("num_layers", "num_clip_layers", "search_mode")}
+    files = [f"{tag}.npy" for tag in tags]
+    matrix = files[0] if len(files) == 1 else files or None  # one, those that were combined, or none
+    return numbers | {"measure": args.select_measure, "matrix": matrix, "objective": args.objective}
 
 
 def prepare(
