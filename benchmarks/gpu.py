@@ -29,7 +29,7 @@ from torch import Tensor
 
 from benchmarks.frame import Bench, fastest, first_pairs, make_parser
 from benchmarks.plain_measures import per_layer_dc, plain_svcca
-from common import boolean, format_table, positive_int, script
+from common.cli import boolean, format_table, positive_int, script
 from common.matrix_files import MatrixSettings
 from measures.dc import DC
 from measures.ridge import RidgeSums
