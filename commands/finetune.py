@@ -131,7 +131,7 @@ def make_run(args: argparse.Namespace, full: Encoder | None, embedder: Encoder) 
     cache_dir = tower_dir(args.exp_dir, args.model, args.tower) / "cache"
     data = load_data(full, embedder, args.dataset, data_flags(args), settings, objective, args.images, cache_dir)
     images = data.train.image_embeddings
-    if args.negatives and args.negatives > len(images):
+    if args.negatives and images is not None and args.negatives > len(images):
         raise ValueError(f"--negatives {args.negatives}: the training pairs have {len(images)} images")
     scale = full.logit_scale if full else 1.0
     return Run(data, replace(objective, image_embeddings=images, teacher_scale=scale), settings)

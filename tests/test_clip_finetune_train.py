@@ -97,7 +97,9 @@ def test_without_training_the_repaired_model_is_the_checkpoint(run, tiny_clip, t
     card = (folder / "README.md").read_text()
     assert "repaired by linear maps" in card
     assert "without training" in card
-    assert "repair of layers 2 to 3" in (folder / "train.log").read_text()
+    log = (folder / "train.log").read_text()
+    assert "repair of layers 2 to 3" in log
+    assert "train: 60 captions;" in log  # and no image of them
 
 
 def test_without_repair_the_start_is_the_pruned_model(run, tiny_clip):

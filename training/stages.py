@@ -106,12 +106,13 @@ def load_data(
 
     def load(name: str) -> Split:
         teacher_images = name == "train" and objective.distill_mode in ("logit", "affinity")
+        trained = name != "train" or settings.max_epoch > 0  # else its captions are enough: a repair needs no image
         return load_split(
             embedder,
             dataset,
             name,
             options=data_options,
-            images=images,
+            images=images and (trained or embedder.tower == "vision"),
             image_embeddings=settings.freeze_vision or teacher_images,
             teacher_text=objective.distill_mode != "none" if name == "train" else not images,
             cache_dir=cache_dir,
