@@ -17,8 +17,7 @@ from pathlib import Path
 from statistics import median
 
 import torch
-import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import get_cosine_schedule_with_warmup
 
 from benchmarks.frame import Bench, first_pairs, make_parser
@@ -56,7 +55,7 @@ def plain_epoch(cached_images: bool, cut: bool) -> Epoch:
             captions = [split.pairs.captions[row] for row in rows]
             padding = "longest" if cut else "max_length"
             tokens = clip.processor.tokenizer(captions, padding=padding, truncation=True, return_tensors="pt")
-            text = F.normalize(clip.model.get_text_features(**tokens.to(clip.device)).pooler_output, dim=-1)
+            text = nn.functional.normalize(clip.model.get_text_features(**tokens.to(clip.device)).pooler_output, dim=-1)
             loss = symmetric_cross_entropy(clip.model.logit_scale.exp() * text @ image.T)
             loss.backward()
             torch.nn.utils.clip_grad_norm_(clip.model.parameters(), MAX_GRAD_NORM)

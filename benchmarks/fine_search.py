@@ -16,7 +16,6 @@ from pathlib import Path
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 
 from benchmarks.frame import Bench, make_parser
 from common import format_table, script, show_progress, whole_number
@@ -44,8 +43,8 @@ def plain_task_loss(clip: Clip, pairs: ImageCaptionPairs, proposal: Proposal) ->
         )
         pixels = clip.preprocess([pairs.images[int(pairs.image_index[row])] for row in rows])
         output = model(**inputs.to(clip.device), pixel_values=pixels.to(clip.device))
-        texts.append(F.normalize(output.text_embeds, dim=-1))
-        images.append(F.normalize(output.image_embeds, dim=-1))
+        texts.append(torch.nn.functional.normalize(output.text_embeds, dim=-1))
+        images.append(torch.nn.functional.normalize(output.image_embeds, dim=-1))
     return task_loss(torch.cat(texts), torch.cat(images), clip.logit_scale, BATCH_SIZE)
 
 

@@ -11,7 +11,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import AutoTokenizer, CLIPModel, CLIPTextModelWithProjection
 
@@ -41,7 +40,7 @@ class TextEncoder(nn.Module):
 
     def forward(self, *inputs: Tensor) -> Tensor:
         embeddings = self.deployed(dict(zip(self.names, inputs, strict=True)))
-        return F.normalize(embeddings, dim=-1) if self.normalize else embeddings
+        return nn.functional.normalize(embeddings, dim=-1) if self.normalize else embeddings
 
 
 # --- writing
@@ -163,7 +162,7 @@ def original(encoder: Encoder, captions: Sequence[str], images: Sequence, normal
     image = text[:0]
     if images:
         image = encoder.model.get_image_features(pixel_values=encoder.preprocess(images)).pooler_output
-    return {"captions": F.normalize(text, dim=-1) if normalize else text, "images": image}
+    return {"captions": nn.functional.normalize(text, dim=-1) if normalize else text, "images": image}
 
 
 def largest_difference(export: Tensor, original: Tensor) -> float:

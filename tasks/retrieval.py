@@ -6,9 +6,8 @@ from typing import Self
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from scipy.optimize import minimize_scalar
-from torch import Tensor
+from torch import Tensor, nn
 
 from tasks.base import LOSS_BATCH_SIZE, Scores, Task
 
@@ -98,7 +97,8 @@ def symmetric_cross_entropy(logits: Tensor, reduction: str = "mean") -> Tensor:
     """
     target = torch.arange(len(logits), device=logits.device)
     return (
-        F.cross_entropy(logits, target, reduction=reduction) + F.cross_entropy(logits.T, target, reduction=reduction)
+        nn.functional.cross_entropy(logits, target, reduction=reduction)
+        + nn.functional.cross_entropy(logits.T, target, reduction=reduction)
     ) / 2
 
 
@@ -111,7 +111,7 @@ def sigmoid_loss(logits: Tensor, reduction: str = "mean") -> Tensor:
     """
     # log sigmoid(z x): z is +1 for a pair, -1 for all others
     right = 2 * torch.eye(len(logits), dtype=logits.dtype, device=logits.device) - 1
-    losses = -F.logsigmoid(right * logits)
+    losses = -nn.functional.logsigmoid(right * logits)
     values = (losses.sum(0) + losses.sum(1)) / 2
     return values if reduction == "none" else values.mean()
 

@@ -6,12 +6,10 @@ the processes' gradients, which data-parallel training takes, is the gradient of
 
 from dataclasses import dataclass
 
-import accelerate.utils
 import numpy as np
 import torch
-import torch.nn.functional as F
-from accelerate import PartialState
-from torch import Tensor
+from accelerate import PartialState, utils
+from torch import Tensor, nn
 
 from tasks.retrieval import sigmoid_loss, symmetric_cross_entropy
 from training.towers import Outputs
@@ -27,7 +25,7 @@ def gather(tensor: Tensor) -> Tensor:
     if state.num_processes == 1:
         return tensor
     # the others' rows without a gradient, the own ones with theirs
-    rows = list(accelerate.utils.gather(tensor.detach()).chunk(state.num_processes))
+    rows = list(utils.gather(tensor.detach()).chunk(state.num_processes))
     if tensor.requires_grad:
         tensor.register_hook(lambda gradient: gradient * state.num_processes)
     rows[state.process_index] = tensor
@@ -65,11 +63,11 @@ def contrastive_loss(batch: Similarities, negatives: Tensor | None = None, hidde
         return symmetric_cross_entropy(logits) if batch.bias is None else sigmoid_loss(logits + batch.bias)
     extra = (batch.scale * batch.text @ negatives.T).masked_fill(hidden, -torch.inf)
     if batch.bias is not None:
-        return sigmoid_loss(logits + batch.bias) - F.logsigmoid(-extra - batch.bias).sum() / len(logits)
+        return sigmoid_loss(logits + batch.bias) - nn.functional.logsigmoid(-extra - batch.bias).sum() / len(logits)
     # (n, n + m): each caption among more images; images are not compared with more captions
     target = torch.arange(len(logits), device=logits.device)
-    text_to_image = F.cross_entropy(torch.cat([logits, extra], dim=1), target)
-    return (text_to_image + F.cross_entropy(logits.T, target)) / 2
+    text_to_image = nn.functional.cross_entropy(torch.cat([logits, extra], dim=1), target)
+    return (text_to_image + nn.functional.cross_entropy(logits.T, target)) / 2
 
 
 def feature_distance(batch: Similarities, temperature: float = 1.0) -> Tensor:
@@ -105,7 +103,9 @@ def affinity_divergence(batch: Similarities, temperature: float) -> Tensor:
 
 def _divergence(student: Tensor, teacher: Tensor) -> Tensor:
     """KL(teacher || student) of the softmax over each row of logits, mean over rows."""
-    return F.kl_div(student.log_softmax(-1), teacher.log_softmax(-1), log_target=True, reduction="batchmean")
+    return nn.functional.kl_div(
+        student.log_softmax(-1), teacher.log_softmax(-1), log_target=True, reduction="batchmean"
+    )
 
 
 DISTILLATION = {"feature": feature_distance, "logit": logit_divergence, "affinity": affinity_divergence}

@@ -9,8 +9,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import NamedTuple
 
-import accelerate.utils
-from accelerate import PartialState
+from accelerate import PartialState, utils
 
 from common import Record, is_main_process, seed_everything, set_up_logging, show_progress, write_json, write_text
 from common.analysis import measure_captions
@@ -230,7 +229,7 @@ def train_stage(run: Run, stage: Stage, start: Start, record: Record) -> None:
         if is_main_process():
             write_report(trainer, start, record)
     for tensor in encoder.model.state_dict().values():  # the main process alone has chosen between epochs
-        accelerate.utils.broadcast(tensor)
+        utils.broadcast(tensor)
 
 
 def log_start(stage: Stage, start: Start, train: ImageCaptionPairs, validation: ImageCaptionPairs) -> None:
