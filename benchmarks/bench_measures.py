@@ -27,7 +27,7 @@ from torch import Tensor
 
 from benchmarks.frame import fastest, in_own_process, peak_mib, synchronize
 from benchmarks.plain_measures import anatome_svcca, dcor_dc, numpy_svcca, per_layer_dc, per_pair_dc, plain_svcca
-from common import Record, bounded, format_table, positive_int, script, set_up_logging, write_json
+from common import Record, bounded, format_table, positive_int, script, set_up_logging, whole_number, write_json
 from common.cli import boolean
 from common.run import select_device
 from measures.dc import DC
@@ -202,26 +202,24 @@ def tokens_part(args: argparse.Namespace) -> list[tuple]:
 def build_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description="Measures against plain versions of them.")
     parser.add_argument("--parts", nargs="+", choices=PARTS, default=list(PARTS), help="what to measure (default: all)")
-    parser.add_argument("--samples", type=bounded(int, 8), default=9600, help="samples for SVCCA (default: 9600)")
-    parser.add_argument("--width", type=bounded(int, 2), default=512, help="width of a layer (default: 512)")
-    parser.add_argument("--layers", type=bounded(int, 2), default=13, help="hidden states (default: 13)")
+    parser.add_argument("--samples", **whole_number(9600, "samples for SVCCA", 8))
+    parser.add_argument("--width", **whole_number(512, "width of a layer", 2))
+    parser.add_argument("--layers", **whole_number(13, "hidden states", 2))
     parser.add_argument("--thre", type=bounded(float, 1e-6, 1.0), default=0.99, help="of SVCCA (default: 0.99)")
-    parser.add_argument("--batch_size", type=positive_int, default=32, help="rows in an SVCCA update (default: 32)")
+    parser.add_argument("--batch_size", **whole_number(32, "rows in an SVCCA update"))
     parser.add_argument(
         "--dc_batch_sizes", type=bounded(int, 2), nargs="+", default=[4, 32, 256], help="default: 4 32 256"
     )
-    parser.add_argument(
-        "--dc_rows", type=bounded(int, 2), default=256, help="rows in all, in batches of each size (default: 256)"
-    )
+    parser.add_argument("--dc_rows", **whole_number(256, "rows in all, in batches of each size", 2))
     parser.add_argument(
         "--tokens", type=bounded(int, 4), default=64_000, help="tokens of the memory part, beside a quarter of it"
     )
     parser.add_argument(
         "--pairs", type=positive_int, help="time the per-pair versions on so many pairs only, extrapolate"
     )
-    parser.add_argument("--repeats", type=positive_int, default=3, help="runs; the fastest counts (default: 3)")
+    parser.add_argument("--repeats", **whole_number(3, "runs; the fastest counts"))
     parser.add_argument("--quick", type=boolean, default=False, help="true: tiny sizes in place of the sizes' flags")
-    parser.add_argument("--seed", type=bounded(int, 0), default=0, help="seed of the hidden states (default: 0)")
+    parser.add_argument("--seed", **whole_number(0, "seed of the hidden states", 0))
     parser.add_argument("--device", choices=("auto", "cpu", "cuda"), default="cpu", help="default: cpu")
     parser.add_argument("--threads", type=positive_int, help="CPU threads (default: torch's choice)")
     parser.add_argument("--out", type=Path, help="also write the rows to this JSON file")

@@ -11,12 +11,13 @@ a transformer. Both searches run on one core.
 import argparse
 import logging
 import os
-import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 
+from benchmarks.frame import fastest
 from common import Record, bounded, format_table, positive_int, script, set_up_logging, whole_number, write_json
 from search_strategy.coarse import coarse_search, missed_by
 
@@ -62,16 +63,6 @@ def plain_beam(matrix: np.ndarray, num_clip_layers: int) -> list[tuple[tuple[int
     return best
 
 
-def fastest(search: Callable[[], list], repeats: int) -> tuple[list, float]:
-    """The result of `search` and the seconds of its fastest run."""
-    seconds = []
-    for _ in range(repeats):
-        start = time.perf_counter()
-        found = search()
-        seconds.append(time.perf_counter() - start)
-    return found, min(seconds)
-
-
 def limit_cores(number: int) -> None:
     """Keep this process on the first `number` of the cores that it may use."""
     if not hasattr(os, "sched_setaffinity"):
@@ -82,11 +73,12 @@ def limit_cores(number: int) -> None:
 def measure(num_layers: int, seed: int, repeats: int, with_beam: bool) -> dict:
     """One row of the benchmark; the entries of the beam are None where it is not run."""
     matrix, k = walk_matrix(num_layers, seed), num_layers // 2
-    exact, exact_seconds = fastest(lambda: coarse_search(matrix, k, mode="exact", num_proposals=NUM_PROPOSALS), repeats)
+    search = partial(coarse_search, matrix, k, mode="exact", num_proposals=NUM_PROPOSALS)
+    exact_seconds, exact = fastest(search, "cpu", repeats)
     row = {"num_layers": num_layers, "num_clip_layers": k, "exact_seconds": exact_seconds}
     if not with_beam:
         return row | {"beam_seconds": None, "ratio": None, "num_missed": None}
-    beam, beam_seconds = fastest(lambda: plain_beam(matrix, k), repeats)
+    beam_seconds, beam = fastest(partial(plain_beam, matrix, k), "cpu", repeats)
     num_missed, _ = missed_by(beam, exact)
     return row | {"beam_seconds": beam_seconds, "ratio": beam_seconds / exact_seconds, "num_missed": num_missed}
 

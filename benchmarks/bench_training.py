@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from transformers import get_cosine_schedule_with_warmup
 
 from benchmarks.frame import Bench, first_pairs, make_parser
-from common import data_flags, format_table, positive_int, script
+from common import data_flags, format_table, script, whole_number
 from models import Clip
 from tasks.retrieval import symmetric_cross_entropy
 from training.batches import EpochBatches, Split, TrainingData, load_split
@@ -92,11 +92,9 @@ LOOPS: dict[str, Epoch] = {
 
 def build_parser() -> argparse.ArgumentParser:
     parser = make_parser("Training throughput of our loop against the plain one.")
-    parser.add_argument("--batch_size", type=positive_int, default=256, help="pairs in a step (default: 256)")
-    parser.add_argument("--steps", type=positive_int, default=8, help="steps in an epoch (default: 8)")
-    parser.add_argument(
-        "--repeats", type=positive_int, default=3, help="epochs of each loop; the median counts (default: 3)"
-    )
+    parser.add_argument("--batch_size", **whole_number(256, "pairs in a step"))
+    parser.add_argument("--steps", **whole_number(8, "steps in an epoch"))
+    parser.add_argument("--repeats", **whole_number(3, "epochs of each loop; the median counts"))
     return parser
 
 

@@ -19,7 +19,7 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from benchmarks.frame import Bench, in_own_process, make_parser, peak_mib
-from common import analysis, bounded, format_table, positive_int, script
+from common import analysis, bounded, format_table, script, whole_number
 from common.matrix_files import MatrixSettings
 from models.clip import Clip
 from models.repair import repair
@@ -119,12 +119,12 @@ def build_parser() -> argparse.ArgumentParser:
     parser = make_parser("Analysis, search and repair of towers of any depth.")
     add = parser.add_argument
     add("--depths", type=bounded(int, 2), nargs="+", default=[12, 48, 192, 1000], help="default: 12 48 192 1000")
-    add("--width", type=positive_int, default=64, help="of a hidden state (default: 64)")
-    add("--heads", type=positive_int, default=2, help="of attention (default: 2)")
+    add("--width", **whole_number(64, "of a hidden state"))
+    add("--heads", **whole_number(2, "of attention"))
     add("--captions", type=bounded(int, SVCCA_BATCH), default=9600, help="for SVCCA (default: 9600)")
-    add("--proposals", type=positive_int, default=3, help="verified (default: 3)")
-    add("--pairs", type=positive_int, default=250, help="captions of validation (default: 250)")
-    add("--repair_captions", type=bounded(int, 20), default=300, help="captions for repairs (default: 300)")
+    add("--proposals", **whole_number(3, "verified"))
+    add("--pairs", **whole_number(250, "captions of validation"))
+    add("--repair_captions", **whole_number(300, "captions for repairs", 20))
     add("--stages", nargs="+", choices=STAGES, default=list(STAGES), help="what to run (default: all)")
     return parser
 

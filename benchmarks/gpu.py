@@ -29,7 +29,7 @@ from torch import Tensor
 
 from benchmarks.frame import Bench, fastest, first_pairs, make_parser
 from benchmarks.plain_measures import per_layer_dc, plain_svcca
-from common.cli import boolean, format_table, positive_int, script
+from common.cli import boolean, format_table, script, whole_number
 from common.matrix_files import MatrixSettings
 from measures.dc import DC
 from measures.ridge import RidgeSums
@@ -247,13 +247,13 @@ def build_parser() -> argparse.ArgumentParser:
     parser = make_parser("A GPU against the CPU and the plain way.")
     add = parser.add_argument
     add("--shapes", nargs="*", choices=tuple(SHAPES), default=list(SHAPES), help="beside --model (default: all)")
-    add("--captions", type=positive_int, default=9600, help="for SVCCA (default: 9600)")
-    add("--dc_draws", type=positive_int, default=100, help="draws of 32 captions for DC (default: 100)")
-    add("--repair_captions", type=positive_int, default=1000, help="for the maps of all segments (default: 1000)")
-    add("--pairs", type=positive_int, default=2000, help="captions of the fine search (default: 2000)")
-    add("--steps", type=positive_int, default=40, help="of training (default: 40)")
-    add("--batch_size", type=positive_int, default=256, help="pairs in a step (default: 256)")
-    add("--repeats", type=positive_int, default=3, help="runs; the fastest counts (default: 3)")
+    add("--captions", **whole_number(9600, "for SVCCA"))
+    add("--dc_draws", **whole_number(100, "draws of 32 captions for DC"))
+    add("--repair_captions", **whole_number(1000, "for the maps of all segments"))
+    add("--pairs", **whole_number(2000, "captions of the fine search"))
+    add("--steps", **whole_number(40, "of training"))
+    add("--batch_size", **whole_number(256, "pairs in a step"))
+    add("--repeats", **whole_number(3, "runs; the fastest counts"))
     add("--quick", type=boolean, default=False, help="true: tiny sizes, in place of the sizes' flags")
     return parser
 
