@@ -10,6 +10,7 @@ embeddings, for which no image is needed. Seconds are of the wall; `cpu` are tho
 """
 
 import argparse
+import logging
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -29,6 +30,8 @@ from search_strategy.fine import FineSearch
 from search_strategy.proposals import Proposal
 from tasks.distance import Distance
 
+logger = logging.getLogger("comflp")
+
 STAGES = ("dc", "svcca", "coarse", "fine", "repair")
 HEADERS = ("layers", "stage", "seconds", "cpu seconds", "peak MiB", "note")
 SVCCA_BATCH = 32
@@ -46,6 +49,7 @@ class Run:
         yield
         seconds = time.perf_counter() - wall, time.process_time() - cpu
         self.rows.append((self.encoder.num_layers, stage, *seconds, peak_mib(), note()))
+        logger.info("%d layers, %s: %.1f s, %.1f of the CPU, peak %.0f MiB; %s", *self.rows[-1])
 
     def go(self, train: list[str], validation: list[str]) -> list[tuple]:
         args, num_clip_layers = self.args, self.encoder.num_layers // 2
