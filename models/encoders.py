@@ -163,7 +163,8 @@ processor = AutoProcessor.from_pretrained(folder)"""
 
     @property
     def dtype(self) -> torch.dtype:
-        return self.model.dtype
+        """Of the tower, which may have been cast alone."""
+        return next(self.stack.tower.parameters()).dtype
 
     @property
     def num_layers(self) -> int:
