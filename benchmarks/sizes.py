@@ -20,7 +20,7 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-from common import ROOT, bounded, format_table, positive_int, script, switch, write_json
+from common import ROOT, format_table, positive_int, script, switch, whole_number, write_json
 from common.cli import new_parser
 
 SIZES = {  # layers, width, heads, activation of the text tower
@@ -46,12 +46,12 @@ def build_parser() -> argparse.ArgumentParser:
     parser = new_parser(__doc__)
     parser.add_argument("--size", choices=tuple(SIZES), default="b32", help="of the text tower (default: b32)")
     parser.add_argument("--steps", nargs="+", choices=tuple(STEPS), default=list(STEPS), help="default: all")
-    parser.add_argument("--captions", type=bounded(int, 32), default=9600, help="for SVCCA (default: 9600)")
+    parser.add_argument("--captions", **whole_number(9600, "for SVCCA", 32))
     parser.add_argument("--pairs", type=positive_int, help="for the fine search (default: all 2,000 of validation)")
-    parser.add_argument("--train_pairs", type=positive_int, default=10000, help="for the epoch (default: 10000)")
+    parser.add_argument("--train_pairs", **whole_number(10000, "for the epoch"))
     parser.add_argument("--repair", **switch(True, "score proposals with their repairs in the fine search"))
     parser.add_argument("--dataset", default="icons", help="bundled name or path (default: icons)")
-    parser.add_argument("--threads", type=positive_int, default=1, help="of each step (default: 1)")
+    parser.add_argument("--threads", **whole_number(1, "of each step"))
     parser.add_argument("--out", type=Path, help="also write the figures to this JSON file")
     return parser
 

@@ -43,9 +43,7 @@ def run(args: argparse.Namespace) -> None:
     result = name_result(args, tags, folder)
     device = set_up(args)
     record = Record(args, device)
-    fine, captions = None, []
-    if not args.coarse_search_only:
-        fine, captions = prepare(args, settings, device, folder, record)
+    fine, captions = (None, []) if args.coarse_search_only else prepare(args, settings, device, folder, record)
     set_up_logging(result.with_suffix(".log"))  # all input is there: from here on, files are written
     generator = np.random.default_rng(args.seed)
     with record.timed("coarse"):

@@ -22,8 +22,7 @@ def best_proposals(
     num_clip_layers: int,
     num_proposals: int,
 ) -> list[Proposal]:
-    """The `num_proposals` proposals of the best score, in no order; of those that tie for the last places the first
-    ones.
+    """The `num_proposals` best proposals, in no order; of those that tie for the last places the first ones.
 
     By its definition a proposal scores >= x exactly when its excess at x is >= 0, and the excess is a sum over its
     segments, so that `ProposalGraph` finds the K greatest.
@@ -39,8 +38,7 @@ def best_proposals(
     the result is that of enumeration, unless rounding errors alone part equal scores: a true score with a 5 behind its
     last decimal may round up for one proposal and down for another, and then either may be chosen.
     """
-    num_layers = len(excess(start)[0]) - 1
-    num_proposals = min(num_proposals, comb(num_layers, num_clip_layers))
+    num_proposals = min(num_proposals, comb(len(excess(start)[0]) - 1, num_clip_layers))
     seen: dict[Proposal, float] = {}
     x, worst, previous = start, None, -np.inf
     while worst != previous:  # x only rises, and there are finitely many scores

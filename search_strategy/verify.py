@@ -82,7 +82,7 @@ def verify(
 
     Where the fine search has maps, all of this goes by the repaired proposals.
     """
-    facts = {"proposals_given": len(proposals), "refine_rounds": 0}
+    facts = {"proposals_given": len(proposals), "refine_rounds": 0, "pairs": fine.num_samples}
     full_model = fine.full_model()
     calls, unshared = fine.layer_calls, fine.layer_calls_unshared
     # 1) a race among the proposals
@@ -99,8 +99,7 @@ def verify(
     # 4) ranks of the proposals of this size: others, such as the full model, are known too
     size = len(proposals[0])
     ranked = [evaluation for evaluation in fine.evaluated if len(evaluation.dropped_layers) == size]
-    facts |= {"proposals_evaluated": len(ranked), "pairs": fine.num_samples}
-    facts |= {"layer_calls": round(fine.layer_calls - calls)}
+    facts |= {"proposals_evaluated": len(ranked), "layer_calls": round(fine.layer_calls - calls)}
     facts |= {"layer_calls_unshared": round(fine.layer_calls_unshared - unshared)}
     values = np.stack([evaluation.values for evaluation in ranked])
     p_values = p_values_of_worse(values, values[0]).tolist()
