@@ -240,7 +240,7 @@ class Repairer:
 
     def fit_readouts(self, place: BlockMap | TableMap, layer: int, change: Tensor) -> dict[float, Tensor]:
         """For each step of the last cut's change: that of the projection, fitted to the states that would come."""
-        sums = {step: RidgeSums(has_bias=False) for step in (0.0, *STEPS)}
+        sums = {step: RidgeSums(self.projection.bias is not None) for step in (0.0, *STEPS)}
         for number in range(len(self.walk.batches)):
             inputs, current = self.read(place, self.walk, number, layer)
             move = apply_change(change, inputs)
@@ -249,7 +249,7 @@ class Repairer:
         return {step: of_step.solve(self.ridge) for step, of_step in sums.items()}
 
     def repair_projection(self) -> Cut:
-        sums = RidgeSums(has_bias=False)
+        sums = RidgeSums(self.projection.bias is not None)
         for number in range(len(self.walk.batches)):
             self.add_readout(sums, number, self.walk.end(number))
         change = sums.solve(self.ridge)
