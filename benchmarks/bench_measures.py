@@ -27,8 +27,7 @@ from torch import Tensor
 
 from benchmarks.frame import fastest, in_own_process, peak_mib, synchronize
 from benchmarks.plain_measures import anatome_svcca, dcor_dc, numpy_svcca, per_layer_dc, per_pair_dc, plain_svcca
-from common import Record, bounded, format_table, positive_int, script, set_up_logging, whole_number, write_json
-from common.cli import boolean
+from common import Record, bounded, format_table, positive_int, script, set_up_logging, switch, whole_number, write_json
 from common.run import select_device
 from measures.dc import DC
 from measures.svcca import SVCCA
@@ -218,7 +217,7 @@ def build_parser() -> argparse.ArgumentParser:
         "--pairs", type=positive_int, help="time the per-pair versions on so many pairs only, extrapolate"
     )
     parser.add_argument("--repeats", **whole_number(3, "runs; the fastest counts"))
-    parser.add_argument("--quick", type=boolean, default=False, help="true: tiny sizes in place of the sizes' flags")
+    parser.add_argument("--quick", **switch(False, "tiny sizes in place of the sizes' flags"))
     parser.add_argument("--seed", **whole_number(0, "seed of the hidden states", 0))
     parser.add_argument("--device", choices=("auto", "cpu", "cuda"), default="cpu", help="default: cpu")
     parser.add_argument("--threads", type=positive_int, help="CPU threads (default: torch's choice)")

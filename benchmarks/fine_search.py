@@ -18,8 +18,7 @@ import numpy as np
 import torch
 
 from benchmarks.frame import Bench, make_parser
-from common import format_table, script, show_progress, whole_number
-from common.cli import boolean
+from common import format_table, script, show_progress, switch, whole_number
 from data import ImageCaptionPairs
 from models import Clip
 from search_strategy.fine import FineSearch
@@ -89,7 +88,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser = make_parser("Time the fine search against the plain way.")
     parser.add_argument("--num_clip_layers", **whole_number(6, "layers to drop"))
     parser.add_argument("--num_proposals", **whole_number(10, "random proposals"))
-    parser.add_argument("--all_subsets", type=boolean, default=False, help="evaluate every proposal of the size too")
+    parser.add_argument("--all_subsets", **switch(False, "evaluate every proposal of the size too"))
     return parser
 
 

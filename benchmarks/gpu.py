@@ -29,7 +29,7 @@ from torch import Tensor
 
 from benchmarks.frame import Bench, fastest, first_pairs, make_parser
 from benchmarks.plain_measures import per_layer_dc, plain_svcca
-from common.cli import boolean, format_table, script, whole_number
+from common import format_table, script, switch, whole_number
 from common.matrix_files import MatrixSettings
 from measures.dc import DC
 from measures.ridge import RidgeSums
@@ -254,7 +254,7 @@ def build_parser() -> argparse.ArgumentParser:
     add("--steps", **whole_number(40, "of training"))
     add("--batch_size", **whole_number(256, "pairs in a step"))
     add("--repeats", **whole_number(3, "runs; the fastest counts"))
-    add("--quick", type=boolean, default=False, help="true: tiny sizes, in place of the sizes' flags")
+    add("--quick", **switch(False, "tiny sizes, in place of the sizes' flags"))
     return parser
 
 

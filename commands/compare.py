@@ -8,10 +8,9 @@ from pathlib import Path
 import numpy as np
 
 from commands.search import draw_repair_captions, make_fine_search
-from common import Record, analysis, data_flags, set_up, set_up_logging, tower_dir, write_array, write_json
+from common import Record, analysis, data_flags, plots, set_up, set_up_logging, tower_dir, write_array, write_json
 from common.cli import caption_flags
 from common.matrix_files import MatrixSettings, read_matrix, warn_of_other_weights
-from common.plots import quality_curve, strategy_panel
 from data import ImageCaptionPairs, load_pairs
 from measures import KINDS
 from models import Encoder, check_num_layers, load_encoder
@@ -50,7 +49,7 @@ def run(args: argparse.Namespace) -> None:
         path = folder / f"compare_clip{args.num_layers}_all_k{part}.json"
         sizes = compare_sizes(args, fine, test, draws[0]["dc"])
         write_json(path, {"sizes": sizes, "record": record.content()})
-        quality_curve(sizes, path.with_suffix(".png"))
+        plots.quality_curve(sizes, path.with_suffix(".png"))
         print(f"\n{sizes_table(sizes)}")
 
 
@@ -134,7 +133,7 @@ def compare(
     if truth:  # in the notation of --clip_layers: 924 lines at 12 to 6
         content["all_subsets"] = {",".join(map(str, dropped)): loss for dropped, loss in truth.objective.items()}
     write_json(path, content | {"record": record.content()})
-    strategy_panel(rows, judged, truth.sorted if truth else None, full["task_loss"], path.with_suffix(".png"))
+    plots.strategy_panel(rows, judged, truth.sorted if truth else None, full["task_loss"], path.with_suffix(".png"))
     tables = [panel_table(rows, full["test_recall_at_10"])]
     tables += [scores_table(judged), searches_table(found)] if truth else []
     print("\n\n".join(tables))

@@ -18,9 +18,8 @@ from accelerate import PartialState
 from accelerate.utils import gather_object
 from tqdm import tqdm
 
-from common import plots
+from common import plots, tower_dir, write_array, write_json
 from common.cli import caption_flags, format_table
-from common.files import tower_dir, write_array, write_json
 from common.matrix_files import MatrixSettings
 from common.matrix_flags import analysis_settings
 from common.run import Record, Stopwatch, is_main_process, set_up, show_progress

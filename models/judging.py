@@ -5,8 +5,7 @@ from functools import cached_property
 from typing import NamedTuple, Self
 
 import torch
-import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from models.encoders import Encoder
 
@@ -21,9 +20,9 @@ def loss_of_meaning(embeddings: Tensor, meant: Tensor) -> float:
     `embeddings`, `meant`: (n, d), L2-normalised. A mean distance would not do: least squares pulls embeddings together,
     which makes them nearer and yet harder to tell apart; what retrieval sees is their similarities.
     """
-    found = F.log_softmax(SHARPNESS * (embeddings @ meant.T).double(), -1)
-    expected = F.log_softmax(SHARPNESS * (meant @ meant.T).double(), -1)
-    return F.kl_div(found, expected, reduction="batchmean", log_target=True).item()
+    found = nn.functional.log_softmax(SHARPNESS * (embeddings @ meant.T).double(), -1)
+    expected = nn.functional.log_softmax(SHARPNESS * (meant @ meant.T).double(), -1)
+    return nn.functional.kl_div(found, expected, reduction="batchmean", log_target=True).item()
 
 
 class Goal(NamedTuple):

@@ -11,9 +11,17 @@ from typing import NamedTuple
 
 from accelerate import PartialState, utils
 
-from common import Record, is_main_process, seed_everything, set_up_logging, show_progress, write_json, write_text
+from common import (
+    Record,
+    files,
+    is_main_process,
+    seed_everything,
+    set_up_logging,
+    show_progress,
+    write_json,
+    write_text,
+)
 from common.analysis import measure_captions
-from common.files import plain
 from common.matrix_files import MatrixSettings
 from data import ImageCaptionPairs
 from models import Encoder, load_encoder
@@ -155,7 +163,7 @@ def choose_layers(
         )
     asked = model, num_layers, num_clip_layers
     result = read_result(search_result, *asked) if search_result else newest_result(folder, *asked)
-    return Choice(result.dropped_layers, plain(result.path), result.dataset)
+    return Choice(result.dropped_layers, files.plain(result.path), result.dataset)
 
 
 def search(encoder: Encoder, num_clip_layers: int, data: TrainingData, seed: int, use_repair: bool = True) -> Choice:
@@ -237,7 +245,7 @@ def log_start(stage: Stage, start: Start, train: ImageCaptionPairs, validation: 
         logger.info("goes on after epoch %d", stage.resume_epoch)
     if start.choice and start.choice.dropped_layers:
         logger.info("drops the layers %s, from %s", segments(start.choice.dropped_layers), start.choice.origin)
-        if start.choice.dataset not in (None, plain(train.source)):
+        if start.choice.dataset not in (None, files.plain(train.source)):
             logger.warning("warning: that search was on %s, this training is on %s", start.choice.dataset, train.source)
     for cut in start.repair.cuts if start.repair else ():
         logger.info("repair of %s", cut)

@@ -18,7 +18,6 @@ import json
 import os
 import shutil
 from collections.abc import Iterable, Iterator
-from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -124,7 +123,7 @@ class EpochStates:
                 total[name] = total.get(name, 0) + tensor.double()
         return {name: (tensor / len(found)).float() for name, tensor in total.items()}, found
 
-    def _reading(self, path: Path, epoch: int) -> AbstractContextManager:
+    def _reading(self, path: Path, epoch: int) -> contextlib.AbstractContextManager:
         others = ", ".join(str(other) for other in self.resumable() if other != epoch) or "none"
         return reading(path, "damaged", f"--resume_epoch can be: {others}")
 
