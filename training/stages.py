@@ -11,16 +11,7 @@ from typing import NamedTuple
 
 from accelerate import PartialState, utils
 
-from common import (
-    Record,
-    files,
-    is_main_process,
-    seed_everything,
-    set_up_logging,
-    show_progress,
-    write_json,
-    write_text,
-)
+from common import Record, files, is_main_process, seed_everything, set_up_logging, show_progress
 from common.analysis import measure_captions
 from common.matrix_files import MatrixSettings
 from data import ImageCaptionPairs
@@ -272,7 +263,7 @@ def write_report(trainer: Trainer, start: Start, record: Record) -> None:
         trained = model_figures(trainer.encoder, test, trainer.settings.freeze_vision)
         models["fine-tuned" if choice else "trained"] = trained
         draw_curves(trainer.history, folder / "curves.png")
-    write_text(folder / "README.md", trainer.card.text(validation, models))
+    files.write_text(folder / "README.md", trainer.card.text(validation, models))
     content = {
         "dropped_layers": list(choice.dropped_layers) if choice else [],
         "segments": segments(choice.dropped_layers) if choice else [],
@@ -281,6 +272,6 @@ def write_report(trainer: Trainer, start: Start, record: Record) -> None:
         "test": models,
         "record": record.content(),
     }
-    write_json(folder / "report.json", content)
+    files.write_json(folder / "report.json", content)
     print(figures_table(models))
     print(f"figures on test, also in {folder / 'report.json'}; the model is {folder}")
