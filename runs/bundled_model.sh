@@ -12,3 +12,6 @@ for cut in 0 6 10 11; do
     python clip_finetune_train.py --output_dir depth$((12 - cut)) --clip_mode scratch --model exp/start --num_layers 12 \
         --num_clip_layers $cut --max_epoch 4 --batch_size 128 --lr 1e-3 --warmup_steps 200 --precision bf16
 done
+# 3. The second seed of the bundled model
+python clip_finetune_train.py --output_dir iconclip_seed1 --clip_mode scratch --model exp/start --num_layers 12 --num_clip_layers 0 \
+    --max_epoch 4 --batch_size 128 --lr 1e-3 --warmup_steps 200 --precision bf16 --seed 1

@@ -1,11 +1,19 @@
-# Repair without training of the bundled model: what the search found, every other layer, the last layers. 10 minutes on one core.
+# Repair without training: the best of all subsets when left out, every other layer, the last layers; the bundled model and its
+# second seed (exp/iconclip_seed1, made by bundled_model.sh). Fifteen minutes on one core; then the ablation, ten more.
 set -euo pipefail
 cd "$(dirname "$0")/.."
-repair() { python clip_finetune_train.py --num_layers 12 --max_epoch 0 "$@"; }
-repair --output_dir repaired_12to6 --num_clip_layers 6
-repair --output_dir repaired_12to6_every_other --num_clip_layers 6 --clip_layers 2,4,6,8,10,12
-repair --output_dir repaired_12to6_last --num_clip_layers 6 --clip_layers 7-12
-repair --output_dir repaired_12to6_winner_left_out --num_clip_layers 6 --clip_layers 3-4,6-9
-repair --output_dir repaired_12to4_every_other --num_clip_layers 8 --clip_layers 2-3,5-6,8-9,11-12
-repair --output_dir repaired_12to4_last --num_clip_layers 8 --clip_layers 5-12
-python -m benchmarks.repair_ablation --max_pairs 1000 --out exp/repair_ablation.json
+repair() {
+    python clip_finetune_train.py --num_layers 12 --max_epoch 0 --model exp/$1 --output_dir $1_$2 --num_clip_layers $3 --clip_layers $4
+}
+for model in iconclip iconclip_seed1; do
+    repair $model 12to6_every_other 6 2,4,6,8,10,12
+    repair $model 12to6_last 6 7-12
+    repair $model 12to4_every_other 8 2-3,5-6,8-9,11-12
+    repair $model 12to4_last 8 5-12
+done
+repair iconclip 12to6_winner 6 3-4,6-9
+repair iconclip 12to4_winner 8 2-3,5-9,11
+repair iconclip_seed1 12to6_winner 6 3-4,7-9,11
+python -m benchmarks.recovery --clip_layers 3-4,6-9 --weights 4 --max_pairs 24000 --every 20 --num_epochs 2 --max_epoch 2 \
+    --out exp/recovery_12to6.json
+python -m benchmarks.repair_ablation --clip_layers 3-4,6-9 --max_pairs 1000 --out exp/repair_ablation.json
