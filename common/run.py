@@ -50,7 +50,7 @@ def set_up(args: argparse.Namespace) -> str:
     """Processes, logging, threads, seed and device of a script; returns the device.
 
     Started by `accelerate launch`, a script runs in several processes that share the work: each sees a part of the
-    only the main one logs, prints, and writes.
+    data, and only the main one logs, prints, and writes.
     """
     import torch
     from accelerate import PartialState

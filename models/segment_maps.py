@@ -48,7 +48,8 @@ class SegmentMaps:
         samples = list(dict.fromkeys(samples))
         if len(samples) < FEWEST_CAPTIONS:
             raise ValueError(
-                f"expected at least {FEWEST_CAPTIONS} different captions to repair with, found {len(samples)}"
+                f"expected at least {FEWEST_CAPTIONS} different captions to repair with, found {len(samples)}; give more, or "
+                "pass --repair false"
             )
         fitted, held = hold_out(samples)
         self.encoder, self.ridge, self.judge = encoder, ridge, Judge(encoder, held[:JUDGES], batch_size)

@@ -15,10 +15,10 @@ SHIFT = 1 / 16  # of a side, at most, in both directions
 SCALE = 0.1  # larger or smaller by at most that
 LEAVE_OUT = 0.1  # chance of a word
 EXCHANGE = 0.1  # chance of a caption that two neighbouring words change places
-# a mirrored picture is another one where the caption has one of these, a single letter or a number
+# a mirrored picture is another one where the caption has one of these, a single letter (but the article) or a number
 SIDED = re.compile(
-    "left|right|leftward|rightward|west|east|forward|backward|back|next|previous|prev|rewind|skip|clockwise|"
-    r"anticlockwise|counterclockwise|undo|redo|letter|text|number|\w|\d+"
+    "left|right|leftward|rightward|west|east|forward|backward|back|next|previous|prev|rewind|skip|clockwise|anticlockwise|"
+    r"counterclockwise|undo|redo|letter|text|number|[^\Wa]|\d+"
 )
 
 
@@ -58,5 +58,6 @@ class Augmentation:
 
 
 def may_be_mirrored(caption: str) -> bool:
-    """Whether no word tells left from right, or looks otherwise in a mirror."""
-    return not any(SIDED.fullmatch(word) for word in caption.lower().split())
+    """Whether no word tells left from right, or looks otherwise in a mirror; "a" alone is a letter."""
+    words = re.findall(r"\w+", caption.lower())
+    return words != ["a"] and not any(SIDED.fullmatch(word) for word in words)

@@ -59,9 +59,10 @@ def test_images_move_little_and_are_mirrored_only_where_the_caption_allows_it():
     assert np.abs(free[mirrored] - 52 / 64).max() <= largest
 
 
-@pytest.mark.parametrize("caption", ["arrow left", "Letter b", "a", "repeat 1", "skip next"])
+@pytest.mark.parametrize("caption", ["on the left.", "left-hand", "Letter b", "a", "repeat 1", "skip next"])
 def test_what_has_a_side_is_not_mirrored(caption: str):
     assert not may_be_mirrored(caption)
+    assert may_be_mirrored("a dog in the grass")
 
 
 def test_a_training_with_augmentation_resumes_with_the_same_bits_and_differs_from_one_without(new_trainer, tmp_path):
