@@ -46,7 +46,7 @@ def build_parser() -> argparse.ArgumentParser:
     add = parser.add_argument_group("machine").add_argument
     add("--precision", **choice(PRECISIONS, "fp32", "of the forward pass"))
     add("--compile", **switch(False, "compile the text layers"))
-    add("--num_workers", **whole_number(0, "processes that decode images ahead", 0))
+    add("--num_workers", type=bounded(int, 0, 256), default=0, help="processes that decode images ahead (default: 0)")
     add("--report_to", **choice(TRACKERS, "none"))
     add_common_flags(parser, tower=True, target_column=True)
     return parser

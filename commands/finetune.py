@@ -110,6 +110,8 @@ def broken_rules(args: argparse.Namespace, device: str) -> Iterator[str]:
 def run_dir(exp_dir: Path, output_dir: str) -> Path:
     """The folder of a run: `foo` and `exp/foo` are the same, where `exp` is the folder of all results."""
     parts = Path(output_dir).parts
+    if not parts or ".." in parts:
+        raise ValueError(f"--output_dir {output_dir!r}: expected the name of a folder below {exp_dir}")
     return exp_dir.joinpath(*parts[1:] if len(parts) > 1 and parts[0] == exp_dir.name else parts)
 
 

@@ -1,8 +1,10 @@
 """From the columns of a table to captions and images: usual names in any case, every way to write several captions."""
 
 import ast
+import contextlib
 import json
 import re
+import warnings
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
@@ -124,11 +126,11 @@ def _structure_in(text: str) -> list | dict | None:
     text = text.strip()
     if not re.match(r"""\[\s*(["'{].*)?\]$|\{\s*["'].*\}$""", text, re.DOTALL):
         return None
-    for read, error in ((json.loads, ValueError), (ast.literal_eval, (ValueError, SyntaxError))):
-        try:
-            return read(text)
-        except error:
-            continue
+    for read in (json.loads, ast.literal_eval):
+        # nested deep either raises other things than ValueError; of Python's signs the other may warn
+        with contextlib.suppress(Exception), warnings.catch_warnings(action="ignore"):
+            written = read(text)
+            return written if isinstance(written, list | dict) else None
     return None
 
 

@@ -72,7 +72,8 @@ def decode(content: bytes) -> Image.Image | None:
     """An image file in RGB, or None where it is broken."""
     try:
         with Image.open(io.BytesIO(content)) as image:
-            if max(image.size) > MAX_ASPECT * min(image.size):
+            width, height = image.size
+            if max(image.size) > MAX_ASPECT * min(image.size) or width * height > Image.MAX_IMAGE_PIXELS:
                 return None
             return _in_eight_bits(image).convert("RGB")
     except Exception:  # codecs raise what they like: OSError, SyntaxError, RuntimeError, struct.error, ...

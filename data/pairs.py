@@ -12,6 +12,7 @@ from pathlib import Path
 import datasets
 import numpy as np
 
+from common.files import reading
 from data import columns, scenes
 from data.images import ImageFiles, distinct_images
 from data.sources import Rows, Source, read_source
@@ -194,7 +195,8 @@ def _read_captions(
 ) -> tuple[list[str], np.ndarray]:
     """All captions and the row of each; empty ones left out."""
     found = columns.find_caption_columns(rows.column_names, options.caption_column, dataset, source.hint)
-    captions, row_of_caption = columns.read_captions(rows, found)
+    with reading(dataset, "its captions cannot be read"):
+        captions, row_of_caption = columns.read_captions(rows, found)
     kept = [number for number, caption in enumerate(captions) if caption]
     if len(kept) < len(captions):
         check_skipped(len(captions) - len(kept), len(captions), "caption", "are empty", dataset)

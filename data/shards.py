@@ -6,6 +6,7 @@ cache. This one notes where the images are, and reads the small members alone.
 
 import itertools
 import json
+import re
 import tarfile
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -17,6 +18,7 @@ from common.files import reading
 from data.columns import captions_of
 
 IMAGE_ENDINGS = ("jpg", "jpeg", "png", "webp")
+LABEL = re.compile(r"[0-9]{1,18}")
 TEXT_ENDINGS = ("txt", "json", "cls")
 
 _STRING, _INT = datasets.Value("string"), datasets.Value("int64")
@@ -82,7 +84,7 @@ def _sample(members: Iterable[Member]) -> dict:
             sample["image"] = member.stored
             continue
         text = member.content.decode("utf-8", errors="replace").strip()
-        sample[member.ending] = (int(text) if text.isdigit() else None) if member.ending == "cls" else text
+        sample[member.ending] = (int(text) if LABEL.fullmatch(text) else None) if member.ending == "cls" else text
     if "txt" not in sample and "json" in sample:
         sample["txt"] = _captions_in(sample["json"])
     return sample if {"image", "txt"} & set(sample) else {}

@@ -26,6 +26,7 @@ TABLES = {".parquet": "parquet", ".arrow": "arrow", ".jsonl": "json", ".json": "
 TEXTS = (".csv", ".tsv", ".txt")
 # Where COCO and Flickr keep the images, which their caption files do not name.
 IMAGE_FOLDERS = ("images", "Images", "train2014", "val2014", "train2017", "val2017")
+MOST_FILES = 1_000_000
 SUFFIXES = (*TABLES, *TEXTS, ".tar")
 
 
@@ -80,17 +81,16 @@ def _expand(pattern: str) -> list[Path]:
 
 
 def _expand_braces(pattern: str) -> list[str]:
-    """`{00..12}` counted out with its zeros, and the parts of `{a,b}`."""
-    found = re.search(r"\{(\d+)\.\.(\d+)\}|\{([^{}]*,[^{}]*)\}", pattern)
-    if not found:
-        return [pattern]
-    first, last, parts = found.groups()
-    middles = parts.split(",") if parts else [f"{n:0{len(first)}d}" for n in range(int(first), int(last) + 1)]
-    return [
-        expanded
-        for middle in middles
-        for expanded in _expand_braces(pattern[: found.start()] + middle + pattern[found.end() :])
-    ]
+    """`{00..12}` counted out with its zeros, and the parts of `{a,b}`. Raises ValueError for more than MOST_FILES."""
+    names = [pattern]
+    while names and (found := re.search(r"\{([0-9]{1,9})\.\.([0-9]{1,9})\}|\{([^{}]*,[^{}]*)\}", names[0])):
+        first, last, parts = found.groups()
+        number = parts.count(",") + 1 if parts else int(last) - int(first) + 1
+        if number * len(names) > MOST_FILES:
+            raise ValueError(f"{pattern}: more than {MOST_FILES} files; write a pattern of fewer, or name their folder")
+        middles = parts.split(",") if parts else [f"{n:0{len(first)}d}" for n in range(int(first), int(last) + 1)]
+        names = [name.replace(found[0], middle, 1) for name in names for middle in middles]
+    return names
 
 
 def _read_files(files: Sequence[Path], caption_column: str | None, streaming: bool) -> Source:

@@ -10,8 +10,10 @@ import logging
 from pathlib import Path
 from typing import TypeVar
 
+import numpy as np
 import torch
 from huggingface_hub import errors
+from PIL import Image
 from torch import nn
 from transformers import CONFIG_MAPPING, AutoConfig, AutoTokenizer, PreTrainedConfig, PreTrainedModel
 from transformers.tokenization_utils_base import PreTrainedTokenizerBase
@@ -30,6 +32,8 @@ NO_CONFIG, NO_WEIGHTS = "not the configuration of a model", "the weights cannot 
 HALF_PRECISIONS = (torch.float16, torch.bfloat16)
 # a tokenizer has at least the bytes or as many pieces; `transformers` makes an empty one where files are missing
 FEWEST_TOKENS = 256
+FEWEST_POSITIONS = 3  # of a text: start, one token, end
+TRIED_SIZE = (48, 32)  # of an image that the processor is tried on
 # Why the hub gave nothing, by the first of these in the chain of causes.
 HUB_CAUSES = {
     errors.GatedRepoError: "its owner asks for an agreement: accept it on the hub and log in with `hf auth login`",
@@ -81,6 +85,9 @@ def check_config_file(folder: Path) -> None:
             f"{folder}: expected the folder of a model, found a file; pass the folder that it is in"
         )
     path = folder / CONFIG_NAME
+    pipe = next((file for file in folder.iterdir() if file.is_fifo()), None)
+    if pipe:  # whoever reads it waits for a writer for ever
+        raise ValueError(f"{pipe}: expected a file, found a named pipe; remove it")
     if not path.is_file():
         raise FileNotFoundError(
             f"{folder}: expected a {CONFIG_NAME} or an open_clip_config.json; {what_is_there(folder)}"
@@ -209,8 +216,9 @@ def check_names(
 
 
 def check_finite(name: str, model: nn.Module) -> None:
-    """Raise ValueError where a weight is NaN or infinite."""
-    broken = [key for key, tensor in model.state_dict().items() if not torch.isfinite(tensor).all()]
+    """Raise ValueError where a weight is NaN or infinite, or becomes so as the power that the logit scale is."""
+    state = {key: tensor.exp() if key == "logit_scale" else tensor for key, tensor in model.state_dict().items()}
+    broken = [key for key, tensor in state.items() if not torch.isfinite(tensor).all()]
     if broken:
         raise ValueError(
             f"{name}: NaN or infinity in {len(broken)} weights ({some_of(broken)}); take a checkpoint from before they "
@@ -227,10 +235,15 @@ def read_tokenizer(
     """The tokenizer beside a model. Raises ValueError where it is missing, damaged, or too large for the model."""
     with reading(name, "the tokenizer cannot be read"):
         tokenizer = refuse_code(name, tokenizer_class.from_pretrained(name, **NO_CODE))
+        tokenizer.model_max_length = int(tokenizer.model_max_length)
     if len(tokenizer) < FEWEST_TOKENS:
         raise ValueError(
             f"{name}: no tokenizer with a vocabulary; expected tokenizer.json, or vocab.json and merges.txt, "
             "beside the model"
+        )
+    if tokenizer.model_max_length < FEWEST_POSITIONS:
+        raise ValueError(
+            f"{name}: the tokenizer cuts texts to {tokenizer.model_max_length} tokens; correct its model_max_length"
         )
     if vocab_size is not None:
         check_vocabulary(name, tokenizer, vocab_size)
@@ -247,10 +260,16 @@ def check_vocabulary(name: str, tokenizer: PreTrainedTokenizerBase, vocab_size: 
         )
 
 
-def read_image_processor(processor_class: type, name: str):
-    """The image processor beside a model. Raises ValueError where it is missing or damaged."""
+def read_image_processor(processor_class: type, name: str, image_size: int):
+    """The image processor beside a model. Raises ValueError where it is missing, damaged, or makes other sizes."""
     with reading(name, "the image processor cannot be read"):
-        return refuse_code(name, processor_class.from_pretrained(name))
+        processor = refuse_code(name, processor_class.from_pretrained(name))
+        pixels = processor(Image.new("RGB", TRIED_SIZE), return_tensors="np")["pixel_values"]
+        if pixels.shape != (1, 3, image_size, image_size) or not np.isfinite(pixels).all():
+            raise ValueError(
+                f"it makes {pixels.shape[2:]} pixels; the model takes {(image_size, image_size)}, all finite"
+            )
+    return processor
 
 
 # --- messages

@@ -108,10 +108,12 @@ def load_clip(name: str, device: str = "cpu", weights: bool = True) -> Clip:
             raise ValueError(f"{name}: expected a CLIP model (model_type clip), found {config.model_type}")
         model_class = MODEL_CLASSES[config.model_type]
         tokenizer = checkpoint.read_tokenizer(name, config.text_config.vocab_size)
-        processor = CLIPProcessor(checkpoint.read_image_processor(CLIPImageProcessorPil, name), tokenizer)
+        processor = CLIPProcessor(
+            checkpoint.read_image_processor(CLIPImageProcessorPil, name, config.vision_config.image_size), tokenizer
+        )
         model = checkpoint.read_model(model_class, name, config) if weights else model_class(config)
     _check_end_token(name, processor, model.config)
-    return Clip(model.eval().to(device), processor, name)
+    return Clip(model.eval().to(device), processor, name).check_embeds()
 
 
 def _check_end_token(name: str, processor: CLIPProcessor, config: PreTrainedConfig) -> None:

@@ -13,7 +13,7 @@ from tqdm import tqdm
 
 from common.files import cached_array
 from data import ImageCaptionPairs
-from models.encoders import Encoder, state_hash
+from models.encoders import Encoder, check_embeddings, state_hash
 
 CACHED_IMAGES = 2048  # in a file: two minutes of a ViT-B/32 on two cores
 
@@ -83,6 +83,7 @@ class ImageTargets:
             if rows:
                 pixels = self.preprocess([image for _, image in decoded if image is not None])
                 embeddings[rows] = self.embed_images(pixels.to(self.device)).float()
+                check_embeddings(embeddings[rows], self.name)
         return embeddings.cpu().numpy()
 
     def embed_pairs(

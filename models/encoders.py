@@ -151,6 +151,11 @@ processor = AutoProcessor.from_pretrained(folder)"""
             embeddings[batch.rows] = self.embed(self.stack.run(hidden, context, kept), batch)
         return embeddings
 
+    def check_embeds(self) -> Self:
+        """The encoder of texts itself. Raises ValueError where finite weights give no finite embedding."""
+        check_embeddings(self.embeddings(["a"]), self.name)
+        return self
+
     def deployed(self, inputs: dict[str, Tensor]) -> Tensor:
         """(n, dim), not normalised, by the model's own forward pass: what a user of the checkpoint runs."""
         ...
@@ -242,6 +247,15 @@ def state_hash(module: nn.Module) -> str:
         digest.update(f"{name}{tuple(tensor.shape)}{tensor.dtype}".encode())
         digest.update(tensor.detach().cpu().reshape(-1).view(torch.uint8).numpy())
     return digest.hexdigest()
+
+
+def check_embeddings(embeddings: Tensor, name: str) -> None:
+    """Raise ValueError where one is NaN or infinite, although the input was whole."""
+    if not torch.isfinite(embeddings).all():
+        raise ValueError(
+            f"{name}: its embeddings are NaN or infinite; look at the sizes of its weights, and at layer_norm_eps in its "
+            "config.json"
+        )
 
 
 def pad_tokens(sequences: Sequence[list[int]], padding: int, length: int | None = None) -> tuple[Tensor, Tensor]:

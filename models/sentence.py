@@ -142,4 +142,4 @@ def load_sentence_encoder(name: str, device: str = "cpu", weights: bool = True) 
     model.add_module(
         PROJECTION, read_dense(name, form.dense) if form.dense and weights else identity_map(config.hidden_size)
     )
-    return SentenceEncoder(model.to(device), tokenizer, form, name)
+    return SentenceEncoder(model.to(device), tokenizer, form, name).check_embeds()

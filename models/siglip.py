@@ -74,6 +74,8 @@ def load_siglip(name: str, device: str = "cpu", weights: bool = True) -> Siglip:
     tokenizer = checkpoint.read_tokenizer(name, config.text_config.vocab_size)
     if tokenizer.pad_token_id is None:
         raise ValueError(f"{name}: the tokenizer has no padding token, and SigLIP reads padded texts")
-    processor = SiglipProcessor(checkpoint.read_image_processor(SiglipImageProcessorPil, name), tokenizer)
+    processor = SiglipProcessor(
+        checkpoint.read_image_processor(SiglipImageProcessorPil, name, config.vision_config.image_size), tokenizer
+    )
     model = checkpoint.read_model(SiglipModel, name, config) if weights else SiglipModel(config)
-    return Siglip(model.eval().to(device), processor, name)
+    return Siglip(model.eval().to(device), processor, name).check_embeds()

@@ -17,6 +17,8 @@ from common import atomic_folder, script, whole_number
 from common.files import DEFAULT_MODEL, check_new_folder
 from models import Clip, load_clip
 
+MOST_LAYERS = 1000
+
 
 def deepen(clip: Clip, copies: int) -> None:
     """Replace each text layer by `copies` of it, one after the other, each with 1 / `copies` of its two branches."""
@@ -45,6 +47,8 @@ def main(argv: list[str] | None = None) -> None:
     args = build_parser().parse_args(argv)
     check_new_folder(args.output_dir)
     clip = load_clip(args.model, "cpu")
+    if clip.num_layers * args.copies > MOST_LAYERS:
+        raise ValueError(f"--copies {args.copies} makes {clip.num_layers * args.copies} layers; at most {MOST_LAYERS}")
     deepen(clip, args.copies)
     with atomic_folder(args.output_dir) as folder:
         clip.model.save_pretrained(folder)
