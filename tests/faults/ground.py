@@ -138,6 +138,16 @@ def turns_into_pipe(name: str, where: str = "model") -> Make:
     return make
 
 
+def links(name: str, target: str) -> Make:
+    """A file of the model as a link to something else."""
+
+    def make(ground: Ground) -> None:
+        (ground.model / name).unlink()
+        (ground.model / name).symlink_to(target)
+
+    return make
+
+
 def edits(name: str, changes: dict, where: str = "model") -> Make:
     """JSON with other values; `a.b` is `b` in `a`, and `...` removes it."""
 
@@ -174,6 +184,13 @@ def weights(change: Callable[[dict], object], name: str = WEIGHTS, where: str = 
         save_file(state, path, metadata={"format": "pt"})
 
     return make
+
+
+def one_layer(ground: Ground) -> None:
+    """A text tower of the first layer alone."""
+    edits("config.json", {"text_config.num_hidden_layers": 1})(ground)
+    others = tuple(f"text_model.encoder.layers.{number}" for number in (1, 2, 3))
+    weights(lambda state: [state.pop(name) for name in [*state] if name.startswith(others)])(ground)
 
 
 def fills(tensor: str, value: float) -> Make:
@@ -230,8 +247,12 @@ def picture(number: int) -> Image.Image:
 
 
 def as_png(image: Image.Image) -> bytes:
+    return as_bytes(image, "PNG")
+
+
+def as_bytes(image: Image.Image, form: str) -> bytes:
     file = io.BytesIO()
-    image.save(file, format="PNG")
+    image.save(file, format=form)
     return file.getvalue()
 
 
@@ -258,6 +279,10 @@ def pairs(
         ground.data = str(folder)
 
     return make
+
+
+def as_image(mode: str, form: str) -> bytes:
+    return as_bytes(Image.new(mode, (8, 8)), form)
 
 
 def image_is(content: bytes, rows: range | tuple[int, ...] = (3,)) -> Make:

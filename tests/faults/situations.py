@@ -1,6 +1,7 @@
 """What can go wrong, and what is promised then (DESIGN.md section 6): a row a situation, tried by `test_faults.py`."""
 
 import io
+from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
@@ -12,6 +13,7 @@ from ground import (
     Make,
     all_of,
     another_training,
+    as_image,
     as_npy,
     as_png,
     brings_code,
@@ -28,10 +30,12 @@ from ground import (
     image_is,
     interrupts,
     largest_file,
+    links,
     loop,
     matrix,
     matrix_file,
     nested,
+    one_layer,
     pairs,
     pickles,
     pickles_plainly,
@@ -158,7 +162,7 @@ MODELS_OF_OTHERS = [
         )
     ),
     Situation("config.json: a list for the text tower", "dc", edits("config.json", {"text_config": []}), "config.json|weights"),
-    *(Situation(f"{name}: {what}", "dc", puts(name, content), f"{NO_TOKENIZER}|no tokenizer with a vocabulary") for name in ("tokenizer.json", "tokenizer_config.json") for what, content in NO_JSON.items()),
+    *(Situation(f"{name}: {what}", "dc", puts(name, content), f"{NO_TOKENIZER}|no tokenizer with a vocabulary") for name in ("tokenizer.json", "tokenizer_config.json") for what, content in {"empty": b"", "null": None, "nested": nested()}.items()),
     Situation("no tokenizer", "dc", removes("tokenizer.json", "tokenizer_config.json"), "tokenizer"),
     *(
         Situation(f"the image processor: {what}", "search", puts("processor_config.json", content), "image processor cannot be read")
@@ -345,13 +349,85 @@ FLAGS = [
             ("dc", "--device cuda", "no CUDA device"), ("dc", "--mode none", "--mode"), ("dc", "--baseline yes", "true or false"), ("dc", "--exp_dir /dev/null/x", "/dev/null"), ("dc", "--exp_dir {model}/config.json", "config.json"),
             ("coarse", "--num_layers 5", "has 4 layers"), ("coarse", "--num_clip_layers 4", "num_clip_layers is 4"), ("coarse", "--num_clip_layers 0", "num_clip_layers is 0"), ("coarse", "--beam_size 0", "--beam_size"),
             ("search", "--loss_batch_size 3000000000000", "--loss_batch_size"), ("search", "--topk_num -1", "--topk_num"), *(("train", f"--{flag} inf", f"--{flag}: expected a finite number") for flag in ("lr", "temperature", "distill_weight", "weight_decay")),
-            ("train", "--lr nan", "--lr"), ("train", "--clip_layers 2,2", "repeats layer 2"), ("train", "--clip_layers 9-10", "layer 9"), ("train", "--clip_layers x", "cannot read"), ("train", "--batch_size 0", "--batch_size"),
+            ("train", "--lr nan", "--lr"), ("train", "--clip_layers 2,2", "repeats layer 2"), ("train", "--clip_layers 9-10", "layer 9"), ("train", "--clip_layers x", "cannot read"), ("train", "--batch_size 0", "--batch_size"), ("train", "--num_workers 100000", "--num_workers: expected a number in 0..256"),
             ("train", "--max_epoch -1", "--max_epoch"), ("train", "--output_dir {model}/config.json", "config.json is a file"), ("build", "--heads 3", "--heads 3 does not divide --width 128"), ("build", "--width 15", "does not divide --width 15"),
             ("build", "--patch_size 64", "--patch_size 64"), ("build", "--max_length 1", "--max_length 1"), ("build", "--image_size 30", "--image_size 30"), ("deepen", "--output_dir {model}", "not empty"), ("deepen", "--output_dir {model}/config.json", "config.json"),
             ("deepen", "--copies 0", "--copies"), ("evaluate", "--labels {model}/model.safetensors", "model.safetensors: expected one"), ("evaluate", "--labels {root}/nothing", "nothing"), ("export", "--output_dir {model}", "something else than an export"),
         )
     ),
     Situation("--exp_dir in a loop of links", "dc", all_of(loop, flags("--exp_dir {root}/loop")), "loop"),
+]
+
+STRANGE_MODELS = [
+    Situation("one layer alone", "dc", one_layer, "wrote", 0),
+    Situation("one layer, searched", "coarse", all_of(one_layer, flags("--num_layers 1 --num_clip_layers 1")), "must be in 1..0"),
+    Situation("a tokenizer without padding", "dc", edits("tokenizer_config.json", {"pad_token": None}), "wrote", 0),
+    *(Situation(f"a tokenizer that cuts to {length!r}", "dc", edits("tokenizer_config.json", {"model_max_length": length}), "the tokenizer (cuts texts|cannot be read)") for length in (0, 1, -1, "x")),
+    Situation("a tokenizer that never cuts", "dc", edits("tokenizer_config.json", {"model_max_length": 10**30}), "wrote", 0),
+    Situation("weights of a type that there is not", "dc", edits("config.json", {"dtype": "float7"}), CONFIG),
+    Situation("an attention from the hub", "dc", edits("config.json", {"_attn_implementation": "evil/kernel"}), "no CLIPModel can be made from it"),
+    *(Situation(f"layer_norm_eps of {eps}", "dc", edits("config.json", {"text_config.layer_norm_eps": eps}), "its embeddings are NaN or infinite") for eps in (NAN, -1.0)),
+    Situation("layer_norm_eps of NaN for images", "search", edits("config.json", {"vision_config.layer_norm_eps": NAN}), "its embeddings are NaN or infinite"),
+    *(Situation(f"weights of 1e38: {script}", script, fills(LAST, 1e38), "its embeddings are NaN or infinite") for script in ("dc", "search", "evaluate", "train")),
+    Situation("a logit scale of e to the 1000", "evaluate", fills("logit_scale", 1000.0), "NaN or infinity in 1 weights .logit_scale"),
+    Situation("weights of half precision", "dc", weights(lambda state: [state.update({name: tensor.half()}) for name, tensor in [*state.items()]]), "wrote", 0),
+    Situation("the weights are a link to themselves", "dc", links(WEIGHTS, WEIGHTS), NO_WEIGHTS),
+    Situation("config.json is /dev/zero", "dc", links("config.json", "/dev/zero"), "expected a config.json"),
+    *(Situation(f"{name} is a named pipe", "search", turns_into_pipe(name), "expected a file, found a named pipe") for name in ("tokenizer.json", "processor_config.json", WEIGHTS, "config.json")),
+    *(
+        Situation(f"an image processor with {key} {value}", "search", edits("processor_config.json", {f"image_processor.{key}": value}), "the image processor cannot be read")
+        for key, value in (("size", {"shortest_edge": 0}), ("crop_size", {"height": 99, "width": 99}), ("image_mean", [0.5]), ("image_std", [0, 0, 0]), ("rescale_factor", NAN), ("do_center_crop", False))
+    ),
+    Situation("images of another size than the weights'", "search", edits("config.json", {"vision_config.image_size": 31}), "the weights do not fit|image processor"),
+]
+
+STRANGE_DATA = [
+    Situation("a billion shards", "dc", lambda ground: ground.flags.extend(["--dataset", "x{0..999999999}.tar"]), "more than 1000000 files"),
+    Situation("braces in braces in braces", "dc", lambda ground: ground.flags.extend(["--dataset", "x" + "{a,b}" * 40 + ".tar"]), "more than 1000000 files"),
+    Situation("shards that count down", "dc", lambda ground: ground.flags.extend(["--dataset", "x{5..1}.tar"]), "looked for the file"),
+    Situation("shards that are missing", "dc", flags("--dataset {root}/x-{{0..3}}.tar"), "looked for the file .*x-0.tar of"),
+    *(
+        Situation(f"a shard whose class is {what}", "dc", data("pairs.tar", shard(**{f"{i}__{end}": part for i in range(12) for end, part in (("txt", b"red square %d" % i), ("cls", label))})), "wrote", 0)
+        for what, label in {"a superscript": "²".encode(), "5,000 digits": b"9" * 5000, "beyond 64 bits": b"9" * 19}.items()
+    ),
+    Situation("captions of NUL", "dc", data("pairs.tar", shard(**{f"{i}__txt": b"a\0b%d" % i for i in range(12)})), "wrote", 0),
+    Situation("a table with a mark of byte order", "dc", data("pairs.csv", b"\xef\xbb\xbfcaption,b\n" + b"".join(b"red %d,c\n" % i for i in range(12))), "wrote", 0),
+    Situation("a table with more fields than names", "dc", data("pairs.csv", "caption,b\na,b\n" + "a,c,d,e\n" * 10), "pairs.csv: cannot be read"),
+    Situation("a table without rows", "dc", data("pairs.csv", "caption,b\n"), "pairs.csv: no rows"),
+    Situation("half a surrogate", "dc", data("pairs.jsonl", '{"caption": "\\ud800"}\n' * 12), "pairs.jsonl: cannot be read"),
+    Situation("numbers in lists of captions", "dc", data("pairs.jsonl", '{"caption": [5]}\n' * 12), "pairs.jsonl: its captions cannot be read"),
+    *(Situation(f"the field of {what}", "dc", all_of(data("pairs.jsonl", f'{{"caption": "{text}"}}\n' * 12), flags("--caption_column caption.raw")), "pairs.jsonl: its captions cannot be read") for what, text in {"a text": "red", "a number": "5"}.items()),
+    *(Situation(f"captions like {text[:9]!r}", "dc", data("pairs.txt", "".join(f"{text.replace('0', str(i))}\n" for i in range(1, 13))), "wrote", 0) for text in ('{"a0"}', '["a0", ' + "[" * 5000 + "]", "['\\d0']", "\u200b0", "0😀")),
+    Situation("a file of a folder without bytes", "dc", all_of(pairs(number=12), lambda ground: (Path(ground.data) / "validation.parquet").write_bytes(b"")), "pairs: cannot be read"),
+    Situation("a folder of a named pipe", "dc", all_of(lambda ground: (ground.root / "data").mkdir(), turns_into_pipe("data/train.csv", "root"), flags("--dataset {root}/data")), "found train.csv"),
+    Situation("a data set in a loop of links", "dc", all_of(loop, flags("--dataset {root}/loop")), "data set not found"),
+    Situation("a data set of 5,000 letters", "dc", lambda ground: ground.flags.extend(["--dataset", "a" * 5000]), "File name too long"),
+    *(Situation(f"a data set called {name}", "dc", flags(f"--dataset {name}"), "data set not found") for name in ("s3://a/b", "http://localhost:1/a", "~/x", "a/../b")),
+    Situation("one pair alone, to train on", "train", flags("--max_pairs 1"), "figures on test", 0),
+    *(Situation(f"a picture: {what}", "search", image_is(as_image(mode, form)), "winner", 0) for what, mode, form in (("CMYK", "CMYK", "JPEG"), ("a palette", "P", "GIF"), ("transparent", "LA", "PNG"), ("floats", "F", "TIFF"), ("16 bits, big endian", "I;16B", "TIFF"))),
+    Situation("a picture of 100 million pixels", "search", image_is(as_png(Image.new("1", (10_000, 10_000)))), "skipped 1 of 120 images", 0),
+]
+
+STRANGE_RESULTS = [
+    *(
+        Situation(f"a matrix: {what}", "coarse", matrix(content), "winner", 0)
+        for what, content in {
+            "of float16": similarity().astype("f2"), "in the order of Fortran": np.asfortranarray(similarity()), "big endian": similarity().astype(">f8"), "of whole numbers": np.ones((5, 5), int),
+            "of bytes": np.eye(5, dtype="u1"), "of zeros": np.zeros((5, 5)),
+        }.items()
+    ),
+    *(Situation(f"a matrix: {what}", "coarse", matrix(content), says) for what, content, says in (("of a number", np.array(5.0), "found shape"), ("of dates", np.zeros((5, 5), "M8[s]"), "expected numbers"), ("of -5 rows", as_npy("(-5, 5)"), NO_MATRIX), ("of '5' rows", as_npy("('5', 5)"), NO_MATRIX), ("of version 9", b"\x93NUMPY\x09\x00" + bytes(99), NO_MATRIX), ("a header of 2 GB", b"\x93NUMPY\x02\x00\xff\xff\xff\x7f" + bytes(99), NO_MATRIX))),
+    *(Situation(f"a matrix is a link to {target}", "coarse", lambda ground, target=target: ground.matrix.symlink_to(target), says) for target, says in (("nothing", "matrix not found"), ("/dev/zero", NO_MATRIX))),
+    *(
+        Situation(f"a search result: {what}", "winner", result(content), NO_RESULT)
+        for what, content in {"a layer of 31 digits": {"winner.dropped_layers": [10**30, 2]}, "1e400 layers": '{"num_layers": 1e400, "winner": {"dropped_layers": [2, 3]}}', "a mark of byte order": b"\xef\xbb\xbf{}", "two winners": '{"winner": {"dropped_layers": [2, 3]}, "winner": 5}', "an objective of true": {"winner.objective": True}}.items()
+    ),
+    Situation("a search result is a link to nothing", "winner", lambda ground: (ground.results / "clip4to2_a_b.json").symlink_to("nothing"), NO_RESULT),
+    Situation("a search result is a named pipe", "winner", lambda ground: turns_into_pipe("clip4to2_a_b.json", "results")(ground), NO_RESULT),
+    Situation("a search result is /dev/zero", "winner", flags("--search_result /dev/zero"), "/dev/zero: expected a search result"),
+    *(Situation(f"--output_dir {name!r}", "train", lambda ground, name=name: ground.flags.extend(["--output_dir", name]), "expected the name of a folder below") for name in ("", ".", "..", "../x")),
+    Situation("--output_dir of 300 letters", "train", lambda ground: ground.flags.extend(["--output_dir", "a" * 300]), "File name too long"),
+    Situation("a copy of 4 billion layers", "deepen", flags("--copies 1000000000"), "--copies 1000000000 makes 4000000000 layers"),
 ]
 # fmt: on
 
@@ -368,4 +444,7 @@ SITUATIONS = [
     *LEFT_OVER,
     *PEOPLE,
     *FLAGS,
+    *STRANGE_MODELS,
+    *STRANGE_DATA,
+    *STRANGE_RESULTS,
 ]
