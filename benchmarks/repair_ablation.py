@@ -50,7 +50,8 @@ class AllAtOnce(Repairer):
         p = self.kept[layer - 1] if layer else 0
         of_full = find_place(self.judge.full.stack, p, self.walk.batches[0].inputs)
         for number, batch in enumerate(self.walk.batches):
-            inputs, current = self.read(of_full, self.full_walk, number, p)
+            hidden, context = self.full_walk.to(number, max(0, p - 1))
+            inputs, current = of_full.read(self.judge.full.stack, hidden, context, p)
             lacks = of_full.wanted(self.full_walk.to(number, last)[0], current) - current
             yield batch, inputs[batch.mask], lacks[batch.mask]
 
@@ -135,7 +136,7 @@ class FullStates:
     """The full model's states of some captions, run once for all ways and held, in the place of a `Walk`."""
 
     @torch.no_grad()
-    def __init__(self, encoder: Encoder, captions: list[str], batch_size: int = 256):
+    def __init__(self, encoder: Encoder, captions: list[str], batch_size: int = 128):
         batches = encoder.batches(hold_out(captions)[0], batch_size)  # as the repair makes them
         self.encoder, self._starts = encoder, [encoder.stack.start(**batch.inputs) for batch in batches]
         self._states = [[hidden] for hidden, _ in self._starts]

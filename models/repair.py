@@ -85,7 +85,7 @@ def repair(
     *,
     ridge: float = RIDGE,
     weigh: Weigh | None = None,
-    batch_size: int = 256,
+    batch_size: int = 128,
 ) -> tuple[Encoder, Repair | None]:
     """A new encoder without these layers, repaired, and what was repaired. `encoder` is left as it is.
 
@@ -125,6 +125,7 @@ class Walk:
     def __init__(self, encoder: Encoder, batches: Sequence[Batch]):
         self.encoder, self.batches = encoder, batches
         self._kept: dict[int, tuple[int, Tensor, list]] = {}
+        self._read: dict[int, tuple[Tensor, Tensor]] = {}
         self._bytes = 0
 
     def to(self, number: int, layer: int) -> tuple[Tensor, list]:
@@ -136,6 +137,23 @@ class Walk:
 
     def end(self, number: int) -> Tensor:
         return self.to(number, self.encoder.num_layers)[0]
+
+    def read(self, place: BlockMap | TableMap, number: int, layer: int) -> tuple[Tensor, Tensor]:
+        """The inputs and the sum of the map of this layer, until it is `settle`d; held where the bytes allow it."""
+        if number in self._read:
+            return self._read[number]
+        hidden, context = self.to(number, max(0, layer - 1))
+        found = place.read(self.encoder.stack, hidden, context, layer)
+        held = sum(tensor.nbytes for pair in (*self._read.values(), found) for tensor in pair)
+        if number in self._kept and self._bytes + held <= STATE_BYTES:
+            self._read[number] = found
+        return found
+
+    def settle(self, place: BlockMap | TableMap, layer: int, change: Tensor) -> None:
+        """The change of this layer's map is made: its states follow from what was read, without running it again."""
+        for number, (inputs, current) in self._read.items():
+            self._kept[number] = layer, place.state(current + apply_change(change, inputs)), self._kept[number][2]
+        self._read = {}
 
     def follow(self, other: "Walk", layer: int) -> None:
         """Up to this layer the other encoder is the same: take its states."""
@@ -166,7 +184,7 @@ class Repairer:
         *,
         ridge: float = RIDGE,
         weigh: Weigh | None = None,
-        batch_size: int = 256,
+        batch_size: int = 128,
     ):
         self.pruned, self.projection, self.ridge, self.weigh = pruned, pruned.projection, ridge, weigh
         self.kept = [layer for layer in range(1, full.num_layers + 1) if layer not in dropped_layers]
@@ -206,7 +224,7 @@ class Repairer:
             return Cut((p + 1, q - 1), 0.0, None, None, "the input of layer 1 is no sum of embedding tables")
         layer = self._in_pruned(p)
         change = self.fit_segment(place, layer, q - 1)
-        read = [self.read(place, self.held_walk, number, layer) for number in range(len(self.held_walk.batches))]
+        read = [self.held_walk.read(place, number, layer) for number in range(len(self.held_walk.batches))]
         readouts = None
         if q > self.judge.full.num_layers and self.projection is not None:  # what the map helps shows after the readout
             readouts = self.fit_readouts(place, layer, change)
@@ -218,11 +236,10 @@ class Repairer:
             # As if the full model went on from here: what later cuts lose is not this one's.
             return self.judge.loss_after(q - 1, states)
 
-        return self.fold_best((p + 1, q - 1), place, change, loss_at)
-
-    def read(self, place: BlockMap | TableMap, walk: Walk, number: int, layer: int) -> tuple[Tensor, Tensor]:
-        hidden, context = walk.to(number, max(0, layer - 1))
-        return place.read(walk.encoder.stack, hidden, context, layer)
+        cut = self.fold_best((p + 1, q - 1), place, change, loss_at)
+        for walk in (self.walk, self.held_walk):
+            walk.settle(place, layer, cut.step * change)
+        return cut
 
     def fit_segment(self, place: BlockMap | TableMap, layer: int, last: int) -> Tensor:
         """The change of the weights that brings the sum to where h_last of the full model asks for it."""
@@ -234,7 +251,7 @@ class Repairer:
     def read_lacks(self, place: BlockMap | TableMap, layer: int, last: int) -> Iterator[tuple[Batch, Tensor, Tensor]]:
         """For each batch, over its real tokens: the inputs (n, F) of the map, and what its sum lacks (n, D)."""
         for number, batch in enumerate(self.walk.batches):
-            inputs, current = self.read(place, self.walk, number, layer)
+            inputs, current = self.walk.read(place, number, layer)
             lacks = place.wanted(self.full_walk.to(number, last)[0], current) - current
             yield batch, inputs[batch.mask], lacks[batch.mask]
 
@@ -242,7 +259,7 @@ class Repairer:
         """For each step of the last cut's change: that of the projection, fitted to the states that would come."""
         sums = {step: RidgeSums(self.projection.bias is not None) for step in (0.0, *STEPS)}
         for number in range(len(self.walk.batches)):
-            inputs, current = self.read(place, self.walk, number, layer)
+            inputs, current = self.walk.read(place, number, layer)
             move = apply_change(change, inputs)
             for step, of_step in sums.items():
                 self.add_readout(of_step, number, place.state(current + step * move))
