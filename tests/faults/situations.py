@@ -324,7 +324,7 @@ LEFT_OVER = [
     *(Situation(f"a matrix of a killed run, {ending}", "coarse", all_of(matrix(), lambda ground, ending=ending: puts(f".{ground.matrix.stem.replace('dc_', 'clip4to2_beam_dc_')}_coarse.{DEAD}{ending}", b"", "results")(ground)), "winner", 0) for ending in (".json", ".png")),
     *(
         Situation(f"a full disk: {script}", script, largest_file(size), "cannot be written", leaves=leaves)
-        for script, size, leaves in (("dc", 3000, "npy$"), ("search", 2000, "log$"), ("export", 3000, "^$"), ("build", 3000, "^$"), ("deepen", 3000, "^$"), ("train", 9000, "exp/out"), ("evaluate", 2000, "^$"), ("icons", 9000, "^$"))
+        for script, size, leaves in (("dc", 1000, "npy$"), ("search", 2000, "log$"), ("export", 3000, "^$"), ("build", 3000, "^$"), ("deepen", 3000, "^$"), ("train", 9000, "exp/out"), ("evaluate", 2000, "^$"), ("icons", 9000, "^$"))
     ),
     Situation("a full disk: another epoch", "resume", states(largest_file(9000)), "cannot be written", leaves="exp/out"),
 ]
