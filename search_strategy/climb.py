@@ -4,6 +4,7 @@ Pure: an objective is given, which makes the layer calls.
 """
 
 from collections.abc import Callable, Sequence
+from itertools import islice
 
 import numpy as np
 from scipy.stats import norm, rankdata
@@ -28,18 +29,19 @@ def climb(
     """The best proposal found, never worse than the best of `starts`, and the rounds begun.
 
     A round evaluates the most promising of the swaps that are left: of those of the `centres` best proposals so far,
-    the better `share`, as `foretell` has them from all that is known. The climb ends when none is left, or after
+    the better `share`, as a model of all that is known foretells them. The climb ends when none is left, or after
     `max_rounds`. With one centre and a share of 1 it ends in a proposal that no swap makes better; at the defaults
     the swaps least likely to help are not tried. `objective` gives the value (smaller is better) of each proposal.
     """
     known = dict(zip(starts, objective(list(starts)), strict=True))
     for rounds in range(max_rounds):
-        promising = {}
+        weights, promising = fit_weights(known, num_layers), {}
         for centre in _ranked(known)[:centres]:
-            around = swaps(centre, num_layers)
-            foretold = dict(zip(around, foretell(known, around, num_layers), strict=True))
-            better = sorted(foretold, key=foretold.get)[: max(EVALUATIONS, round(share * len(around)))]
-            promising |= {proposal: foretold[proposal] for proposal in better if proposal not in known}
+            around = Swaps(centre, num_layers)
+            foretold = around.foretell(weights)
+            order = np.argsort(foretold, kind="stable")[: max(EVALUATIONS, round(share * len(foretold)))]
+            unknown = ((around[number], foretold[number]) for number in order if around[number] not in known)
+            promising |= dict(islice(unknown, EVALUATIONS))
         if not promising:
             return _ranked(known)[0], rounds
         tried = sorted(promising, key=promising.get)[:EVALUATIONS]
@@ -47,29 +49,60 @@ def climb(
     return _ranked(known)[0], max_rounds
 
 
-def swaps(proposal: Proposal, num_layers: int) -> list[Proposal]:
+class Swaps(Sequence):
     """The proposals that keep one of the dropped layers, and drop one of the kept layers in its place.
 
     The late layers first: these share the longest prefixes, so they are tried first while nothing tells swaps apart.
+    Made one by one, when asked for: 1,000 layers to 500 have 250,000.
     """
-    kept = kept_layers(proposal, num_layers)
-    return [tuple(sorted({*proposal, layer} - {spared})) for spared in proposal[::-1] for layer in kept[::-1]]
+
+    def __init__(self, proposal: Proposal, num_layers: int):
+        self.proposal, self.num_layers = proposal, num_layers
+        self.spared = np.array(proposal[::-1])
+        self.added = np.array(kept_layers(proposal, num_layers)[::-1])
+
+    def __len__(self) -> int:
+        return len(self.spared) * len(self.added)
+
+    def __getitem__(self, number: int) -> Proposal:
+        if not 0 <= number < len(self):
+            raise IndexError(f"swap {number}; there are {len(self)}")
+        spared, added = divmod(int(number), len(self.added))
+        return tuple(sorted({*self.proposal, int(self.added[added])} - {int(self.spared[spared])}))
+
+    def foretell(self, weights: np.ndarray) -> np.ndarray:
+        """(K,): where each is expected by `fit_weights`, in standard deviations of what is known; smaller is better.
+
+        What a layer brings is its own weight and those of its dropped neighbours; a layer that comes beside the one
+        that goes has no neighbour there any more.
+        """
+        of_layer = np.concatenate(([0.0], weights[: self.num_layers], [0.0]))  # by the layer's number
+        of_pair = np.concatenate(([0.0], weights[self.num_layers :], [0.0]))  # by that of the earlier of two
+        dropped = np.isin(np.arange(self.num_layers + 2), self.proposal)
+
+        def brings(layers: np.ndarray) -> np.ndarray:
+            pairs = of_pair[layers - 1] * dropped[layers - 1] + of_pair[layers] * dropped[layers + 1]
+            return of_layer[layers] + pairs
+
+        spared, added = self.spared[:, None], self.added[None, :]
+        apart = np.where(np.abs(spared - added) == 1, of_pair[np.minimum(spared, added)], 0.0)
+        own = features([self.proposal], self.num_layers) @ weights
+        return (own + brings(added) - brings(spared) - apart).ravel()
 
 
-def foretell(known: dict[Proposal, float], proposals: Sequence[Proposal], num_layers: int) -> np.ndarray:
-    """(K,): where each proposal is expected among the known ones, in standard deviations; smaller is better.
+def fit_weights(known: dict[Proposal, float], num_layers: int) -> np.ndarray:
+    """(2L - 1,): what each dropped layer, and each two dropped neighbours, add to where a proposal stands.
 
-    A linear model of which layers are dropped, and which of these are neighbours, fitted by ridge regression to the
-    normal scores of the ranks of the known ones: so hopeless proposals do not bend it, and any scale will do.
+    A linear model fitted by ridge regression to the normal scores of the ranks of the known ones: so hopeless proposals
+    do not bend it, and any scale will do. Solved over the proposals, of which there are few beside many layers.
     """
     ranks = rankdata(list(known.values()))
     scores = norm.ppf((ranks - 0.5) / len(ranks))
-    design = _features(list(known), num_layers)
-    weights = np.linalg.solve(design.T @ design + RIDGE * np.eye(design.shape[1]), design.T @ scores)
-    return _features(proposals, num_layers) @ weights
+    design = features(list(known), num_layers)
+    return design.T @ np.linalg.solve(design @ design.T + RIDGE * np.eye(len(design)), scores)
 
 
-def _features(proposals: Sequence[Proposal], num_layers: int) -> np.ndarray:
+def features(proposals: Sequence[Proposal], num_layers: int) -> np.ndarray:
     """(K, 2L - 1): 1 for each layer that is dropped, and for each two neighbours that both are."""
     dropped = np.zeros((len(proposals), num_layers))
     for row, proposal in zip(dropped, proposals, strict=True):

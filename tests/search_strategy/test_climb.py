@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from scipy.stats import spearmanr
 
-from search_strategy.climb import climb, foretell, swaps
+from search_strategy.climb import Swaps, climb, features, fit_weights
 from search_strategy.defaults import EVALUATIONS
 
 STARTS = [(1, 2, 3, 4), (2, 4, 6, 8)]
@@ -36,7 +36,7 @@ def additive_table(num_layers, size, seed):
 
 def test_swaps_keep_one_dropped_layer_and_drop_a_kept_one_in_its_place():
     plain = [p for p in combinations(range(1, 8), 3) if len(set(p) & {2, 3, 6}) == 2]
-    assert sorted(swaps((2, 3, 6), 7)) == plain
+    assert sorted(Swaps((2, 3, 6), 7)) == plain
 
 
 @pytest.mark.parametrize("seed", range(20))
@@ -44,7 +44,7 @@ def test_with_every_swap_of_one_centre_it_ends_in_a_local_optimum(seed):
     table = random_table(8, 4, seed)
     best, rounds = climb(remember(table)[0], STARTS, 8, max_rounds=100, centres=1, share=1.0)
     assert table[best] <= min(table[start] for start in STARTS)
-    assert all(table[best] <= table[other] for other in swaps(best, 8))
+    assert all(table[best] <= table[other] for other in Swaps(best, 8))
     assert climb(remember(table)[0], STARTS, 8, max_rounds=rounds, centres=1, share=1.0) == (best, rounds)
 
 
@@ -76,19 +76,44 @@ def test_it_stops_after_its_rounds():
     assert [len(call) for call in asked] == [1, EVALUATIONS, EVALUATIONS]
 
 
+def foretell(known, others):
+    return features(others, 10) @ fit_weights(known, 10)
+
+
+@pytest.mark.parametrize("centre", [(2, 3, 6), (1, 2, 3), (8, 9, 10), (1, 5, 10)])
+def test_swaps_are_foretold_as_all_proposals_are(centre):
+    rng = np.random.default_rng(0)
+    weights, around = rng.normal(size=19), Swaps(centre, 10)
+    np.testing.assert_allclose(around.foretell(weights), features(list(around), 10) @ weights, atol=1e-12)
+
+
+def test_a_thousand_layers_are_climbed():
+    weights = np.random.default_rng(0).normal(size=1000)
+    asked = []
+
+    def objective(proposals):
+        asked.extend(proposals)
+        return [float(weights[np.array(proposal) - 1].sum()) for proposal in proposals]
+
+    start = tuple(range(1, 1001, 2))
+    best, rounds = climb(objective, [start, tuple(range(1, 501))], 1000, max_rounds=5)
+    assert rounds == 5 and len(asked) == 2 + 5 * EVALUATIONS
+    assert objective([best]) <= objective([start])
+
+
 def test_what_is_foretold_follows_an_additive_objective_on_any_scale():
     table = additive_table(10, 4, 0)
     rng = np.random.default_rng(0)
     proposals = [list(table)[i] for i in rng.permutation(len(table))]
     known, others = {proposal: table[proposal] for proposal in proposals[:60]}, proposals[60:]
-    foretold = foretell(known, others, 10)
+    foretold = foretell(known, others)
     assert spearmanr(foretold, [table[proposal] for proposal in others]).statistic > 0.95
     stretched = {proposal: np.exp(value) - 9 for proposal, value in known.items()}
-    assert np.array_equal(foretell(stretched, others, 10), foretold)
+    assert np.array_equal(foretell(stretched, others), foretold)
 
 
 def test_neighbours_that_hurt_together_are_learned():
     table = {p: float(sum(layer + 1 in p for layer in p)) for p in combinations(range(1, 11), 4)}
     proposals = [list(table)[i] for i in np.random.default_rng(0).permutation(len(table))]
-    foretold = foretell({proposal: table[proposal] for proposal in proposals[:80]}, proposals[80:], 10)
+    foretold = foretell({proposal: table[proposal] for proposal in proposals[:80]}, proposals[80:])
     assert spearmanr(foretold, [table[proposal] for proposal in proposals[80:]]).statistic > 0.9
