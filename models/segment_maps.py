@@ -22,6 +22,7 @@ from models.repair import FEWEST_CAPTIONS, RIDGE, hold_out, warn_of_few_tokens
 CAPTIONS = 1000  # a few hundred give the same order of proposals; the winner is refitted with more
 JUDGES = 64  # a map is judged whenever it is first used, so by fewer samples than the repair of one proposal
 MAP_BYTES = 3 << 30  # of sums at a time; a model whose segments have more of them gets the maps that are asked for
+ALL_SEGMENTS = 50 * 51 // 2  # so does a deeper one: proposals of 192 layers use some hundred of their 18,528 segments
 
 Places = Sequence[BlockMap | TableMap | None]  # of each layer but the last, from 0: the embeddings
 
@@ -30,8 +31,8 @@ class SegmentMaps:
     """Maps from every layer p to every later state h_b of an encoder, each judged when it is first asked for.
 
     The sums take (F + 1) (F + 1 + (L - p) D) float64 numbers for each layer p, and the maps half of them. Where all of
-    these are more than `MAP_BYTES` (24 layers of width 1024; 1,000 layers of width 64 have 66 GB), nothing is fitted
-    before it is needed: `prepare` fits the maps of some segments in one pass.
+    these are more than `MAP_BYTES` (24 layers of width 1024; 1,000 layers of width 64 have 66 GB), or the layers more
+    than 50, nothing is fitted before it is needed: `prepare` fits the maps of some segments in one pass.
 
     Args:
         samples: captions of train.
@@ -62,7 +63,8 @@ class SegmentMaps:
         self._shares: dict[tuple[int, int], float] = {}
         self._judged: dict[tuple[int, int], tuple[float, float]] = {}
         every = {p: range(p + 1, encoder.num_layers + 1) for p in layers}
-        if sum(self._sums_bytes(p, len(later)) for p, later in every.items()) <= MAP_BYTES:
+        size = sum(self._sums_bytes(p, len(later)) for p, later in every.items())
+        if size <= MAP_BYTES and sum(map(len, every.values())) <= ALL_SEGMENTS:
             self._fit(every)
 
     def matrix(self) -> np.ndarray:
@@ -71,7 +73,7 @@ class SegmentMaps:
         if len(shares) < num_layers * (num_layers + 1) // 2:
             raise ValueError(
                 f"expected the maps of all segments, found {len(shares)}: those of {num_layers} layers of this width "
-                "are more than can be held, so choose another measure"
+                "are not fitted all at once, so choose another measure"
             )
         matrix = np.eye(num_layers + 1)
         matrix[tuple(zip(*shares, strict=True))] = list(shares.values())
@@ -189,12 +191,13 @@ def read_lacks(
         else:
             hidden = stack.run(hidden, context, [layer] if layer else [])
             inputs, current = hidden[..., :0], hidden
+        state = hidden[batch.mask]  # one for all the layers that want it: a copy for each would be L^2 of them
         for p, (its_inputs, its_current, later) in list(open_maps.items()):
             if layer in wanted[p]:
-                state = hidden[batch.mask]
-                later.append(places[p].wanted(state, its_current) if places[p] else state)
+                later.append(state)
             if layer == wanted[p][-1]:
-                yield p, its_inputs, its_current, later
+                place = places[p]
+                yield p, its_inputs, its_current, [place.wanted(s, its_current) if place else s for s in later]
                 del open_maps[p]
         if layer in wanted:
             open_maps[layer] = inputs[batch.mask], current[batch.mask], []

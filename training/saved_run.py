@@ -139,6 +139,5 @@ def best_of(history: list[dict]) -> dict:
 
 def differences(before: dict, now: dict) -> str:
     """What is not equal in two dicts, as text: what it was, and what it is now."""
-    return ", ".join(
-        f"{name} {value} (now {now.get(name)})" for name, value in before.items() if value != now.get(name)
-    )
+    names = [name for name in before | now if before.get(name) != now.get(name)]
+    return ", ".join(f"{name} {before.get(name)} (now {now.get(name)})" for name in names)
