@@ -135,7 +135,10 @@ def build_parser() -> argparse.ArgumentParser:
 
 @script
 def main(argv: list[str] | None = None) -> None:
-    args = build_parser().parse_args(argv)
+    parser = build_parser()
+    args = parser.parse_args(argv)
+    if not {"fine", "repair"}.isdisjoint(args.stages) and "coarse" not in args.stages:
+        parser.error("--stages fine and repair take what coarse proposes: give it too")
     rows = []
     for depth in args.depths:
         rows += in_own_process(run_depth, depth, args)

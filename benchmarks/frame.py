@@ -47,12 +47,7 @@ class Bench:
         return load_pairs(self.args.dataset, split, **data_flags(self.args) | changes)
 
     def fresh_clip(self, *, width: int, **sizes: int) -> Clip:
-        """A CLIP with fresh weights, the tokenizer of `--model`, and a text tower of these sizes."""
-        config = copy.deepcopy(self.encoder.model.config)
-        config.text_config.update({"hidden_size": width, "intermediate_size": 4 * width, **sizes})
-        torch.manual_seed(self.args.seed)
-        model = CLIPModel(config).eval().to(self.encoder.device)
-        return Clip(model, self.encoder.processor, f"fresh {config.text_config.num_hidden_layers} x {width}")
+        return fresh_clip(self.encoder, width=width, seed=self.args.seed, **sizes)
 
     def captions(self, split: str) -> list[str]:
         """The distinct captions of a split."""
@@ -66,6 +61,17 @@ class Bench:
         """The figures and the record, where `--out` says."""
         if self.args.out:
             write_json(self.args.out, content | {"record": self.record.content()})
+
+
+def fresh_clip(clip: Clip, *, width: int, seed: int = 0, **sizes: int | str) -> Clip:
+    """A CLIP with fresh weights, the image tower and the tokenizer of another, and a text tower of these sizes."""
+    config = copy.deepcopy(clip.model.config)
+    config.text_config.update({"hidden_size": width, "intermediate_size": 4 * width, **sizes})
+    if "projection_dim" in sizes:
+        config.projection_dim = config.vision_config.projection_dim = sizes["projection_dim"]
+    torch.manual_seed(seed)
+    model = CLIPModel(config).eval().to(clip.device)
+    return Clip(model, clip.processor, f"fresh {config.text_config.num_hidden_layers} x {width}")
 
 
 def in_own_process(function: Callable, *args: object) -> object:

@@ -18,6 +18,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Sequence
+from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 
 from common import ROOT, format_table, positive_int, script, switch, whole_number, write_json
@@ -30,10 +31,10 @@ SIZES = {  # layers, width, heads, activation of the text tower
 VOCABULARY = 49408
 SEARCH = "search_strategy/search_prune_then_verify_mix.py --num_layers {layers} --num_clip_layers {half}"
 STEPS = {  # the script with its flags, and where its record is
-    "svcca": ("svcca_analysis.py --batch_size 32 --iter_num {batches}", "exp/model/cca_mat_*.json"),
-    "dc": ("dc_analysis.py", "exp/model/dc_mat_*.json"),
-    "coarse": (f"{SEARCH} --coarse_search_only", "exp/model/clip*_coarse.json"),
-    "fine": (f"{SEARCH} --refine 0 --score mean --repair {{repair}} {{max_pairs}}", "exp/model/clip*refine_0*.json"),
+    "svcca": ("svcca_analysis.py --batch_size 32 --iter_num {batches}", "exp/*/cca_mat_*.json"),
+    "dc": ("dc_analysis.py", "exp/*/dc_mat_*.json"),
+    "coarse": (f"{SEARCH} --coarse_search_only", "exp/*/clip*_coarse.json"),
+    "fine": (f"{SEARCH} --refine 0 --score mean --repair {{repair}} {{max_pairs}}", "exp/*/clip*refine_0*.json"),
     "finetune": (
         "clip_finetune_train.py --num_layers {layers} --num_clip_layers {half} --output_dir half --max_epoch 1 "
         "--max_pairs {train_pairs} --clip_layers {middle}",
@@ -58,28 +59,20 @@ def build_parser() -> argparse.ArgumentParser:
 
 def write_model(size: str, folder: Path) -> None:
     """A CLIP of that text tower and a small image tower, with seeded fresh weights and the bundled tokenizer."""
-    import torch
-    from transformers import CLIPConfig, CLIPModel
-
+    from benchmarks.frame import fresh_clip
     from models import load_clip
 
-    bundled = load_clip(str(ROOT / "exp" / "iconclip"), weights=False)
     layers, width, heads, activation = SIZES[size]
-    config = CLIPConfig.from_dict(bundled.model.config.to_dict())
     shape = {
-        "hidden_size": width,
-        "intermediate_size": 4 * width,
         "num_hidden_layers": layers,
-        "vocab_size": VOCABULARY,
+        "num_attention_heads": heads,
+        "hidden_act": activation,
+        "projection_dim": width,
     }
-    shape |= {"num_attention_heads": heads, "hidden_act": activation, "projection_dim": width}
-    shape |= {"max_position_embeddings": 77}
-    for name, value in shape.items():
-        setattr(config.text_config, name, value)
-    config.projection_dim = config.vision_config.projection_dim = width
-    torch.manual_seed(0)
-    CLIPModel(config).save_pretrained(folder)
-    bundled.processor.save_pretrained(folder)
+    bundled = load_clip(str(ROOT / "exp" / "iconclip"), weights=False)
+    clip = fresh_clip(bundled, width=width, vocab_size=VOCABULARY, max_position_embeddings=77, **shape)
+    clip.model.save_pretrained(folder)
+    clip.processor.save_pretrained(folder)
 
 
 def run_step(words: Sequence[str]) -> dict:
@@ -108,9 +101,8 @@ def read_parts(path: Path) -> dict[str, float]:
 
 def measure_steps(args: argparse.Namespace, folder: Path) -> dict[str, dict]:
     layers = SIZES[args.size][0]
-    make = multiprocessing.get_context("spawn").Process(target=write_model, args=(args.size, folder / "model"))
-    make.start()
-    make.join()
+    with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as process:
+        process.submit(write_model, args.size, folder / "model").result()
     quarter = layers // 4
     numbers = {
         "layers": layers,
@@ -126,8 +118,7 @@ def measure_steps(args: argparse.Namespace, folder: Path) -> dict[str, dict]:
     for step in args.steps:
         command, record = STEPS[step]
         found[step] = run_step(shlex.split(f"{command.format(**numbers)} {places} --threads {args.threads}"))
-        pattern = record.replace("exp/model", f"exp/{next((folder / 'exp').iterdir()).name}", 1)
-        found[step]["parts"] = read_parts(max(folder.glob(pattern), key=lambda path: path.stat().st_mtime))
+        found[step]["parts"] = read_parts(max(folder.glob(record), key=lambda path: path.stat().st_mtime))
         if args.out:  # after each, as all take long
             flags = {name: str(value) for name, value in vars(args).items()}
             write_json(args.out, {"flags": flags, "steps": found})
@@ -136,7 +127,11 @@ def measure_steps(args: argparse.Namespace, folder: Path) -> dict[str, dict]:
 
 @script
 def main(argv: list[str] | None = None) -> None:
-    args = build_parser().parse_args(argv)
+    parser = build_parser()
+    args = parser.parse_args(argv)
+    args.steps = [step for step in STEPS if step in args.steps]  # in the order in which they read each other's files
+    if not {"coarse", "fine"}.isdisjoint(args.steps) and "dc" not in args.steps:
+        parser.error("--steps coarse and fine search the matrix of dc: give it too")
     with tempfile.TemporaryDirectory(prefix="comflp_sizes_") as folder:
         found = measure_steps(args, Path(folder))
     rows = []

@@ -118,8 +118,8 @@ def weights_bytes(model: str) -> int:
     folder = find_open_clip(model) or Path(model)
     if not folder.is_dir():
         folder = Path(snapshot_download(model, local_files_only=True))
-    files = list(folder.glob("*.safetensors")) or list(folder.glob("*.bin"))
-    return sum(path.stat().st_size for path in files)
+    weights = list(folder.glob("*.safetensors")) or list(folder.glob("*.bin"))
+    return sum(path.stat().st_size for path in weights)
 
 
 def short_names(models: Sequence[str]) -> list[str]:

@@ -1,6 +1,8 @@
-"""The benchmark of depths: every stage of every depth, the same winner whatever way the maps are held."""
+"""The benchmark of depths: every stage of every depth."""
 
 import json
+
+import pytest
 
 from benchmarks import deep
 
@@ -22,3 +24,9 @@ def test_every_stage_of_every_depth_is_timed(tiny_clip, tiny_pairs, tmp_path, ca
         assert abs(sum(parts) - whole) < 1e-6
     assert out.with_suffix(".png").stat().st_size > 1000
     assert "peak MiB" in capsys.readouterr().out
+
+
+def test_stages_that_need_proposals_are_refused_without_them(capsys):
+    with pytest.raises(SystemExit):
+        deep.main(["--stages", "dc", "fine"])
+    assert "--stages fine and repair take what coarse proposes" in capsys.readouterr().err

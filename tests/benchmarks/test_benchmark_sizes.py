@@ -45,3 +45,9 @@ def test_parts_come_from_records_of_all_three_kinds(tmp_path):
     ):
         (tmp_path / name).write_text(text)
         assert sizes.read_parts(tmp_path / name) == {"forward": 2.0, "seconds": 3.0}
+
+
+def test_a_search_without_a_matrix_is_refused(capsys):
+    with pytest.raises(SystemExit):
+        sizes.main(["--steps", "svcca", "coarse"])
+    assert "--steps coarse and fine search the matrix of dc" in capsys.readouterr().err
