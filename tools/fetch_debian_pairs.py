@@ -1,6 +1,7 @@
 """Fetch text pairs of a real kind: the English package descriptions of Debian, the short one against the long one.
 
     python -m tools.fetch_debian_pairs --output_dir debian_pairs
+    python -m tools.fetch_debian_pairs --output_dir debian_300 --held_out 300     # for a first look
 
 Needs `apt-get` (Debian, Ubuntu); it reads the sources of this machine into a folder of its own, so neither root nor the
 machine's lists are touched. Writes train, validation and test as parquet with the columns `query` and `text`, some
@@ -18,6 +19,8 @@ from pathlib import Path
 from typing import NamedTuple
 
 import datasets
+
+from common import positive_int
 
 FIELD = "Description-en:"
 PARTS = 25  # of which one is validation and one is test
@@ -97,6 +100,8 @@ def build_parser() -> argparse.ArgumentParser:
         description="Write the short and long package descriptions of Debian as text pairs."
     )
     parser.add_argument("--output_dir", type=Path, required=True, help="new folder for the parquet files")
+    what = "at most so many pairs of validation and of test (default: all)"
+    parser.add_argument("--held_out", type=positive_int, help=what)
     return parser
 
 
@@ -106,6 +111,7 @@ def main(argv: list[str] | None = None) -> None:
     with tempfile.TemporaryDirectory() as temporary:
         pairs = without_repeats(read_descriptions(download(Path(temporary))))
     for name, rows in split_pairs(pairs).items():
+        rows = rows if name == "train" else rows[: args.held_out]
         columns = {"query": [pair.query for pair in rows], "text": [pair.text for pair in rows]}
         datasets.Dataset.from_dict(columns).to_parquet(args.output_dir / f"{name}.parquet")
         print(f"{args.output_dir / name}.parquet: {len(rows):,} pairs")

@@ -66,9 +66,9 @@ def test_the_order_of_the_list_does_not_matter():
 
 
 def test_the_script_writes_three_files(tmp_path, monkeypatch, capsys):
-    entries = (
+    entries = [
         f"Package: p{i}\nDescription-en: name {'abcdefghij'[i % 10] * (i + 1)}\n Text {'x' * i}.\n" for i in range(99)
-    )
+    ]
     monkeypatch.setattr(script, "download", lambda folder: "\n".join(entries))
     script.main(["--output_dir", str(tmp_path / "pairs")])
     files = {path.stem: str(path) for path in (tmp_path / "pairs").iterdir()}
@@ -78,6 +78,13 @@ def test_the_script_writes_three_files(tmp_path, monkeypatch, capsys):
     )
     assert sum(map(len, found.values())) == 99
     assert "train.parquet" in capsys.readouterr().out
+    script.main(["--output_dir", str(tmp_path / "few"), "--held_out", "1"])
+    few = {
+        path.stem: datasets.Dataset.from_parquet(str(path), cache_dir=str(tmp_path))
+        for path in (tmp_path / "few").iterdir()
+    }
+    assert few["train"].to_list() == found["train"].to_list()
+    assert all(few[name].to_list() == found[name].to_list()[:1] for name in ("validation", "test"))
 
 
 def test_an_update_without_descriptions_is_an_error(tmp_path, monkeypatch):
