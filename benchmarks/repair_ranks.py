@@ -3,9 +3,9 @@
     python -m benchmarks.repair_ranks --num_clip_layers 6 --max_pairs 500 --out build/repair_ranks.json
 
 For every matrix under exp/<model>/, and that of the repair itself, the Spearman correlation of its coarse scores (mean
-and sum over segments) to minus the objective of all proposals, left out and repaired from one pass. SVCCA measures what
-a linear map can restore, so it should foretell the second. Also how many proposals are worse repaired than left out,
-and by how much.
+and sum over segments) to minus the objective of all proposals, left out and repaired from one pass; and of those that
+keep layer 1, which says most of the loss by itself. SVCCA measures what a linear map can restore, so it should foretell
+the second. Also how many proposals are worse repaired than left out, and by how much.
 """
 
 import argparse
@@ -33,27 +33,35 @@ def read_matrices(folder: Path, num_layers: int) -> Iterator[tuple[str, np.ndarr
 
 
 def rank_matrix(name: str, matrix: np.ndarray, left_out: list[Evaluation], repaired: list[Evaluation]) -> list[dict]:
+    keeping = [1 not in evaluation.dropped_layers for evaluation in left_out]
+    losses = {
+        way: np.array([e.objective for e in found]) for way, found in (("left_out", left_out), ("repaired", repaired))
+    }
     rows = []
     for score in SCORES:
-        values = [coarse_score(matrix, evaluation.dropped_layers, score) for evaluation in left_out]
-        is_constant = len(set(values)) == 1  # then there are no ranks
-        ranks = {
-            way: None if is_constant else float(spearmanr(values, [-e.objective for e in found]).statistic)
-            for way, found in (("left_out", left_out), ("repaired", repaired))
-        }
+        values = np.array([coarse_score(matrix, evaluation.dropped_layers, score) for evaluation in left_out])
+        ranks = {way: spearman(values, -of) for way, of in losses.items()}
+        ranks |= {f"{way}_keeping_layer_1": spearman(values[keeping], -of[keeping]) for way, of in losses.items()}
         rows.append({"matrix": name, "score": score, **ranks})
     return rows
+
+
+def spearman(values: np.ndarray, others: np.ndarray) -> float | None:
+    """None where all values are equal: then there are no ranks."""
+    return None if len(set(values)) == 1 else float(spearmanr(values, others).statistic)
 
 
 def describe_change(left_out: list[Evaluation], repaired: list[Evaluation], full: float) -> dict:
     """How much of the lost objective repair wins back, and how often it hurts."""
     before, after = (np.array([evaluation.objective for evaluation in found]) for found in (left_out, repaired))
-    worse = after > before
+    worse, won_back = after > before, (before - after) / (before - full)
+    keeping = [1 not in evaluation.dropped_layers for evaluation in left_out]
     return {
         "proposals": len(before),
         "worse": int(worse.sum()),
         "largest_rise": float((after - before).max()),
-        "median_share_won_back": float(np.median((before - after) / (before - full))),
+        "median_share_won_back": float(np.median(won_back)),
+        "median_share_won_back_keeping_layer_1": float(np.median(won_back[keeping])),
         "best_left_out": left_out[int(before.argmin())].dropped_layers,
         "best_repaired": repaired[int(after.argmin())].dropped_layers,
         "best_objective_left_out": float(before.min()),
@@ -90,8 +98,9 @@ def main(argv: list[str] | None = None) -> None:
     both = zip(subsets, left_out, repaired, strict=True)
     proposals = [(proposal, plain.objective, mended.objective) for proposal, plain, mended in both]
     bench.write(ranks=ranks, change=change, proposals=proposals)
-    headers = ("matrix", "score", "Spearman, left out", "Spearman, repaired")
-    print(format_table([tuple(row.values()) for row in ranks], headers, ("", "", ".2f", ".2f")))
+    headers = ("matrix", "score", "left out", "repaired", "left out, layer 1 kept", "repaired, layer 1 kept")
+    print("Spearman correlation of the coarse scores to minus the loss:")
+    print(format_table([tuple(row.values()) for row in ranks], headers, ("", "", *[".2f"] * 4)))
     for name, value in change.items():
         print(f"{name.replace('_', ' ')}: {value if not isinstance(value, float) else round(value, 4)}")
 
