@@ -8,6 +8,7 @@ import os
 import pickle
 import re
 import shutil
+import socket
 import warnings
 from collections.abc import Callable, Collection, Iterator
 from pathlib import Path
@@ -59,12 +60,13 @@ def atomic_folder(path: Path) -> Iterator[Path]:
 
 
 def _temporary(path: Path, suffix: str = "") -> Path:
-    """A name beside `path` for this process alone. Those that killed processes have left are removed."""
+    """A name beside `path` for this process alone. Those that killed processes of this machine left are removed."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    for left in path.parent.glob(f".{glob.escape(path.name)}.[0-9]*{glob.escape(suffix)}"):
-        if not _is_running(left.name.removesuffix(suffix).rpartition(".")[2]):
+    begin, end = f".{path.name}.", f"@{socket.gethostname()}{suffix}"
+    for left in path.parent.glob(f"{glob.escape(begin)}[0-9]*{glob.escape(end)}"):
+        if not _is_running(left.name.removeprefix(begin).removesuffix(end)):
             shutil.rmtree(left) if left.is_dir() else left.unlink(missing_ok=True)
-    return path.with_name(f".{path.name}.{os.getpid()}{suffix}")
+    return path.with_name(f"{begin}{os.getpid()}{end}")
 
 
 def _is_running(process_id: str) -> bool:

@@ -4,6 +4,7 @@ import argparse
 import json
 import logging
 import os
+import socket
 import subprocess
 import sys
 import time
@@ -131,10 +132,16 @@ def test_temporary_files_of_dead_processes_are_removed_and_a_full_disk_is_named(
     path = tmp_path / "result.json"
     dead = subprocess.Popen([sys.executable, "-c", ""])
     dead.wait()
-    for process in (dead.pid, os.getpid(), "notes"):
-        (tmp_path / f".result.{process}.json").write_text("")
+    others = [
+        ".result.notes.json",
+        f".result.{dead.pid}@another machine.json",
+        f".result.5x@{socket.gethostname()}.json",
+        f".result.{os.getppid()}@{socket.gethostname()}.json",
+    ]
+    for name in (f".result.{dead.pid}@{socket.gethostname()}.json", *others):
+        (tmp_path / name).write_text("")
     write_json(path, {})
-    assert sorted(file.name for file in tmp_path.iterdir()) == [".result.notes.json", "result.json"]
+    assert sorted(file.name for file in tmp_path.iterdir()) == sorted([*others, "result.json"])
 
     def fail(*_, **__):
         raise OSError(28, "No space left on device")
