@@ -136,7 +136,7 @@ class FullStates:
     """The full model's states of some captions, run once for all ways and held, in the place of a `Walk`."""
 
     @torch.no_grad()
-    def __init__(self, encoder: Encoder, captions: list[str], batch_size: int = 128):
+    def __init__(self, encoder: Encoder, captions: list[str], batch_size: int | None = None):
         batches = encoder.batches(hold_out(captions)[0], batch_size)  # as the repair makes them
         self.encoder, self._starts = encoder, [encoder.stack.start(**batch.inputs) for batch in batches]
         self._states = [[hidden] for hidden, _ in self._starts]

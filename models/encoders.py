@@ -25,6 +25,9 @@ from transformers import PreTrainedModel
 
 from models.layer_stack import LayerStack
 
+# positions in a forward pass: so many stay in the cache of a CPU (512 captions take 1.3 to 1.5 times as long each)
+CPU_TOKENS, GPU_TOKENS = 1536, 16384
+
 
 @dataclass(frozen=True)
 class Batch:
@@ -48,6 +51,11 @@ class Batch:
         mask, longest = self.mask[rows], int(self.lengths[rows].max())
         cut = {name: t[rows, :longest] if t.shape[1] == mask.shape[1] else t[rows] for name, t in self.inputs.items()}
         return Batch(self.rows[rows.cpu().numpy()], cut, mask[:, :longest])
+
+
+def number_at_once(lengths: np.ndarray, tokens: int) -> int:
+    """How many samples of rising lengths make a batch of at most so many positions, padding included; one at least."""
+    return max(1, int(np.searchsorted(lengths * np.arange(1, len(lengths) + 1), tokens, side="right")))
 
 
 class Encoder(Protocol):
@@ -85,17 +93,23 @@ processor = AutoProcessor.from_pretrained(folder)"""
         """The prepared samples `rows` as one batch, as long as the longest of them, or padded to `length` positions."""
         ...
 
-    def batches(self, samples: Sequence, batch_size: int, length: int | None = None) -> Iterator[Batch]:
-        """All samples, sorted by length, in batches; `length` as in `batch`."""
+    def batches(self, samples: Sequence, batch_size: int | None = None, length: int | None = None) -> Iterator[Batch]:
+        """All samples, sorted by length, in batches, by default as the device likes them; `length` as in `batch`."""
         return self.prepared_batches(self.prepare(samples), batch_size, length)
 
     def prepared_batches(
-        self, prepared: Sequence[Sequence], batch_size: int, length: int | None = None
+        self, prepared: Sequence[Sequence], batch_size: int | None = None, length: int | None = None
     ) -> Iterator[Batch]:
         """The same for samples that are prepared already."""
-        order = np.argsort(self.lengths(prepared), kind="stable")  # little is computed for padding then
-        for start in range(0, len(order), batch_size):
-            yield self.batch(prepared, order[start : start + batch_size], length)
+        lengths = np.array(self.lengths(prepared), dtype=int)
+        order = np.argsort(lengths, kind="stable")  # little is computed for padding then
+        rising = lengths[order] if length is None else np.full(len(order), length)
+        tokens = CPU_TOKENS if self.device.type == "cpu" else GPU_TOKENS
+        start = 0
+        while start < len(order):
+            end = start + (batch_size or number_at_once(rising[start : start + tokens], tokens))
+            yield self.batch(prepared, order[start:end], length)
+            start = end
 
     def lengths(self, prepared: Sequence[Sequence]) -> list[int]:
         """The number of positions of each prepared sample."""
@@ -141,7 +155,9 @@ processor = AutoProcessor.from_pretrained(folder)"""
         return nn.functional.normalize(embeddings.to(wide), dim=-1)
 
     @torch.no_grad()
-    def embeddings(self, samples: Sequence, kept_layers: Iterable[int] | None = None, batch_size: int = 256) -> Tensor:
+    def embeddings(
+        self, samples: Sequence, kept_layers: Iterable[int] | None = None, batch_size: int | None = None
+    ) -> Tensor:
         """(n, dim), L2-normalised, float32 or wider, of the samples through all layers or those kept (from 1)."""
         kept = range(1, self.num_layers + 1) if kept_layers is None else tuple(kept_layers)
         dtype = torch.promote_types(self.dtype, torch.float32)

@@ -15,8 +15,6 @@ from models.encoders import Encoder
 from models.folding import find_places
 from models.segment_maps import read_repairs
 
-FORWARD_TOKENS = 4096  # in a forward pass: enough for full speed, few enough to stay in the cache of a CPU
-
 
 class Feed(NamedTuple):
     """`tensors(encoder, tokens, settings, longest)`: what the measure's update takes, for tokenised captions in their
@@ -42,7 +40,7 @@ def hidden_states(
     empty = torch.zeros(num_rows, encoder.width, dtype=encoder.dtype, device=encoder.device)
     states = [empty.clone() for _ in range(encoder.num_layers + 1)]
     with torch.inference_mode():
-        for batch in encoder.prepared_batches(tokens, max(1, FORWARD_TOKENS // longest)):
+        for batch in encoder.prepared_batches(tokens):
             mask, rows = batch.mask, first_row[batch.rows]
             if mode in PER_TOKEN_MODES:
                 rows = (rows[:, None] + torch.arange(mask.shape[1], device=rows.device))[mask]
@@ -72,7 +70,7 @@ def embeddings_without_segments(
     dtype = torch.promote_types(encoder.dtype, torch.float32)  # that of `embed`
     embeddings = torch.empty(1 + len(segments), len(tokens), width, dtype=dtype, device=encoder.device)
     with torch.inference_mode():
-        for batch in encoder.prepared_batches(tokens, max(1, FORWARD_TOKENS // longest)):
+        for batch in encoder.prepared_batches(tokens):
             hidden, context = encoder.stack.start(**batch.inputs)
             states = list(encoder.stack.walk(hidden, context))
             embeddings[0, batch.rows] = encoder.embed(states[-1], batch)
@@ -90,7 +88,7 @@ def repairs(encoder: Encoder, tokens: Sequence[list[int]], _settings: MatrixSett
     """For each layer the inputs of its last linear map, its sum, and the sum's goal for each later state, by token."""
     parts = []
     with torch.inference_mode():
-        for batch in encoder.prepared_batches(tokens, max(1, FORWARD_TOKENS // longest)):
+        for batch in encoder.prepared_batches(tokens):
             places = find_places(encoder.stack, range(encoder.num_layers), batch.inputs)
             parts.append(read_repairs(encoder, places, batch))
     return [torch.cat(tensors) for tensors in zip(*parts, strict=True)]

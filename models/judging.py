@@ -43,7 +43,7 @@ class Judge:
         batches: the samples; embeddings are in their order, everywhere here.
     """
 
-    def __init__(self, full: Encoder, samples: Sequence, batch_size: int):
+    def __init__(self, full: Encoder, samples: Sequence, batch_size: int | None = None):
         self.full = full
         self.batches = list(full.batches(samples, batch_size))
         self.contexts = [full.stack.start(**batch.inputs)[1] for batch in self.batches]

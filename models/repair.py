@@ -85,7 +85,7 @@ def repair(
     *,
     ridge: float = RIDGE,
     weigh: Weigh | None = None,
-    batch_size: int = 128,
+    batch_size: int | None = None,
 ) -> tuple[Encoder, Repair | None]:
     """A new encoder without these layers, repaired, and what was repaired. `encoder` is left as it is.
 
@@ -98,7 +98,7 @@ def repair(
         samples: captions of train; repeated ones count once.
         ridge: how hard new weights are pulled towards the old ones, in mean squares of a feature.
         weigh: how much each token of a batch counts; None: all real tokens the same. Padding never counts.
-        batch_size: samples in a forward pass.
+        batch_size: samples in a forward pass; None: as `Encoder.batches`.
     """
     pruned = encoder.drop(dropped_layers)
     samples = list(dict.fromkeys(samples))
@@ -184,7 +184,7 @@ class Repairer:
         *,
         ridge: float = RIDGE,
         weigh: Weigh | None = None,
-        batch_size: int = 128,
+        batch_size: int | None = None,
     ):
         self.pruned, self.projection, self.ridge, self.weigh = pruned, pruned.projection, ridge, weigh
         self.kept = [layer for layer in range(1, full.num_layers + 1) if layer not in dropped_layers]

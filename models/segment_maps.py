@@ -37,7 +37,7 @@ class SegmentMaps:
     Args:
         samples: captions of train.
         ridge: as in `repair`.
-        batch_size: samples in a forward pass.
+        batch_size: samples in a forward pass; None: as `Encoder.batches`.
 
     Attributes:
         places: of the map of each layer but the last, from 0, the embeddings.
@@ -45,7 +45,7 @@ class SegmentMaps:
     """
 
     @torch.no_grad()
-    def __init__(self, encoder: Encoder, samples: Sequence, *, ridge: float = RIDGE, batch_size: int = 256):
+    def __init__(self, encoder: Encoder, samples: Sequence, *, ridge: float = RIDGE, batch_size: int | None = None):
         samples = list(dict.fromkeys(samples))
         if len(samples) < FEWEST_CAPTIONS:
             raise ValueError(

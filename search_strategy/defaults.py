@@ -10,7 +10,6 @@ REFINE_ROUNDS = 100
 EVALUATIONS = 4  # a round: more of them share prefixes, fewer of them learn more from each other
 CENTRES = 2  # so many of the best have their swaps tried: where the best is a dead end, the next often is not
 SHARE = 0.5  # of the swaps of each, the more promising ones; the rest is never evaluated
-SAMPLES_AT_ONCE = 512  # in a forward pass
 OBJECTIVES = {
     "task_loss": "the loss that the model was trained with",
     "recall": "minus recall at 10, the mean of both directions",

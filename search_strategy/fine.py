@@ -25,7 +25,7 @@ from data import ImageCaptionPairs
 from models.encoders import Encoder
 from models.layer_stack import LayerStack
 from models.segment_maps import SegmentMaps
-from search_strategy.defaults import OBJECTIVES, SAMPLES_AT_ONCE
+from search_strategy.defaults import OBJECTIVES
 from search_strategy.proposals import Proposal, kept_layers, segments
 from tasks.base import LOSS_BATCH_SIZE, Task
 from tasks.distance import Distance
@@ -58,7 +58,7 @@ class FineSearch:
         samples: n samples, those of the task, in its order.
         task: scores the embeddings of all samples; smaller is better.
         maps: the repair of every segment; None: layers are left out, and that is all.
-        batch_size: samples in a forward pass.
+        batch_size: samples in a forward pass; None: as `Encoder.batches`.
 
     Attributes:
         layer_calls: calls of a layer made so far for each sample, in all evaluations.
@@ -72,7 +72,7 @@ class FineSearch:
         task: Task,
         *,
         maps: SegmentMaps | None = None,
-        batch_size: int = SAMPLES_AT_ONCE,
+        batch_size: int | None = None,
         progress: bool = False,
     ):
         self.encoder, self.samples, self.task, self.progress = encoder, samples, task, progress
@@ -94,7 +94,7 @@ class FineSearch:
         loss_batch_size: int = LOSS_BATCH_SIZE,
         maps: SegmentMaps | None = None,
         logit_scale: float | None = None,
-        batch_size: int = SAMPLES_AT_ONCE,
+        batch_size: int | None = None,
         progress: bool = False,
     ) -> "FineSearch":
         """On pairs as they are loaded: targets computed or read from the cache; none where none is needed.

@@ -3,7 +3,7 @@
 import argparse
 
 from common import positive_int, switch, whole_number
-from search_strategy.defaults import EVALUATIONS, REFINE_ROUNDS, SAMPLES_AT_ONCE
+from search_strategy.defaults import EVALUATIONS, REFINE_ROUNDS
 from tasks.base import LOSS_BATCH_SIZE
 
 
@@ -20,5 +20,6 @@ def add_fine_flags(parser: argparse.ArgumentParser) -> argparse._ArgumentGroup:
     what = f"rounds of refinement by swaps, {EVALUATIONS} evaluations each; 0: none"
     group.add_argument("--refine", **whole_number(REFINE_ROUNDS, what, 0))
     group.add_argument("--loss_batch_size", **whole_number(LOSS_BATCH_SIZE, "pairs in a batch of the loss"))
-    group.add_argument("--text_batch_size", **whole_number(SAMPLES_AT_ONCE, "captions in a forward pass"))
+    what = "captions in a forward pass (default: as many as the processor's cache holds, more on a GPU)"
+    group.add_argument("--text_batch_size", type=positive_int, help=what)
     return group

@@ -24,7 +24,7 @@ from common.matrix_files import PER_TOKEN_MODES, MatrixSettings
 from common.run import Stopwatch
 from data import load_pairs
 from measures import KINDS, MEASURES
-from models import feeds, load_encoder
+from models import encoders, load_encoder
 
 ALL_CAPTIONS = ("--batch_size", "10", "--iter_num", "6")  # the 60 of the train split
 MAINS = {"svcca": svcca_analysis.main, "dc": dc_analysis.main}
@@ -205,7 +205,7 @@ def test_the_division_into_batches_chunks_and_forward_passes_does_not_matter(ana
     found = []
     for flags, values, tokens in [("10 6", 2**24, 8192), ("6 10", 2000, 8192), ("1 60", 1, 1)]:
         monkeypatch.setattr(analysis, "CHUNK_VALUES", values)
-        monkeypatch.setattr(feeds, "FORWARD_TOKENS", tokens)
+        monkeypatch.setattr(encoders, "CPU_TOKENS", tokens)
         batch_size, iter_num = flags.split()
         folder = analyse("svcca", "--batch_size", batch_size, "--iter_num", iter_num, "--mode", "T")
         found.append(read(folder))

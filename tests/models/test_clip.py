@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from itertools import pairwise
 
 import numpy as np
 import pytest
@@ -9,7 +10,8 @@ import torch
 import torch.nn.functional as F
 from transformers import CONFIG_MAPPING, BertConfig
 
-from models import load_clip
+from models import encoders, load_clip
+from models.encoders import number_at_once
 from models.families import FAMILIES, REFUSED, check_num_layers, load_encoder, read_config, read_tower_config
 
 # what the configuration of a pair of models cannot do without
@@ -66,6 +68,24 @@ def test_batches_hold_every_caption_once_sorted_by_length(clip, pairs):
     assert sorted(rows) == list(range(60))
     assert (np.diff(lengths) >= 0).all()
     assert all(batch.inputs["input_ids"].shape[1] == batch.lengths.max() for batch in batches)
+
+
+@pytest.mark.parametrize(
+    ("lengths", "tokens", "number"), [([3, 4, 5], 12, 2), ([3, 4, 5], 15, 3), ([9, 9], 4, 1), ([1], 9, 1)]
+)
+def test_a_batch_has_as_many_positions_as_the_device_takes_best(lengths, tokens, number):
+    assert number_at_once(np.array(lengths), tokens) == number
+
+
+def test_by_default_batches_have_at_most_so_many_positions(clip, pairs, monkeypatch):
+    monkeypatch.setattr(encoders, "CPU_TOKENS", 40)
+    batches = list(clip.batches(pairs.captions))
+    assert sorted(np.concatenate([batch.rows for batch in batches])) == list(range(len(pairs.captions)))
+    assert all(batch.mask.numel() <= 40 for batch in batches)
+    for first, second in pairwise(batches):  # one sample more would have been too many
+        assert (len(first.rows) + 1) * int(second.lengths[0]) > 40
+    padded = next(clip.batches(pairs.captions, length=clip.max_length))
+    assert padded.mask.shape == (max(1, 40 // clip.max_length), clip.max_length)
 
 
 def test_pooling_leaves_padding_out(clip, pairs):
