@@ -1,11 +1,12 @@
 # Repair without training: the best of all subsets when left out, every other layer, the last layers; the bundled model and its
-# second seed (exp/iconclip_seed1, made by bundled_model.sh). Fifteen minutes on one core; then the ablation, ten more.
+# other seeds (exp/iconclip_seed1 and 2, made by bundled_model.sh). Fifteen minutes on one core; the ablation and the ranks of all
+# subsets, which read the matrices that search.sh leaves, take fifteen more.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 repair() {
     python clip_finetune_train.py --num_layers 12 --max_epoch 0 --model exp/$1 --output_dir $1_$2 --num_clip_layers $3 --clip_layers $4
 }
-for model in iconclip iconclip_seed1; do
+for model in iconclip iconclip_seed1 iconclip_seed2; do
     repair $model 12to6_every_other 6 2,4,6,8,10,12
     repair $model 12to6_last 6 7-12
     repair $model 12to4_every_other 8 2-3,5-6,8-9,11-12
@@ -14,6 +15,8 @@ done
 repair iconclip 12to6_winner 6 3-4,6-9
 repair iconclip 12to4_winner 8 2-3,5-9,11
 repair iconclip_seed1 12to6_winner 6 3-4,7-9,11
+repair iconclip_seed2 12to6_winner 6 3-6,8,11
 python -m benchmarks.recovery --clip_layers 3-4,6-9 --weights 4 --max_pairs 24000 --every 20 --num_epochs 2 --max_epoch 2 \
     --out exp/recovery_12to6.json
-python -m benchmarks.repair_ablation --clip_layers 3-4,6-9 --max_pairs 1000 --out exp/repair_ablation.json
+python -m benchmarks.repair_ablation --max_pairs 1000 --out exp/repair_ablation.json
+python -m benchmarks.repair_ranks --max_pairs 500 --out exp/repair_ranks.json
