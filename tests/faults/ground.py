@@ -427,7 +427,12 @@ def loop(ground: Ground) -> None:
 
 def interrupts(target: str) -> Make:
     """Ctrl-C at the first call of a function."""
-    return lambda ground: ground.patch.setattr(target, lambda *_, **__: signal.raise_signal(signal.SIGINT))
+
+    def stop(*_: object, **__: object) -> None:
+        signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell has its background jobs ignore it
+        signal.raise_signal(signal.SIGINT)
+
+    return lambda ground: ground.patch.setattr(target, stop)
 
 
 def largest_file(size: int) -> Make:
