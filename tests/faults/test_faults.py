@@ -102,4 +102,4 @@ def test_situation(situation: Situation, ground: Ground, in_time, capfd):
         assert not new
     assert not [name for name, content in before.items() if status and after.get(name) != content]
     assert not ground.canary.exists()
-    assert not [name for name in after if str(DEAD) in name]
+    assert not [name for name in after if DEAD in name]
