@@ -9,7 +9,7 @@ from itertools import islice
 import numpy as np
 from scipy.stats import norm, rankdata
 
-from search_strategy.defaults import CENTRES, EVALUATIONS, SHARE
+from search_strategy.defaults import EVALUATIONS, SHARES
 from search_strategy.proposals import Proposal, kept_layers
 
 RIDGE = 0.5  # on 23 numbers of 12 layers, from 20 proposals and more
@@ -23,20 +23,20 @@ def climb(
     num_layers: int,
     max_rounds: int,
     *,
-    centres: int = CENTRES,
-    share: float = SHARE,
+    shares: Sequence[float] = SHARES,
 ) -> tuple[Proposal, int]:
     """The best proposal found, never worse than the best of `starts`, and the rounds begun.
 
-    A round evaluates the most promising of the swaps that are left: of those of the `centres` best proposals so far,
-    the better `share`, as a model of all that is known foretells them. The climb ends when none is left, or after
-    `max_rounds`. With one centre and a share of 1 it ends in a proposal that no swap makes better; at the defaults
-    the swaps least likely to help are not tried. `objective` gives the value (smaller is better) of each proposal.
+    A round evaluates the most promising of the swaps that are left: the first of `shares` of those of the best proposal
+    so far, the second of those of the next, and so on, as a model of all that is known foretells them. The climb ends
+    when none is left, or after `max_rounds`. With `shares` of (1,) it ends in a proposal that no swap makes better; at
+    the defaults the swaps least likely to help are not tried. `objective` gives the value (smaller is better) of each
+    proposal.
     """
     known = dict(zip(starts, objective(list(starts)), strict=True))
     for rounds in range(max_rounds):
         weights, promising = fit_weights(known, num_layers), {}
-        for centre in _ranked(known)[:centres]:
+        for centre, share in zip(_ranked(known), shares, strict=False):
             around = Swaps(centre, num_layers)
             foretold = around.foretell(weights)
             order = np.argsort(foretold, kind="stable")[: max(EVALUATIONS, round(share * len(foretold)))]

@@ -7,7 +7,7 @@ import pytest
 from scipy.stats import spearmanr
 
 from search_strategy.climb import Swaps, climb, features, fit_weights
-from search_strategy.defaults import EVALUATIONS
+from search_strategy.defaults import EVALUATIONS, SHARES
 
 STARTS = [(1, 2, 3, 4), (2, 4, 6, 8)]
 
@@ -34,6 +34,14 @@ def additive_table(num_layers, size, seed):
     return {proposal: sum(weights[layer] for layer in proposal) for proposal in proposals}
 
 
+def interacting_table(num_layers, size, seed):
+    """What a layer costs depends on every other one that goes."""
+    rng = np.random.default_rng(seed)
+    alone, together = rng.normal(size=num_layers), rng.normal(size=(num_layers, num_layers))
+    dropped = {p: np.isin(np.arange(1, num_layers + 1), p) for p in combinations(range(1, num_layers + 1), size)}
+    return {p: float(alone[mask].sum() + together[np.ix_(mask, mask)].sum() / 2) for p, mask in dropped.items()}
+
+
 def test_swaps_keep_one_dropped_layer_and_drop_a_kept_one_in_its_place():
     plain = [p for p in combinations(range(1, 8), 3) if len(set(p) & {2, 3, 6}) == 2]
     assert sorted(Swaps((2, 3, 6), 7)) == plain
@@ -42,10 +50,10 @@ def test_swaps_keep_one_dropped_layer_and_drop_a_kept_one_in_its_place():
 @pytest.mark.parametrize("seed", range(20))
 def test_with_every_swap_of_one_centre_it_ends_in_a_local_optimum(seed):
     table = random_table(8, 4, seed)
-    best, rounds = climb(remember(table)[0], STARTS, 8, max_rounds=100, centres=1, share=1.0)
+    best, rounds = climb(remember(table)[0], STARTS, 8, max_rounds=100, shares=(1,))
     assert table[best] <= min(table[start] for start in STARTS)
     assert all(table[best] <= table[other] for other in Swaps(best, 8))
-    assert climb(remember(table)[0], STARTS, 8, max_rounds=rounds, centres=1, share=1.0) == (best, rounds)
+    assert climb(remember(table)[0], STARTS, 8, max_rounds=rounds, shares=(1,)) == (best, rounds)
 
 
 @pytest.mark.parametrize("seed", range(20))
@@ -65,6 +73,17 @@ def test_it_finds_the_best_of_an_additive_objective_with_few_evaluations(seed):
     best, _ = climb(objective, [(1, 3, 5, 7, 9, 11), (1, 2, 3, 4, 5, 6)], 12, max_rounds=100)
     assert table[best] == min(table.values())
     assert sum(map(len, asked)) < 0.12 * len(table)
+
+
+def test_the_second_best_leads_on_where_the_best_is_a_dead_end():
+    found = dict.fromkeys([SHARES, (1,)], 0)
+    for seed in range(30):
+        table = interacting_table(12, 6, seed)
+        starts = [list(table)[i] for i in np.random.default_rng(seed).choice(len(table), 10, replace=False)]
+        for shares in found:
+            best, _ = climb(remember(table)[0], starts, 12, max_rounds=100, shares=shares)
+            found[shares] += table[best] == min(table.values())
+    assert found[SHARES] >= 24 and found[SHARES] > found[1,]
 
 
 def test_it_stops_after_its_rounds():
