@@ -5,7 +5,8 @@
 For every matrix under exp/<model>/, and that of the repair itself, the Spearman correlation of its coarse scores (mean
 and sum over segments) to minus the objective of all proposals, left out and repaired from one pass; and of those that
 keep layer 1, which says most of the loss by itself. SVCCA measures what a linear map can restore, so it should foretell
-the second. Also how many proposals are worse repaired than left out, and by how much.
+the second. Also how many proposals are worse repaired than left out, by how much, and of how many the paired 95 %
+interval says so.
 """
 
 import argparse
@@ -22,6 +23,7 @@ from models.repair import draw_captions
 from models.segment_maps import CAPTIONS, SegmentMaps
 from search_strategy.coarse import SCORES, coarse_score
 from search_strategy.fine import Evaluation
+from search_strategy.rivals import compare_pairs
 
 
 def read_matrices(folder: Path, num_layers: int) -> Iterator[tuple[str, np.ndarray]]:
@@ -55,10 +57,12 @@ def describe_change(left_out: list[Evaluation], repaired: list[Evaluation], full
     """How much of the lost objective repair wins back, and how often it hurts."""
     before, after = (np.array([evaluation.objective for evaluation in found]) for found in (left_out, repaired))
     worse, won_back = after > before, (before - after) / (before - full)
+    rises = [compare_pairs(mended.values, plain.values) for plain, mended in zip(left_out, repaired, strict=True)]
     keeping = [1 not in evaluation.dropped_layers for evaluation in left_out]
     return {
         "proposals": len(before),
         "worse": int(worse.sum()),
+        "worse_beyond_noise": sum(rise["difference"] > rise["interval"] for rise in rises),
         "largest_rise": float((after - before).max()),
         "median_share_won_back": float(np.median(won_back)),
         "median_share_won_back_keeping_layer_1": float(np.median(won_back[keeping])),

@@ -71,6 +71,7 @@ def test_ranks_are_of_all_proposals_left_out_and_repaired(tiny_clip, tiny_pairs,
     repair_ranks.main([*places, "--num_clip_layers", "2", "--out", str(tmp_path / "out.json")])
     content = json.loads((tmp_path / "out.json").read_text())
     assert len(content["proposals"]) == 6
+    assert 0 <= content["change"]["worse_beyond_noise"] <= content["change"]["worse"] <= 6
     ranks = {(row["matrix"].split("_")[0], row["score"]): row["repaired"] for row in content["ranks"]}
     assert ranks.keys() == {(name, score) for name in ("dc", "repair") for score in ("mean", "sum")}
     assert ranks["dc", "mean"] is None
