@@ -1,5 +1,5 @@
 # The matrices of the bundled model and the search of the README; every strategy, every measure and five draws of the captions beside
-# all subsets, for the bundled model and its other seeds (made by bundled_model.sh). An hour on one core.
+# all subsets, for the bundled model and its other seeds (made by bundled_model.sh). Two hours on one core.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 python svcca_analysis.py --batch_size 32 --iter_num 300 --thre 0.99 --mode U
@@ -8,7 +8,11 @@ cd search_strategy
 python search_prune_then_verify_mix.py --num_layers 12 --num_clip_layers 6 --search_mode beam --select_measure dc
 compare="python compare_strategies.py --num_layers 12 --max_pairs 1000 --repair false --draws 5"
 $compare --num_clip_layers 6 --scratch ../exp/depth6
-$compare --num_clip_layers 6 --model ../exp/iconclip_seed1
-$compare --num_clip_layers 6 --model ../exp/iconclip_seed2
-$compare --num_clip_layers 3
-$compare --num_clip_layers 8
+for dropped in 3 8; do
+    $compare --num_clip_layers $dropped
+done
+for model in iconclip_seed1 iconclip_seed2; do
+    for dropped in 6 3 8; do
+        $compare --num_clip_layers $dropped --model ../exp/$model
+    done
+done
