@@ -27,11 +27,11 @@ def climb(
 ) -> tuple[Proposal, int]:
     """The best proposal found, never worse than the best of `starts`, and the rounds begun.
 
-    A round evaluates the most promising of the swaps that are left: the first of `shares` of those of the best proposal
-    so far, the second of those of the next, and so on, as a model of all that is known foretells them. The climb ends
-    when none is left, or after `max_rounds`. With `shares` of (1,) it ends in a proposal that no swap makes better; at
-    the defaults the swaps least likely to help are not tried. `objective` gives the value (smaller is better) of each
-    proposal.
+    A round evaluates the most promising of the swaps that are left, as a model of all that is known foretells them.
+    `shares` says how many of the swaps of the best proposal so far, of the second best, and so on, are ever tried. The
+    climb ends when none is left, or after `max_rounds`. With `shares` of (1,) it ends in a proposal that no swap makes
+    better; at the defaults the swaps least likely to help are not tried. `objective` gives the value (smaller is
+    better) of each proposal.
     """
     known = dict(zip(starts, objective(list(starts)), strict=True))
     for rounds in range(max_rounds):
