@@ -9,7 +9,6 @@ from pathlib import Path
 os.environ["HF_HUB_OFFLINE"] = "1"
 _cache = tempfile.TemporaryDirectory(prefix="comflp_tests_")  # removed when the interpreter ends
 os.environ["HF_DATASETS_CACHE"] = _cache.name
-os.environ["NUMBA_DISABLE_JIT"] = "1"  # dcor compiles while it is imported, and several processes at once spoil its cache
 os.environ["OMP_NUM_THREADS"] = "1"  # also of the processes that tests start: they are small, and several run at once
 
 import numpy as np

@@ -22,7 +22,6 @@ def test_ours_agrees_with_the_plain_versions(tmp_path, capsys):
     dc = {row["DC, one batch"]: row for row in rows["dc"]}
     assert svcca["ours"]["difference"] < 1e-12
     assert dc["ours"]["difference"] < 1e-12
-    assert dc["dcor"]["difference"] < 1e-12
     assert svcca["plain, per pair"]["note"] == "all 10 pairs"
     assert svcca["plain, per pair, NumPy"]["difference"] < 1e-12
     assert "plain, per pair, NumPy" in capsys.readouterr().out
