@@ -132,6 +132,22 @@ def test_measures_are_the_same_from_samples_and_from_sums(make, samples, monkeyp
     assert np.abs(matrices[0] - matrices[1]).max() < 1e-9
 
 
+@pytest.mark.parametrize("make", [SVCCA, PWCCA])
+def test_large_products_of_float32_samples_are_taken_in_float32(make, monkeypatch):
+    monkeypatch.setattr(Moments, "_keeps", lambda *_: True)
+    matrices = {}
+    for dtype in (torch.float32, torch.float64):
+        for at_least in (0, 2**44):
+            monkeypatch.setattr("measures.products.SINGLE_FROM", at_least)
+            measure = make()
+            measure.update([state.float().to(dtype) for state in walk(200, 16, layers=6)])
+            matrices[dtype, at_least] = measure.matrix()
+    exact = matrices[torch.float64, 2**44]
+    assert np.array_equal(matrices[torch.float64, 0], exact)
+    assert np.abs(matrices[torch.float32, 2**44] - exact).max() < 1e-12
+    assert 0 < np.abs(matrices[torch.float32, 0] - exact).max() < 1e-7
+
+
 def test_constant_layers_by_feature(store):
     states = walk(2000, 8)
     states[1] = torch.full_like(states[1], 0.1)
