@@ -1,7 +1,7 @@
 """What each choice of the repair is worth: one change a row, beside the repair as it is and leaving out alone.
 
     python -m benchmarks.repair_ablation --max_pairs 1000 --out build/repair_ablation.json
-    python -m benchmarks.repair_ablation --clip_layers 3,5,7,8,10,12 --captions 4000 --split test
+    python -m benchmarks.repair_ablation --clip_layers 3,5,7,8,10,12 --captions 4000 --ways repaired "ridge 0.001"
 
 Every row repairs the same proposals (by default the last layers, and every other layer), from `--captions` captions or
 as many as it says, and gives the task loss and the recall at 10, mean of both directions, in percent of the full
@@ -173,7 +173,7 @@ def measure_figures(model: Encoder, fine: FineSearch) -> dict[str, float]:
 
 
 def compare_ways(
-    encoder: Encoder, proposals: list[Proposal], captions: list[str], most: int, fine: FineSearch
+    encoder: Encoder, proposals: list[Proposal], captions: list[str], most: int, fine: FineSearch, ways: list[Way]
 ) -> Iterator[dict]:
     """A row for each proposal and way, with the full model and leaving out. `captions`: distinct, in random order."""
 
@@ -182,7 +182,7 @@ def compare_ways(
 
     yield row((), "full", encoder)
     states = FullStates(encoder, captions[:most])
-    ways = [way for way in WAYS if way.captions is None or way.captions <= len(captions)]
+    ways = [way for way in ways if way.captions is None or way.captions <= len(captions)]
     for proposal in proposals:
         yield row(proposal, "left out", encoder.drop(proposal))
         for way in ways:
@@ -217,6 +217,9 @@ def build_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--captions", type=positive_int, default=1000, help="of train (default: %(default)s)")
     parser.add_argument("--split", choices=("validation", "test"), default="validation", help="default: validation")
+    parser.add_argument(
+        "--ways", nargs="+", choices=[way.name for way in WAYS], metavar="ROW", help="default: all rows"
+    )
     return parser
 
 
@@ -232,8 +235,9 @@ def main(argv: list[str] | None = None) -> None:
     proposals = usual_proposals(encoder.num_layers, args.num_clip_layers)
     if args.clip_layers:
         proposals = [parse_clip_layers(text) for text in args.clip_layers]
+    ways = [way for way in WAYS if not args.ways or way.name in args.ways]
     rows = []
-    for row in compare_ways(encoder, proposals, captions, args.captions, fine):
+    for row in compare_ways(encoder, proposals, captions, args.captions, fine, ways):
         rows.append(row)
         bench.write(rows=rows)  # as it grows: a run that is stopped has what it has made
         figures = row["task_loss"], 100 * row["recall_at_10"] / rows[0]["recall_at_10"]

@@ -9,6 +9,7 @@ from benchmarks import repair_ablation, repair_ranks
 from benchmarks.repair_ablation import AllAtOnce, BiasAlone, NoGuard, ProjectionAlone, ReplaceMe, Way, repair_by
 from common import model_dir
 from common.matrix_files import MatrixSettings
+from tasks.distance import Distance
 
 
 def changed(before, after) -> set[str]:
@@ -76,4 +77,17 @@ def test_ranks_are_of_all_proposals_left_out_and_repaired(tiny_clip, tiny_pairs,
     assert ranks.keys() == {(name, score) for name in ("dc", "repair") for score in ("mean", "sum")}
     assert ranks["dc", "mean"] is None
     assert -1 <= ranks["repair", "sum"] <= 1
+    for way, column in (("left_out", 1), ("repaired", 2)):
+        found = content["distance"][way]
+        losses = {tuple(row[0]): row[column] for row in content["proposals"]}
+        assert found["rank_of_nearest"] == 1 + sum(loss < losses[tuple(found["nearest"])] for loss in losses.values())
+        assert -1 <= found["spearman_to_objective"] <= 1
     assert "Spearman" in capsys.readouterr().out
+
+
+def test_captions_alone_are_scored_by_the_distance_to_the_full_model(clip, captions):
+    full, other = clip.embeddings(captions), clip.drop((2,)).embeddings(captions)
+    task = repair_ranks.WithDistance(Distance(full), Distance(full))
+    scores = task.score(other)
+    torch.testing.assert_close(scores.figures["distance"], 1 - (full * other).sum(-1).mean().item())
+    assert task.on_rows([1, 2]).score(full[1:3]).figures["distance"] < 1e-6
