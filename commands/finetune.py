@@ -2,6 +2,7 @@
 
 import argparse
 import importlib.util
+import logging
 from collections.abc import Iterator
 from dataclasses import fields, replace
 from pathlib import Path
@@ -11,15 +12,19 @@ from accelerate import PartialState
 from common import Record, data_flags, seed_everything, set_up, tower_dir
 from models import Encoder, load_encoder
 from models.families import check_num_layers, read_tower_config
+from models.speed import bfloat16_seconds
 from search_strategy.proposals import check_num_clip_layers
 from training.losses import Objective
 from training.settings import Settings
 from training.stages import Run, Start, choose_layers, fresh_encoder, load_data, plan_stages, prune, search, train_stage
 from training.states import check_not_held, check_output_dir
 
+logger = logging.getLogger("comflp")
+
 # rates of Adam carry over between widths as 1 / width (Yang et al. 2022, Tensor Programs V)
 LR_TIMES_WIDTH = 3e-4 * 128
 FEATURE_WEIGHT = 4.0  # as in CLIP-KD (Yang et al. 2024): 2000 times the mean over 512 dimensions
+SLOW = 3  # times as long in bf16 as in float32: the processor does not have it
 
 
 def run(args: argparse.Namespace) -> None:
@@ -29,6 +34,7 @@ def run(args: argparse.Namespace) -> None:
     check_num_clip_layers(args.num_clip_layers, args.num_layers, fewest=0)
     fill_in(args, read_tower_config(args.model, args.tower).hidden_size)
     check_flags(args, device)
+    warn_of_slow_precision(args, device)
     sizes = args.schedule or [args.num_layers, args.num_layers - args.num_clip_layers]
     stages = plan_stages(sizes, run_dir(args.exp_dir, args.output_dir), args.max_epoch, args.resume_epoch)
     for stage in stages:  # all of them before any work: a later one would fail after hours
@@ -105,6 +111,11 @@ def broken_rules(args: argparse.Namespace, device: str) -> Iterator[str]:
         yield "--precision fp16 needs --device cuda; on a CPU pass bf16"
     if args.report_to == "tensorboard" and importlib.util.find_spec("tensorboard") is None:
         yield "--report_to tensorboard: it is not installed; run: pip install tensorboard"
+
+
+def warn_of_slow_precision(args: argparse.Namespace, device: str) -> None:
+    if args.precision == "bf16" and (times := bfloat16_seconds(device)) > SLOW:
+        logger.warning("--precision bf16: a product takes %.0f times as long as in fp32 on this processor", times)
 
 
 def run_dir(exp_dir: Path, output_dir: str) -> Path:

@@ -1,4 +1,4 @@
-"""How long an encoder takes for a sample, as the model's own forward pass."""
+"""How long an encoder takes for a sample, as the model's own forward pass; what bfloat16 costs on a device."""
 
 import time
 from collections.abc import Sequence
@@ -29,4 +29,20 @@ def _pass_seconds(encoder: Encoder, batches: Sequence[Batch]) -> float:
         encoder.deployed(batch.inputs)
     if encoder.device.type == "cuda":
         torch.cuda.synchronize()
+    return time.perf_counter() - start
+
+
+def bfloat16_seconds(device: str, size: int = 256) -> float:
+    """Seconds of a matrix product in bfloat16, as a multiple of those in float32: 50 and more on processors that have
+    to emulate it, below 1 on others."""
+    seconds = {}
+    for dtype in (torch.float32, torch.bfloat16):
+        matrix = torch.ones(size, size, dtype=dtype, device=device)
+        seconds[dtype] = min(_product_seconds(matrix) for _ in range(10))  # the first ones set things up
+    return seconds[torch.bfloat16] / seconds[torch.float32]
+
+
+def _product_seconds(matrix: torch.Tensor) -> float:
+    start = time.perf_counter()
+    (matrix @ matrix).sum().item()  # which waits for a GPU
     return time.perf_counter() - start
