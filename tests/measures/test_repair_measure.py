@@ -5,6 +5,7 @@ import pytest
 import torch
 
 from measures.repair import Repair
+from measures.ridge import RIDGE
 
 L, F, D, N = 3, 6, 4, 50
 
@@ -40,7 +41,7 @@ def plain_matrix(tensors: list[torch.Tensor], ridge: float) -> np.ndarray:
     return matrix
 
 
-def measure(*updates: list[torch.Tensor], ridge: float = 1e-2) -> Repair:
+def measure(*updates: list[torch.Tensor], ridge: float = RIDGE) -> Repair:
     made = Repair(ridge)
     for tensors in updates:
         made.update(tensors)
