@@ -7,6 +7,7 @@ apart by their bytes (`images`).
 import hashlib
 import warnings
 from dataclasses import dataclass, field, replace
+from itertools import islice
 from pathlib import Path
 
 import datasets
@@ -121,7 +122,7 @@ def load_pairs(
     """
     options = DataOptions(**options)
     if (dataset, split) == ("scenes", "train"):
-        return _take_first(_render_scenes(images), options.max_pairs)
+        return _take_first(_render_scenes(images, options.max_pairs), options.max_pairs)
     images = images and options.target_column is None
     if options.streaming and (images or not options.max_pairs):
         raise ValueError("--streaming true reads captions alone, and needs --max_pairs")
@@ -146,11 +147,13 @@ def load_pairs(
     return _name_benchmark(pairs if images else replace(pairs, images=None))
 
 
-def _render_scenes(images: bool) -> ImageCaptionPairs:
-    """The train split of the scenes: drawn, not read. A group for each way in which the scenes of a group are said."""
-    numbers, drawn = zip(*scenes.train_scenes(), strict=True)
-    captions = [caption for scene in drawn for caption in scenes.captions(scene)]
-    ways = len(captions) // len(drawn)
+def _render_scenes(images: bool, max_pairs: int | None) -> ImageCaptionPairs:
+    """The train split of the scenes, or more than its first pairs: drawn, not read. A group for each way in which the
+    scenes of a group are said."""
+    ways = 2
+    wanted = max_pairs // ways + 2 if max_pairs else None
+    numbers, drawn = zip(*islice(scenes.train_scenes(), wanted), strict=True)
+    captions = [caption for scene in drawn for caption in scenes.captions(scene, ways)]
     groups = np.repeat(numbers, ways) * ways + np.tile(np.arange(ways), len(drawn))
     notes = {"form": "scenes rendered when they are asked for", "read": "the split train"}
     pictures = scenes.RenderedScenes(list(drawn)) if images else None

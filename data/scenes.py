@@ -98,14 +98,15 @@ def draw_group(split: str, number: int, size: int) -> list[Scene]:
     words = int(generator.integers(2**31))
     bindings: dict[tuple, None] = {}  # in the order of drawing
     for _ in range(20 * size):
-        order, paint, scale = (generator.permutation(num_things) for _ in range(3))
-        things = tuple(
-            Thing(names[i], designs[i], colours[paint[place]], sizes[scale[place]]) for place, i in enumerate(order)
-        )
-        bindings.setdefault(things)
+        order, paint, scale = (generator.permutation(num_things).tolist() for _ in range(3))
+        bindings.setdefault(tuple((i, colours[j], sizes[k]) for i, j, k in zip(order, paint, scale, strict=True)))
         if len(bindings) == size:
             break
-    return [Scene(layout, things, ground, words + number_in_group) for number_in_group, things in enumerate(bindings)]
+    scenes = []
+    for number_in_group, binding in enumerate(bindings):
+        things = tuple(Thing(names[i], designs[i], colour, extent) for i, colour, extent in binding)
+        scenes.append(Scene(layout, things, ground, words + number_in_group))
+    return scenes
 
 
 def render(scene: Scene) -> Image.Image:
@@ -149,9 +150,24 @@ WHOLES = {
 }
 
 
+@dataclass(frozen=True)
+class Words:
+    """The choices of words that all scenes of a group are said with.
+
+    `colours_after`: the order in which colours come after the things, which are referred to by name, or None;
+    `relations`: a number in `BESIDE` or `STACKED` for each pair; `whole`: one in `WHOLES`, or whether of two pairs the
+    lower one comes first.
+    """
+
+    colours_after: tuple[int, ...] | None
+    relations: tuple[int, ...]
+    whole: int
+
+
 def captions(scene: Scene, number: int = 2) -> list[str]:
     """`number` ways to say what is in the scene; every scene of a group is said in the same ways."""
-    return [_caption(scene, np.random.default_rng((_words_seed(scene), way))) for way in range(number)]
+    seed = _words_seed(scene)
+    return [_caption(scene, _choose_words(seed, way, scene.layout)) for way in range(number)]
 
 
 def _words_seed(scene: Scene) -> int:
@@ -160,26 +176,40 @@ def _words_seed(scene: Scene) -> int:
     return int.from_bytes(hashlib.sha256(" ".join((scene.layout, scene.ground, *words)).encode()).digest()[:4], "big")
 
 
-def _caption(scene: Scene, generator: np.random.Generator) -> str:
+@functools.lru_cache(maxsize=16)  # for the scenes of one group, which come one after the other
+def _choose_words(seed: int, way: int, layout: str) -> Words:
+    generator, num_things = np.random.default_rng((seed, way)), len(PLACES[layout][0])
+    colours_after = None
+    if generator.random() < 0.35 and num_things < 4:
+        colours_after = tuple(generator.permutation(num_things).tolist())
+    relations = tuple(int(generator.integers(len(BESIDE))) for _ in range(num_things // 2))
+    whole = 0
+    if num_things == 3:
+        whole = int(generator.integers(3))
+    elif num_things == 4:
+        whole = int(generator.random() >= 0.5)
+    return Words(colours_after, relations, whole)
+
+
+def _caption(scene: Scene, words: Words) -> str:
     texts, afterwards = list(map(str, scene.things)), ""
-    if generator.random() < 0.35 and len(texts) < 4:  # the colours come after the things, which are referred to by name
+    if words.colours_after:
         texts = [f"{thing.size} {thing.concept}".strip() for thing in scene.things]
-        order = generator.permutation(len(texts))
-        afterwards = ", " + " and ".join(f"the {scene.things[i].concept} {scene.things[i].colour}" for i in order)
+        things = (scene.things[i] for i in words.colours_after)
+        afterwards = ", " + " and ".join(f"the {thing.concept} {thing.colour}" for thing in things)
     texts = [f"{'an' if text[0] in 'aeiou' else 'a'} {text}" for text in texts]
-    return _relations(scene.layout, texts, generator) + afterwards
+    return _relate(scene.layout, texts, words) + afterwards
 
 
-def _relations(layout: str, texts: list[str], generator: np.random.Generator) -> str:
+def _relate(layout: str, texts: list[str], words: Words) -> str:
     """The things by name and where they stand to each other."""
 
-    def pair(relations: tuple, first: str, second: str) -> str:
-        form, i, j = relations[generator.integers(len(relations))]
+    def pair(forms: tuple, first: str, second: str, number: int = 0) -> str:
+        form, i, j = forms[words.relations[number]]
         return form.format((first, second)[i], (first, second)[j])
 
     def whole(side: str, pair_text: str, one: str) -> str:
-        forms = WHOLES[side]
-        return forms[generator.integers(len(forms))].format(pair=pair_text, one=one)
+        return WHOLES[side][words.whole].format(pair=pair_text, one=one)
 
     match layout:
         case "beside":
@@ -195,8 +225,8 @@ def _relations(layout: str, texts: list[str], generator: np.random.Generator) ->
         case "one left of stack":
             return whole("right", pair(STACKED, *texts[1:]), texts[0])
         case _:
-            top, bottom = pair(BESIDE, *texts[:2]), pair(BESIDE, *texts[2:])
-            return f"{top}, below them {bottom}" if generator.random() < 0.5 else f"{bottom}, above them {top}"
+            top, bottom = pair(BESIDE, *texts[:2]), pair(BESIDE, *texts[2:], number=1)
+            return f"{bottom}, above them {top}" if words.whole else f"{top}, below them {bottom}"
 
 
 # --- the train split

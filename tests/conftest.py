@@ -47,6 +47,14 @@ def one_thread() -> None:
     torch.set_num_threads(1)
 
 
+@pytest.fixture(scope="session", autouse=True)
+def coarse_pictures() -> None:
+    """Fewer pixels: drawing takes longer than most of what is drawn."""
+    from common import plots
+
+    plots.DPI = 30
+
+
 @pytest.fixture(scope="session")
 def tiny_pairs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with train, validation and test.parquet of 60 pairs each; all captions differ."""

@@ -103,10 +103,10 @@ SUBSETS = list(combinations(range(1, 13), 2))
 
 @pytest.fixture(scope="module")
 def fine():
-    """By the distance to the full model's text embeddings, which needs no image, on 200 validation captions."""
-    captions = load_pairs(DEFAULT_DATASET, "validation", images=False).captions[:200]
+    """By the distance to the full model's text embeddings, which needs no image, on 40 validation captions."""
+    captions = load_pairs(DEFAULT_DATASET, "validation", images=False).captions[:40]
     clip = load_clip(str(DEFAULT_MODEL), "cpu")
-    return FineSearch(clip, captions, Distance(clip.embeddings(captions), batch_size=50))
+    return FineSearch(clip, captions, Distance(clip.embeddings(captions), batch_size=10))
 
 
 def test_a_race_finds_a_winner_among_the_best_with_a_part_of_the_work(fine):
@@ -114,8 +114,8 @@ def test_a_race_finds_a_winner_among_the_best_with_a_part_of_the_work(fine):
         verify(fine.without_memory(), SUBSETS, use_race=race, generator=np.random.default_rng(0))
         for race in (False, True)
     )
-    # 66 proposals on 50 pairs, 33 on 100; 17 are left, and the next round would use all 200
-    assert raced.facts["race_pairs_evaluated"] == 66 * 50 + 33 * 100
+    # 66 proposals on 10 pairs, 33 on 20; 17 are left, and the next round would use all 40
+    assert raced.facts["race_pairs_evaluated"] == 66 * 10 + 33 * 20
     assert raced.facts["race_survivors"] == raced.facts["proposals_evaluated"] == len(raced.ranked) == 17
     assert raced.facts["layer_calls"] < everything.facts["layer_calls"]
     ranks = {evaluation.dropped_layers: rank for rank, evaluation in enumerate(everything.ranked, start=1)}

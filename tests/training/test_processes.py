@@ -22,7 +22,7 @@ def processes():
     before = os.environ.get("PYTHONPATH")
     os.environ["PYTHONPATH"] = os.pathsep.join([str(ROOT), str(Path(__file__).parent)])
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["training_children"])
+    context.set_forkserver_preload(["training_children", "commands.finetune"])  # the script imports the latter late
     yield context
     os.environ.pop("PYTHONPATH")
     if before is not None:

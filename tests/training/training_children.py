@@ -9,7 +9,9 @@ from pathlib import Path
 import torch
 
 import clip_finetune_train
+from common import plots
 
+plots.DPI = 30  # saves time
 FILE_EVENTS = ("os.rename", "os.remove", "os.rmdir", "open")
 
 
