@@ -1,18 +1,22 @@
-"""Refinement: hill climbing by swaps, the most promising first, as a model of what was evaluated has them.
+"""Refinement: the search goes on by swaps, those most likely to win first (Bayesian optimisation).
 
 Pure: an objective is given, which makes the layer calls.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from itertools import islice
 
 import numpy as np
-from scipy.stats import norm, rankdata
+from scipy.linalg import cho_factor, cho_solve
+from scipy.special import ndtr, ndtri
+from scipy.stats import rankdata
 
-from search_strategy.defaults import EVALUATIONS, SHARES
+from search_strategy.defaults import CENTRES, CHANCE, EVALUATIONS
 from search_strategy.proposals import Proposal, kept_layers
 
-RIDGE = 0.5  # on 23 numbers of 12 layers, from 20 proposals and more
+LENGTH = 0.7  # in swaps: how far what is learned of one proposal reaches beyond what is learned of its layers
+NOISE = 0.05  # variance of what a proposal's standing owes to none of its layers; the standings have 1
+CONSIDERED = 100  # swaps around one proposal whose chance is worked out, the best by expectation; all of 12 layers
 
 Objective = Callable[[list[Proposal]], list[float]]
 
@@ -23,28 +27,30 @@ def climb(
     num_layers: int,
     max_rounds: int,
     *,
-    shares: Sequence[float] = SHARES,
+    chance: float = CHANCE,
 ) -> tuple[Proposal, int]:
     """The best proposal found, never worse than the best of `starts`, and the rounds begun.
 
-    A round evaluates the most promising of the swaps that are left, as a model of all that is known foretells them.
-    `shares` says how many of the swaps of the best proposal so far, of the second best, and so on, are ever tried. The
-    climb ends when none is left, or after `max_rounds`. With `shares` of (1,) it ends in a proposal that no swap makes
-    better; at the defaults the swaps least likely to help are not tried. `objective` gives the value (smaller is
-    better) of each proposal.
+    A round evaluates the swaps of the best proposals so far that are most likely to be better than all of them, as
+    `Standings` of what is known foretell. The climb ends when none has a `chance` to be, or after `max_rounds`. With a
+    `chance` of 0 it ends in a proposal that no swap makes better. `objective` gives the value (smaller is better) of
+    each proposal.
     """
     known = dict(zip(starts, objective(list(starts)), strict=True))
     for rounds in range(max_rounds):
-        weights, promising = fit_weights(known, num_layers), {}
-        for centre, share in zip(_ranked(known), shares, strict=False):
+        standings, promising = Standings(known, num_layers), {}
+        for centre in _ranked(known)[:CENTRES]:
             around = Swaps(centre, num_layers)
-            foretold = around.foretell(weights)
-            order = np.argsort(foretold, kind="stable")[: max(EVALUATIONS, round(share * len(foretold)))]
-            unknown = ((around[number], foretold[number]) for number in order if around[number] not in known)
-            promising |= dict(islice(unknown, EVALUATIONS))
+            order = np.argsort(standings.expect(around), axis=None, kind="stable")
+            unknown = (swap for swap in (around[number] for number in order) if swap not in known)
+            promising |= dict.fromkeys(islice(unknown, CONSIDERED))
         if not promising:
             return _ranked(known)[0], rounds
-        tried = sorted(promising, key=promising.get)[:EVALUATIONS]
+        chances = standings.chances(list(promising))
+        likeliest = sorted(zip(-chances, promising, strict=True))[:EVALUATIONS]
+        tried = [swap for negative, swap in likeliest if -negative >= chance]
+        if not tried:
+            return _ranked(known)[0], rounds
         known |= zip(tried, objective(tried), strict=True)
     return _ranked(known)[0], max_rounds
 
@@ -70,44 +76,55 @@ class Swaps(Sequence):
         spared, added = divmod(int(number), len(self.added))
         return tuple(sorted({*self.proposal, int(self.added[added])} - {int(self.spared[spared])}))
 
-    def foretell(self, weights: np.ndarray) -> np.ndarray:
-        """(K,): where each is expected by `fit_weights`, in standard deviations of what is known; smaller is better.
 
-        What a layer brings is its own weight and those of its dropped neighbours; a layer that comes beside the one
-        that goes has no neighbour there any more.
-        """
-        of_layer = np.concatenate(([0.0], weights[: self.num_layers], [0.0]))  # by the layer's number
-        of_pair = np.concatenate(([0.0], weights[self.num_layers :], [0.0]))  # by that of the earlier of two
-        dropped = np.isin(np.arange(self.num_layers + 2), self.proposal)
+class Standings:
+    """What is known of proposals of k layers, as a Gaussian process over all of them.
 
-        def brings(layers: np.ndarray) -> np.ndarray:
-            pairs = of_pair[layers - 1] * dropped[layers - 1] + of_pair[layers] * dropped[layers + 1]
-            return of_layer[layers] + pairs
+    A proposal stands at the normal score of its rank: so hopeless proposals do not bend the model, and any scale of the
+    objective will do. Two proposals of k layers that share s of them, k - s swaps apart, have the covariance
+    s + exp(-(k - s) / `LENGTH`): a weight for each dropped layer, and a part that is lost within a few swaps.
 
-        spared, added = self.spared[:, None], self.added[None, :]
-        apart = np.where(np.abs(spared - added) == 1, of_pair[np.minimum(spared, added)], 0.0)
-        own = features([self.proposal], self.num_layers) @ weights
-        return (own + brings(added) - brings(spared) - apart).ravel()
-
-
-def fit_weights(known: dict[Proposal, float], num_layers: int) -> np.ndarray:
-    """(2L - 1,): what each dropped layer, and each two dropped neighbours, add to where a proposal stands.
-
-    A linear model fitted by ridge regression to the normal scores of the ranks of the known ones: so hopeless proposals
-    do not bend it, and any scale will do. Solved over the proposals, of which there are few beside many layers.
+    Args:
+        known: proposals of one size with their objectives, smaller is better.
     """
-    ranks = rankdata(list(known.values()))
-    scores = norm.ppf((ranks - 0.5) / len(ranks))
-    design = features(list(known), num_layers)
-    return design.T @ np.linalg.solve(design @ design.T + RIDGE * np.eye(len(design)), scores)
 
+    def __init__(self, known: dict[Proposal, float], num_layers: int):
+        scores = ndtri((rankdata(list(known.values())) - 0.5) / len(known))
+        self.num_layers, self.size, self.best = num_layers, len(next(iter(known))), scores.min()
+        self._dropped = self._mark(known)
+        covariances = self._covariance(self._dropped @ self._dropped.T)
+        self._factor = cho_factor(covariances + NOISE * np.eye(len(known)))
+        self._weights = cho_solve(self._factor, scores)
 
-def features(proposals: Sequence[Proposal], num_layers: int) -> np.ndarray:
-    """(K, 2L - 1): 1 for each layer that is dropped, and for each two neighbours that both are."""
-    dropped = np.zeros((len(proposals), num_layers))
-    for row, proposal in zip(dropped, proposals, strict=True):
-        row[np.array(proposal) - 1] = 1
-    return np.hstack([dropped, dropped[:, :-1] * dropped[:, 1:]])
+    def expect(self, swaps: Swaps) -> np.ndarray:
+        """(spared, added): where each of the swaps is expected to stand.
+
+        A swap shares with a known proposal what its centre does, less one if it spares a layer of it, and one more if
+        it adds one. So the sum over known proposals, for all swaps at once, is two products of matrices.
+        """
+        shared = self._dropped @ self._mark([swaps.proposal])[0]
+        here, less, more = (self._covariance(shared + step) for step in (0, -1, 1))
+        spares, adds = self._dropped[:, swaps.spared - 1], self._dropped[:, swaps.added - 1]
+        loses = (spares * (self._weights * (less - here))[:, None]).T @ (1 - adds)
+        gains = ((1 - spares) * (self._weights * (more - here))[:, None]).T @ adds
+        return self._weights @ here + loses + gains
+
+    def chances(self, proposals: Sequence[Proposal]) -> np.ndarray:
+        """(K,): the probability of each to stand before all known ones."""
+        covariances = self._covariance(self._mark(proposals) @ self._dropped.T)
+        known = np.einsum("kn,nk->k", covariances, cho_solve(self._factor, covariances.T))
+        deviations = np.sqrt(np.maximum(self._covariance(self.size) - known, 1e-12))
+        return ndtr((self.best - covariances @ self._weights) / deviations)
+
+    def _covariance(self, shared: np.ndarray) -> np.ndarray:
+        return shared + np.exp((shared - self.size) / LENGTH)
+
+    def _mark(self, proposals: Collection[Proposal]) -> np.ndarray:
+        """(K, L): 1 for each layer that is dropped."""
+        marks = np.zeros((len(proposals), self.num_layers))
+        for row, proposal in zip(marks, proposals, strict=True):
+            row[np.array(proposal) - 1] = 1
+        return marks
 
 
 def _ranked(values: dict[Proposal, float]) -> list[Proposal]:

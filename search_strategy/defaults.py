@@ -7,10 +7,9 @@ SEARCH_MODE = "beam"
 SCORE = "both"
 NUM_PROPOSALS = 10
 REFINE_ROUNDS = 100
-EVALUATIONS = 4  # a round: more of them share prefixes, fewer of them learn more from each other
-# Of the swaps of the best proposal so far, and of those of the second best, the more promising share is tried, the rest
-# never: where the best is a dead end, the next often is not. Half of both missed the best of all on one model of four.
-SHARES = (0.75, 0.25)
+EVALUATIONS = 3  # a round: more of them share prefixes, fewer of them learn more from each other
+CENTRES = 5  # the best proposals so far, whose swaps are looked at: where the best is a dead end, others lead on
+CHANCE = 0.01  # to be better than the best: the search ends where no swap has as much
 OBJECTIVES = {
     "task_loss": "the loss that the model was trained with",
     "recall": "minus recall at 10, the mean of both directions",

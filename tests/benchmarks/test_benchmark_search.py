@@ -2,10 +2,12 @@
 
 import json
 import os
+from itertools import combinations
 
 import numpy as np
 import pytest
 
+from benchmarks import replay_search
 from benchmarks.bench_search import limit_cores, main, plain_beam, walk_matrix
 from search_strategy.coarse import coarse_search
 
@@ -42,3 +44,21 @@ def test_cores_cannot_be_limited_everywhere(monkeypatch):
     monkeypatch.delattr(os, "sched_setaffinity", raising=False)
     with pytest.raises(ValueError, match="--threads: this system cannot limit the cores"):
         limit_cores(1)
+
+
+def test_recorded_losses_are_climbed_again(tmp_path, capsys):
+    weights = np.random.default_rng(0).normal(size=8)
+    losses = {p: float(weights[np.array(p) - 1].sum()) for p in combinations(range(1, 9), 3)}
+    record = {"all_subsets": {",".join(map(str, p)): loss for p, loss in losses.items()}}
+    (tmp_path / "compare.json").write_text(json.dumps(record | {"record": {"flags": {"num_layers": 8}}}))
+    out = tmp_path / "out.json"
+    words = [str(tmp_path / "compare.json"), "--draws", "5", "--starts", "4", "--chances", "0.01", "0"]
+    replay_search.main([*words, "--out", str(out)])
+    usual, thorough = json.loads(out.read_text())["rows"]
+    assert usual["best found, %"] == thorough["best found, %"] == 100 and thorough["largest rank"] == 1
+    assert usual["layer calls"] < thorough["layer calls"] <= thorough["most"]
+    assert "layer calls" in capsys.readouterr().out
+    (tmp_path / "compare.json").write_text("{}")
+    with pytest.raises(SystemExit):
+        replay_search.main(words)
+    assert "compare.json: is not a file of compare_strategies.py" in capsys.readouterr().err

@@ -4,10 +4,11 @@ from itertools import combinations
 
 import numpy as np
 import pytest
-from scipy.stats import spearmanr
+from scipy.stats import norm, rankdata, spearmanr
 
-from search_strategy.climb import Swaps, climb, features, fit_weights
-from search_strategy.defaults import EVALUATIONS, SHARES
+from search_strategy import climb as climb_module
+from search_strategy.climb import LENGTH, NOISE, Standings, Swaps, climb
+from search_strategy.defaults import EVALUATIONS
 
 STARTS = [(1, 2, 3, 4), (2, 4, 6, 8)]
 
@@ -48,12 +49,12 @@ def test_swaps_keep_one_dropped_layer_and_drop_a_kept_one_in_its_place():
 
 
 @pytest.mark.parametrize("seed", range(20))
-def test_with_every_swap_of_one_centre_it_ends_in_a_local_optimum(seed):
+def test_where_no_chance_is_too_small_it_ends_in_a_local_optimum(seed):
     table = random_table(8, 4, seed)
-    best, rounds = climb(remember(table)[0], STARTS, 8, max_rounds=100, shares=(1,))
+    best, rounds = climb(remember(table)[0], STARTS, 8, max_rounds=100, chance=0)
     assert table[best] <= min(table[start] for start in STARTS)
     assert all(table[best] <= table[other] for other in Swaps(best, 8))
-    assert climb(remember(table)[0], STARTS, 8, max_rounds=rounds, shares=(1,)) == (best, rounds)
+    assert climb(remember(table)[0], STARTS, 8, max_rounds=rounds, chance=0) == (best, rounds)
 
 
 @pytest.mark.parametrize("seed", range(20))
@@ -75,16 +76,26 @@ def test_it_finds_the_best_of_an_additive_objective_with_few_evaluations(seed):
     assert sum(map(len, asked)) < 0.12 * len(table)
 
 
-def test_the_second_best_leads_on_where_the_best_is_a_dead_end():
-    one_centre = (1,)
-    found = dict.fromkeys([SHARES, one_centre], 0)
-    for seed in range(30):
-        table = interacting_table(12, 6, seed)
-        starts = [list(table)[i] for i in np.random.default_rng(seed).choice(len(table), 10, replace=False)]
-        for shares in found:
-            best, _ = climb(remember(table)[0], starts, 12, max_rounds=100, shares=shares)
-            found[shares] += table[best] == min(table.values())
-    assert found[SHARES] >= 24 and found[SHARES] > found[one_centre]
+def test_others_lead_on_where_the_best_is_a_dead_end(monkeypatch):
+    found = {1: 0, 5: 0}
+    for centres in found:
+        monkeypatch.setattr(climb_module, "CENTRES", centres)
+        for seed in range(12):
+            table = interacting_table(12, 6, seed)
+            starts = [list(table)[i] for i in np.random.default_rng(seed).choice(len(table), 10, replace=False)]
+            best, _ = climb(remember(table)[0], starts, 12, max_rounds=100)
+            found[centres] += table[best] == min(table.values())
+    assert found[5] >= 10 and found[5] > found[1]
+
+
+def test_a_smaller_chance_evaluates_more():
+    table = interacting_table(12, 6, 0)
+    asked = []
+    for chance in (0.1, 0.01, 0):
+        objective, calls = remember(table)
+        climb(objective, [(1, 2, 3, 4, 5, 6), (2, 4, 6, 8, 10, 12)], 12, max_rounds=1000, chance=chance)
+        asked.append(sum(map(len, calls)))
+    assert asked == sorted(asked) and asked[0] < asked[-1]
 
 
 def test_it_stops_after_its_rounds():
@@ -96,15 +107,30 @@ def test_it_stops_after_its_rounds():
     assert [len(call) for call in asked] == [1, EVALUATIONS, EVALUATIONS]
 
 
-def foretell(known, others):
-    return features(others, 10) @ fit_weights(known, 10)
+def plain_standings(known, others, num_layers):
+    """Mean and deviation of the process at others, by the textbook."""
+
+    def covariance(some, more):
+        shared = np.array([[len(set(a) & set(b)) for b in more] for a in some], dtype=float)
+        return shared + np.exp(-(len(some[0]) - shared) / LENGTH)
+
+    proposals = list(known)
+    scores = norm.ppf((rankdata(list(known.values())) - 0.5) / len(known))
+    inverse = np.linalg.inv(covariance(proposals, proposals) + NOISE * np.eye(len(proposals)))
+    across = covariance(others, proposals)
+    variances = np.diag(covariance(others, others) - across @ inverse @ across.T)
+    return across @ inverse @ scores, np.sqrt(variances), scores.min()
 
 
 @pytest.mark.parametrize("centre", [(2, 3, 6), (1, 2, 3), (8, 9, 10), (1, 5, 10)])
-def test_swaps_are_foretold_as_all_proposals_are(centre):
-    rng = np.random.default_rng(0)
-    weights, around = rng.normal(size=19), Swaps(centre, 10)
-    np.testing.assert_allclose(around.foretell(weights), features(list(around), 10) @ weights, atol=1e-12)
+def test_expectations_and_chances_are_those_of_the_process(centre):
+    table = random_table(10, 3, 0)
+    known = {p: table[p] for p in list(table)[::9]}
+    around = Swaps(centre, 10)
+    means, deviations, best = plain_standings(known, list(around), 10)
+    standings = Standings(known, 10)
+    np.testing.assert_allclose(standings.expect(around).ravel(), means, atol=1e-9)
+    np.testing.assert_allclose(standings.chances(list(around)), norm.cdf((best - means) / deviations), atol=1e-7)
 
 
 def test_a_thousand_layers_are_climbed():
@@ -121,19 +147,11 @@ def test_a_thousand_layers_are_climbed():
     assert objective([best]) <= objective([start])
 
 
-def test_what_is_foretold_follows_an_additive_objective_on_any_scale():
+def test_expectations_follow_an_additive_objective_on_any_scale():
     table = additive_table(10, 4, 0)
-    rng = np.random.default_rng(0)
-    proposals = [list(table)[i] for i in rng.permutation(len(table))]
-    known, others = {proposal: table[proposal] for proposal in proposals[:60]}, proposals[60:]
-    foretold = foretell(known, others)
-    assert spearmanr(foretold, [table[proposal] for proposal in others]).statistic > 0.95
-    stretched = {proposal: np.exp(value) - 9 for proposal, value in known.items()}
-    assert np.array_equal(foretell(stretched, others), foretold)
-
-
-def test_neighbours_that_hurt_together_are_learned():
-    table = {p: float(sum(layer + 1 in p for layer in p)) for p in combinations(range(1, 11), 4)}
     proposals = [list(table)[i] for i in np.random.default_rng(0).permutation(len(table))]
-    foretold = foretell({proposal: table[proposal] for proposal in proposals[:80]}, proposals[80:])
-    assert spearmanr(foretold, [table[proposal] for proposal in proposals[80:]]).statistic > 0.9
+    known, around = {proposal: table[proposal] for proposal in proposals[:60]}, Swaps(proposals[60], 10)
+    expected = Standings(known, 10).expect(around)
+    assert spearmanr(expected.ravel(), [table[proposal] for proposal in around]).statistic > 0.95
+    stretched = {proposal: np.exp(value) - 9 for proposal, value in known.items()}
+    assert np.array_equal(Standings(stretched, 10).expect(around), expected)
