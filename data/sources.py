@@ -6,7 +6,7 @@ import itertools
 import logging
 import os
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -19,7 +19,7 @@ from data.annotations import read_annotations, split_in, table_options
 from data.shards import FEATURES, IMAGE_ENDINGS, read_samples
 
 Rows = datasets.Dataset | datasets.IterableDataset
-Splits = Mapping[str, Rows | Callable[[], Rows]]
+Splits = Mapping[str, Rows]
 
 BUNDLED = {name: Path(__file__).resolve().parent / name for name in ("icons", "scenes")}
 TABLES = {".parquet": "parquet", ".arrow": "arrow", ".jsonl": "json", ".json": "json"}
@@ -106,7 +106,7 @@ def _read_files(files: Sequence[Path], caption_column: str | None, streaming: bo
     options = table_options(files[0], caption_column) if suffix in TEXTS else {}
     if options is None:
         return Source(_as_rows({"train": _read_lines(files)}, streaming), "captions, a line each", folders)
-    data_files = {"train": [_escape(file) for file in files]}
+    data_files = {"train": [glob.escape(str(file)) for file in files]}  # else taken for a pattern
     splits = _load(shown, TABLES.get(suffix, "csv"), data_files=data_files, streaming=streaming, **options)
     separated = f", separated by {options['sep']!r}" if options else ""
     return Source(splits, f"{len(files)} {suffix} file{'s' * (len(files) > 1)}{separated}", folders)
@@ -114,11 +114,6 @@ def _read_files(files: Sequence[Path], caption_column: str | None, streaming: bo
 
 def _show(files: Sequence[Path]) -> str:
     return str(files[0]) if len(files) == 1 else f"{files[0]} and {len(files) - 1} more"
-
-
-def _escape(path: Path) -> str:
-    """The path for `datasets`, which takes it for a pattern."""
-    return glob.escape(str(path))
 
 
 def _read_lines(files: Sequence[Path]) -> list[dict]:

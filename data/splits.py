@@ -77,7 +77,7 @@ def _refuse_empty(rows: Rows, split: str, dataset: str) -> None:
 
 
 def _join(splits: Splits, names: Sequence[str]) -> Rows:
-    parts = [part() if callable(part) else part for part in (splits[name] for name in names)]
+    parts = [splits[name] for name in names]
     return parts[0] if len(parts) == 1 else datasets.concatenate_datasets(parts)
 
 

@@ -138,11 +138,6 @@ def test_all_rows_are_read_uncut():
     assert len(choose_rows({"val": rows("a"), "test": rows("b")}, "all", "x").rows) == 2
 
 
-def test_a_split_may_be_made_when_it_is_asked_for():
-    splits = {"train": lambda: pytest.fail("made"), "validation": rows("a"), "test": lambda: rows("b")}
-    assert choose_rows(splits, "test", "x").rows["caption"][:] == ["b"]
-
-
 def test_an_empty_split_is_named():
     with pytest.raises(ValueError, match="x: the split test has no rows"):
         choose_rows({"train": rows("a"), "validation": rows("b"), "test": rows()}, "test", "x")
