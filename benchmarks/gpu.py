@@ -36,14 +36,15 @@ from measures.ridge import RidgeSums
 from measures.svcca import SVCCA
 from models import Clip
 from models.feeds import hidden_states
-from models.segment_maps import SegmentMaps, read_lacks
+from models.segment_maps import SegmentMaps, read_goals
 from search_strategy.fine import FineSearch
 from search_strategy.proposals import random_proposals
 from tasks.distance import Distance
 from tasks.retrieval import symmetric_cross_entropy
 from training.batches import Split, TrainingData
-from training.loop import Settings, Trainer, make_optimizer
+from training.loop import Trainer, make_optimizer
 from training.losses import Objective
+from training.settings import Settings
 from training.towers import TrainedTowers
 
 SHAPES = {  # of the text towers: layers, width, heads
@@ -67,14 +68,14 @@ class Parts:
         self.name, self.clip, self.bench, self.peaks, self.args = name, clip, bench, peaks, bench.args
         self.device, self.rows = clip.device.type, []
         self.on_cpu = Clip(copy.deepcopy(clip.model).cpu(), clip.processor, name)
-        self.train, self.validation = (list(bench.captions(split)) for split in ("train", "validation"))
+        self.train, self.validation = (bench.captions(split) for split in ("train", "validation"))
 
     def time(self, function: Callable) -> tuple[float, object]:
         return fastest(function, self.device, self.args.repeats)
 
     def row(self, part: str, precision: str, seconds: float, plain: float | None, difference: float, **more) -> None:
-        """`flops`: of the products; `rate`: the precision whose peak they are compared with; `note`."""
-        share = more["flops"] / seconds / self.peaks[more.get("rate", precision)] if "flops" in more else None
+        """`flops`: of the products; `note`."""
+        share = more["flops"] / seconds / self.peaks[precision] if "flops" in more else None
         times = None if plain is None else plain / seconds
         self.rows.append((self.name, part, precision, seconds, times, difference, share, more.get("note", "")))
 
@@ -146,13 +147,13 @@ class Parts:
         for what, chosen in (("left out", None), ("repaired", maps)):
             fine = FineSearch(self.clip, captions, Distance(self.clip.embeddings(captions)), maps=chosen)
             seconds, losses = self.time(lambda fine=fine: fine.without_memory().objectives(proposals))
-            plain, expected = None, losses[:PLAIN]
+            plain = largest = None
             if chosen is None:
                 plain, _ = self.time(lambda: [self.clip.drop(p).embeddings(captions) for p in proposals[:PLAIN]])
                 plain *= len(proposals) / PLAIN
                 on_cpu = FineSearch(self.on_cpu, captions, Distance(self.on_cpu.embeddings(captions)))
                 expected = on_cpu.objectives(proposals[:PLAIN])
-            largest = np.abs(np.subtract(losses[:PLAIN], expected)).max() if chosen is None else None
+                largest = np.abs(np.subtract(losses[:PLAIN], expected)).max()
             self.row(f"fine search, {what}", "float32", seconds, plain, largest, note=f"{len(proposals)} proposals")
 
     # --- training
@@ -198,7 +199,7 @@ def plain_map(clip: Clip, maps: SegmentMaps, p: int, b: int) -> Tensor:
     sums = RidgeSums(True)
     with torch.no_grad():
         for batch in maps.batches:
-            for _, inputs, current, later in read_lacks(clip, maps.places, batch, {p: [b]}):
+            for _, inputs, current, later in read_goals(clip, maps.places, batch, {p: [b]}):
                 sums.add(inputs, later[0] - current)
     return sums.solve(maps.ridge)
 

@@ -23,15 +23,6 @@ LAYERS = 13
 HEADERS = ("measure", "width", "samples", "mean", "standard deviation", "expected")
 SVCCA_CASES = ((512, 320), (512, 2000), (512, 9600), (707, 9600))  # width, samples; about 700 directions of 707
 DC_SAMPLES = (4, 32, 256, 1024)
-OTHERS = {
-    "pwcca": {},
-    "cka": {},
-    "cka debiased": {"debiased": True},
-    "cosine": {},
-    "angular": {},
-    "covcorr": {},
-    "delta_mean": {},
-}
 
 
 def gaussian_layers(samples: int, width: int, layers: int, generator: torch.Generator) -> list[torch.Tensor]:
@@ -89,18 +80,18 @@ def other_rows(width: int, generator: torch.Generator) -> Iterator[tuple]:
     """The rest at 2,000 samples; what is expected for large widths."""
     samples = 2000
     share = width / (samples + width)
-    expected = {
-        "pwcca": "",
-        "cka": f"{share:.3f}",
-        "cka debiased": "0",
-        "cosine": "0",
-        "angular": "0.5",
-        "covcorr": f"{1 - share:.3f}",
-        "delta_mean": f"{1 - math.sqrt(0.5):.3f}",
+    others = {
+        "pwcca": ({}, ""),
+        "cka": ({}, f"{share:.3f}"),
+        "cka debiased": ({"debiased": True}, "0"),
+        "cosine": ({}, "0"),
+        "angular": ({}, "0.5"),
+        "covcorr": ({}, f"{1 - share:.3f}"),
+        "delta_mean": ({}, f"{1 - math.sqrt(0.5):.3f}"),
     }
-    for name, options in OTHERS.items():
+    for name, (options, expected) in others.items():
         values = entries(name.split()[0], options, (samples, width), 1, generator)
-        yield name, width, samples, values.mean(), values.std(), expected[name]
+        yield name, width, samples, values.mean(), values.std(), expected
 
 
 def build_parser() -> argparse.ArgumentParser:

@@ -24,7 +24,7 @@ from common import format_table, positive_int, script
 from measures.ridge import RidgeSums
 from models import Encoder
 from models.encoders import Batch
-from models.folding import BlockMap, TableMap, apply_change, find_place
+from models.folding import Place, TableMap, apply_change, find_place
 from models.repair import Cut, Repairer, draw_captions, hold_out
 from search_strategy.fine import FineSearch
 from search_strategy.proposals import Proposal, parse_clip_layers, segments
@@ -38,7 +38,7 @@ RIDGES = (1e-5, 1e-4, 1e-2, 1e-1)
 class NoGuard(Repairer):
     """Every change is folded as it comes out of the regression."""
 
-    def fold_best(self, segment: tuple | None, place: BlockMap | TableMap, change: Tensor, loss_at: Callable) -> Cut:
+    def fold_best(self, segment: tuple | None, place: Place, change: Tensor, loss_at: Callable) -> Cut:
         place.fold(change)
         return Cut(segment, 1.0, None, None)
 
@@ -46,7 +46,7 @@ class NoGuard(Repairer):
 class AllAtOnce(Repairer):
     """Every cut is fitted on the full model's states, as from one pass."""
 
-    def read_lacks(self, place: BlockMap | TableMap, layer: int, last: int) -> Iterator[tuple[Batch, Tensor, Tensor]]:
+    def read_lacks(self, place: Place, layer: int, last: int) -> Iterator[tuple[Batch, Tensor, Tensor]]:
         p = self.kept[layer - 1] if layer else 0
         of_full = find_place(self.judge.full.stack, p, self.walk.batches[0].inputs)
         for number, batch in enumerate(self.walk.batches):
@@ -59,7 +59,7 @@ class AllAtOnce(Repairer):
 class BiasAlone(Repairer):
     """The mean of what is lacking goes into the bias."""
 
-    def fit_segment(self, place: BlockMap | TableMap, layer: int, last: int) -> Tensor:
+    def fit_segment(self, place: Place, layer: int, last: int) -> Tensor:
         lacks = torch.cat([lacks.double() for _, _, lacks in self.read_lacks(place, layer, last)])
         change = torch.zeros(place.num_features + place.has_bias, lacks.shape[1], dtype=lacks.dtype)
         if place.has_bias:
@@ -70,7 +70,7 @@ class BiasAlone(Repairer):
 class ReplaceMe(Repairer):
     """One map T on the output of the MLP: x + (g W + c) T, which can be folded too, into W T and c T."""
 
-    def fit_segment(self, place: BlockMap | TableMap, layer: int, last: int) -> Tensor:
+    def fit_segment(self, place: Place, layer: int, last: int) -> Tensor:
         if isinstance(place, TableMap):
             return super().fit_segment(place, layer, last)
         weights = place.linear.weight.T.double()
@@ -89,7 +89,7 @@ class WithoutProjection(Repairer):
 
 
 class ProjectionAlone(Repairer):
-    def repair_segment(self, p: int, q: int, place: BlockMap | TableMap | None) -> Cut:
+    def repair_segment(self, p: int, q: int, place: Place | None) -> Cut:
         return Cut((p + 1, q - 1), 0.0, None, None)
 
 

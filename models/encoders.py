@@ -61,8 +61,8 @@ def number_at_once(lengths: np.ndarray, tokens: int) -> int:
 class Encoder(Protocol):
     """A tower whose layers can be left out, as part of a model that can be saved.
 
-    A family says `prepare`, `batch`, `own_pool`, `features`, `projection`, `parts` and `drop`; and for its pairs
-    `embed_pairs`, `logit_scale` and perhaps `samples` and `logit_bias`.
+    A family says `prepare`, `batch`, `max_length`, `own_pool`, `features`, `projection`, `deployed`, `parts`, `drop`
+    and `save`; and for its pairs `embed_pairs`, `logit_scale` and perhaps `samples` and `logit_bias`.
 
     Attributes:
         name: as given to `load_encoder`.
@@ -101,7 +101,7 @@ processor = AutoProcessor.from_pretrained(folder)"""
         self, prepared: Sequence[Sequence], batch_size: int | None = None, length: int | None = None
     ) -> Iterator[Batch]:
         """The same for samples that are prepared already."""
-        lengths = np.array(self.lengths(prepared), dtype=int)
+        lengths = np.array([len(sample) for sample in prepared], dtype=int)
         order = np.argsort(lengths, kind="stable")  # little is computed for padding then
         rising = lengths[order] if length is None else np.full(len(order), length)
         tokens = CPU_TOKENS if self.device.type == "cpu" else GPU_TOKENS
@@ -110,10 +110,6 @@ processor = AutoProcessor.from_pretrained(folder)"""
             end = start + (batch_size or number_at_once(rising[start : start + tokens], tokens))
             yield self.batch(prepared, order[start:end], length)
             start = end
-
-    def lengths(self, prepared: Sequence[Sequence]) -> list[int]:
-        """The number of positions of each prepared sample."""
-        return [len(sample) for sample in prepared]
 
     @property
     def max_length(self) -> int:

@@ -50,7 +50,7 @@ def write_onnx(encoder: Encoder, folder: Path, options: Options) -> None:
     prepared = encoder.prepare(["a", "two words"])
     example = encoder.batch(prepared, range(2)).inputs
     shape = {0: torch.export.Dim("batch")}
-    if len(set(encoder.lengths(prepared))) > 1:  # else every text is padded to the trained length
+    if len(set(map(len, prepared))) > 1:  # else every text is padded to the trained length
         shape[1] = torch.export.Dim("length", min=2, max=encoder.max_length)
     program = torch.onnx.export(
         TextEncoder(encoder, list(example), options.normalize).eval(),

@@ -11,11 +11,10 @@ from contextlib import ExitStack, contextmanager
 import torch
 from torch import Tensor, nn
 
-from models.layer_stack import LayerStack
+from models.layer_stack import BlockArguments, LayerStack
 
 TRIED = 2  # samples
 TOLERANCE = 1e-3  # of the move that is tried, which is as large as the state
-Arguments = tuple[tuple, dict]
 
 
 class BlockMap:
@@ -29,7 +28,9 @@ class BlockMap:
         self.linear, self.norm, self.has_bias = linear, norm, linear.bias is not None
         self.num_features = linear.in_features
 
-    def read(self, stack: LayerStack, hidden: Tensor, context: list[Arguments], layer: int) -> tuple[Tensor, Tensor]:
+    def read(
+        self, stack: LayerStack, hidden: Tensor, context: list[BlockArguments], layer: int
+    ) -> tuple[Tensor, Tensor]:
         """The map's inputs g and the sum, when the layer is run on `hidden`."""
         seen = {}
         with ExitStack() as hooks:
@@ -70,7 +71,9 @@ class TableMap:
         self.tables = sorted(tables, key=lambda table: -table.num_embeddings)
         self.num_features = tables[0].embedding_dim
 
-    def read(self, stack: LayerStack, hidden: Tensor, context: list[Arguments], layer: int) -> tuple[Tensor, Tensor]:
+    def read(
+        self, stack: LayerStack, hidden: Tensor, context: list[BlockArguments], layer: int
+    ) -> tuple[Tensor, Tensor]:
         """h_0, twice: it is what the map takes and what it changes."""
         return hidden, hidden
 
@@ -88,9 +91,10 @@ class TableMap:
         self.tables[-1].weight.data += change[-1].to(self.tables[-1].weight)
 
 
-def find_places(
-    stack: LayerStack, layers: Sequence[int], inputs: dict[str, Tensor]
-) -> list[BlockMap | TableMap | None]:
+Place = BlockMap | TableMap  # where a map goes
+
+
+def find_places(stack: LayerStack, layers: Sequence[int], inputs: dict[str, Tensor]) -> list[Place | None]:
     """Where the map of each h_layer goes; None for layer 0 where its embeddings are no sum of tables.
 
     `inputs`: some that the tower takes; the first of them are tried.
@@ -100,11 +104,11 @@ def find_places(
     return [find_block_map(stack, *start, layer) if layer else find_table_map(stack, **inputs) for layer in layers]
 
 
-def find_place(stack: LayerStack, layer: int, inputs: dict[str, Tensor]) -> BlockMap | TableMap | None:
+def find_place(stack: LayerStack, layer: int, inputs: dict[str, Tensor]) -> Place | None:
     return find_places(stack, [layer], inputs)[0]
 
 
-def find_block_map(stack: LayerStack, hidden: Tensor, context: list[Arguments], layer: int) -> BlockMap:
+def find_block_map(stack: LayerStack, hidden: Tensor, context: list[BlockArguments], layer: int) -> BlockMap:
     """The last linear map of a block, found by running the layer on some hidden state (n, T, D).
 
     Raises ValueError, naming the block, where its output does not move with that of the last linear map that it calls.

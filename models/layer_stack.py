@@ -1,7 +1,7 @@
 """The stack of layers in a Hugging Face transformer: find it, run parts of it, drop layers from it.
 
 CoMFLP (Liu, Peng, Lee, Interspeech 2023) sees a transformer as a chain h_0 -> layer 1 -> h_1 -> ... -> layer L -> h_L
-and removes whole layers from it. Layers are counted from 1 everywhere; only in this file does a layer become an index
+and removes whole layers from it. Layers are counted from 1 everywhere; only in `models/` does a layer become an index
 counted from 0.
 
     stack = LayerStack(model)                        # the text tower of a CLIP, or the only stack there is

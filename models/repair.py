@@ -25,7 +25,7 @@ from torch import Tensor
 
 from measures.ridge import RIDGE, RidgeSums
 from models.encoders import Batch, Encoder
-from models.folding import BlockMap, TableMap, apply_change, find_places
+from models.folding import BlockMap, Place, apply_change, find_places
 from models.judging import STEPS, Judge
 
 logger = logging.getLogger("comflp")
@@ -138,7 +138,7 @@ class Walk:
     def end(self, number: int) -> Tensor:
         return self.to(number, self.encoder.num_layers)[0]
 
-    def read(self, place: BlockMap | TableMap, number: int, layer: int) -> tuple[Tensor, Tensor]:
+    def read(self, place: Place, number: int, layer: int) -> tuple[Tensor, Tensor]:
         """The inputs and the sum of the map of this layer, until it is `settle`d; held where the bytes allow it."""
         if number in self._read:
             return self._read[number]
@@ -149,7 +149,7 @@ class Walk:
             self._read[number] = found
         return found
 
-    def settle(self, place: BlockMap | TableMap, layer: int, change: Tensor) -> None:
+    def settle(self, place: Place, layer: int, change: Tensor) -> None:
         """The change of this layer's map is made: its states follow from what was read, without running it again."""
         for number, (inputs, current) in self._read.items():
             self._kept[number] = layer, place.state(current + apply_change(change, inputs)), self._kept[number][2]
@@ -208,7 +208,7 @@ class Repairer:
         after = self.judge.loss(self.judge.embeddings(self.pruned))
         return Repair(tuple(cuts), self.num_fitted, self.tokens, before, after)
 
-    def _find_places(self, layers: list[int]) -> list[BlockMap | TableMap | None]:
+    def _find_places(self, layers: list[int]) -> list[Place | None]:
         """Where the map of each of these layers (of the full model, 0: the embeddings) goes in the pruned model."""
         layers = [self._in_pruned(p) for p in layers]
         places = find_places(self.pruned.stack, layers, self.walk.batches[0].inputs)
@@ -218,7 +218,7 @@ class Repairer:
     def _in_pruned(self, layer: int) -> int:
         return sum(kept <= layer for kept in self.kept)
 
-    def repair_segment(self, p: int, q: int, place: BlockMap | TableMap | None) -> Cut:
+    def repair_segment(self, p: int, q: int, place: Place | None) -> Cut:
         """Repair the cut between the kept layers p (0: the embeddings) and q (L + 1: the readout)."""
         if place is None:
             return Cut((p + 1, q - 1), 0.0, None, None, "the input of layer 1 is no sum of embedding tables")
@@ -241,21 +241,21 @@ class Repairer:
             walk.settle(place, layer, cut.step * change)
         return cut
 
-    def fit_segment(self, place: BlockMap | TableMap, layer: int, last: int) -> Tensor:
+    def fit_segment(self, place: Place, layer: int, last: int) -> Tensor:
         """The change of the weights that brings the sum to where h_last of the full model asks for it."""
         sums = RidgeSums(place.has_bias)
         for batch, inputs, lacks in self.read_lacks(place, layer, last):
             sums.add(inputs, lacks, None if self.weigh is None else self.weigh(batch)[batch.mask])
         return sums.solve(self.ridge)
 
-    def read_lacks(self, place: BlockMap | TableMap, layer: int, last: int) -> Iterator[tuple[Batch, Tensor, Tensor]]:
+    def read_lacks(self, place: Place, layer: int, last: int) -> Iterator[tuple[Batch, Tensor, Tensor]]:
         """For each batch, over its real tokens: the inputs (n, F) of the map, and what its sum lacks (n, D)."""
         for number, batch in enumerate(self.walk.batches):
             inputs, current = self.walk.read(place, number, layer)
             lacks = place.wanted(self.full_walk.to(number, last)[0], current) - current
             yield batch, inputs[batch.mask], lacks[batch.mask]
 
-    def fit_readouts(self, place: BlockMap | TableMap, layer: int, change: Tensor) -> dict[float, Tensor]:
+    def fit_readouts(self, place: Place, layer: int, change: Tensor) -> dict[float, Tensor]:
         """For each step of the last cut's change: that of the projection, fitted to the states that would come."""
         sums = {step: RidgeSums(self.projection.bias is not None) for step in (0.0, *STEPS)}
         for number in range(len(self.walk.batches)):
@@ -295,7 +295,7 @@ class Repairer:
     def fold_best(
         self,
         segment: tuple[int, int] | None,
-        place: BlockMap | TableMap,
+        place: Place,
         change: Tensor,
         loss_at: Callable[[float], float],
     ) -> Cut:
@@ -319,7 +319,7 @@ def hold_out(samples: list) -> tuple[list, list]:
     return [sample for row, sample in enumerate(samples) if row not in held], [samples[row] for row in held]
 
 
-def warn_of_few_tokens(places: Sequence[BlockMap | TableMap | None], tokens: int, samples: int) -> None:
+def warn_of_few_tokens(places: Sequence[Place | None], tokens: int, samples: int) -> None:
     features = max((place.num_features for place in places if place), default=0)
     needed = TOKENS_A_FEATURE * features
     if tokens < needed:

@@ -15,7 +15,7 @@ from torch import Tensor
 from measures.base import symmetric_matrix
 from measures.ridge import LaterSums
 from models.encoders import Batch, Encoder
-from models.folding import BlockMap, TableMap, apply_change, find_places
+from models.folding import Place, apply_change, find_places
 from models.judging import Judge
 from models.repair import FEWEST_CAPTIONS, RIDGE, hold_out, warn_of_few_tokens
 
@@ -24,7 +24,7 @@ JUDGES = 64  # a map is judged whenever it is first used, so by fewer samples th
 MAP_BYTES = 3 << 30  # of sums at a time; a model whose segments have more of them gets the maps that are asked for
 ALL_SEGMENTS = 50 * 51 // 2  # so does a deeper one: proposals of 192 layers use some hundred of their 18,528 segments
 
-Places = Sequence[BlockMap | TableMap | None]  # of each layer but the last, from 0: the embeddings
+Places = Sequence[Place | None]  # of each layer but the last, from 0: the embeddings
 
 
 class SegmentMaps:
@@ -83,7 +83,6 @@ class SegmentMaps:
     def num_fitted(self) -> int:
         return len(self._changes)
 
-    @torch.no_grad()
     def prepare(self, segments: Iterable[tuple[int, int]]) -> None:
         """Fit the maps of segments, given by p, the layer before, and b, the last, that are not fitted yet."""
         if sum(change.nbytes for change in self._changes.values()) > MAP_BYTES:
@@ -114,7 +113,7 @@ class SegmentMaps:
     def _fit_part(self, wanted: Mapping[int, Sequence[int]]) -> None:
         sums = {p: LaterSums(self.places[p] is None or self.places[p].has_bias) for p in wanted}
         for batch in self.batches:
-            for p, inputs, current, later in read_lacks(self.encoder, self.places, batch, wanted):
+            for p, inputs, current, later in read_goals(self.encoder, self.places, batch, wanted):
                 sums[p].add(inputs, torch.stack(later), current)
         for p, later in wanted.items():
             changes = sums[p].solve(self.ridge)
@@ -175,7 +174,7 @@ class SegmentMaps:
         return self._judged[p, b]
 
 
-def read_lacks(
+def read_goals(
     encoder: Encoder, places: Places, batch: Batch, wanted: Mapping[int, Sequence[int]]
 ) -> Iterator[tuple[int, Tensor, Tensor, list[Tensor]]]:
     """For the layers p of `wanted`, over a batch's real tokens: p, the inputs of its map (n, F), its sum (n, D), and
@@ -206,5 +205,5 @@ def read_lacks(
 def read_repairs(encoder: Encoder, places: Places, batch: Batch) -> list[Tensor]:
     """What an update of `measures.Repair` holds, over a batch's real tokens."""
     every = {p: range(p + 1, encoder.num_layers + 1) for p in range(encoder.num_layers)}
-    read = read_lacks(encoder, places, batch, every)
+    read = read_goals(encoder, places, batch, every)
     return [tensor for _, inputs, current, later in read for tensor in (inputs, current, *later)]
