@@ -12,7 +12,7 @@ from accelerate import PartialState
 from common import Record, data_flags, seed_everything, set_up, tower_dir
 from models import Encoder, load_encoder
 from models.families import check_num_layers, read_tower_config
-from models.speed import bfloat16_seconds
+from models.speed import bfloat16_slowdown
 from search_strategy.proposals import check_num_clip_layers
 from training.losses import Objective
 from training.settings import Settings
@@ -114,7 +114,7 @@ def broken_rules(args: argparse.Namespace, device: str) -> Iterator[str]:
 
 
 def warn_of_slow_precision(args: argparse.Namespace, device: str) -> None:
-    if args.precision == "bf16" and (times := bfloat16_seconds(device)) > SLOW:
+    if args.precision == "bf16" and (times := bfloat16_slowdown(device)) > SLOW:
         logger.warning("--precision bf16: a product takes %.0f times as long as in fp32 on this processor", times)
 
 

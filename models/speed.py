@@ -32,12 +32,12 @@ def _pass_seconds(encoder: Encoder, batches: Sequence[Batch]) -> float:
     return time.perf_counter() - start
 
 
-def bfloat16_seconds(device: str, size: int = 256) -> float:
+def bfloat16_slowdown(device: str) -> float:
     """Seconds of a matrix product in bfloat16, as a multiple of those in float32: 50 and more on processors that have
     to emulate it, below 1 on others."""
     seconds = {}
     for dtype in (torch.float32, torch.bfloat16):
-        matrix = torch.ones(size, size, dtype=dtype, device=device)
+        matrix = torch.ones(256, 256, dtype=dtype, device=device)
         seconds[dtype] = min(_product_seconds(matrix) for _ in range(10))  # the first ones set things up
     return seconds[torch.bfloat16] / seconds[torch.float32]
 

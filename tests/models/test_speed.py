@@ -7,7 +7,7 @@ import torch
 
 from commands import finetune
 from models import speed
-from models.speed import bfloat16_seconds, measure_milliseconds
+from models.speed import bfloat16_slowdown, measure_milliseconds
 
 
 def test_text_parameters_shrink_by_those_of_a_layer(clip):
@@ -51,13 +51,13 @@ def test_padding_to_the_models_length_changes_no_embedding(clip, pairs):
 def test_bfloat16_is_timed_beside_float32(monkeypatch):
     seconds = {torch.float32: iter([9.0, *[0.01] * 9]), torch.bfloat16: iter([9.0, *[0.6] * 9])}
     monkeypatch.setattr(speed, "_product_seconds", lambda matrix: next(seconds[matrix.dtype]))
-    assert bfloat16_seconds("cpu") == pytest.approx(60)
+    assert bfloat16_slowdown("cpu") == pytest.approx(60)
 
 
 @pytest.mark.parametrize(
     ("precision", "times", "warned"), [("bf16", 60.0, True), ("bf16", 0.7, False), ("fp32", 60.0, False)]
 )
 def test_a_processor_without_bfloat16_is_remarked_on(precision, times, warned, monkeypatch, caplog):
-    monkeypatch.setattr(finetune, "bfloat16_seconds", lambda device: times)
+    monkeypatch.setattr(finetune, "bfloat16_slowdown", lambda device: times)
     finetune.warn_of_slow_precision(SimpleNamespace(precision=precision), "cpu")
     assert ("60 times as long as in fp32" in caplog.text) == warned
