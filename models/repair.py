@@ -84,7 +84,6 @@ def repair(
     samples: Sequence,
     *,
     ridge: float = RIDGE,
-    weigh: Weigh | None = None,
     batch_size: int | None = None,
 ) -> tuple[Encoder, Repair | None]:
     """A new encoder without these layers, repaired, and what was repaired. `encoder` is left as it is.
@@ -97,7 +96,6 @@ def repair(
         dropped_layers: layers from 1..L; none at all gives an exact copy, and None as what was repaired.
         samples: captions of train; repeated ones count once.
         ridge: how hard new weights are pulled towards the old ones, in mean squares of a feature.
-        weigh: how much each token of a batch counts; None: all real tokens the same. Padding never counts.
         batch_size: samples in a forward pass; None: as `Encoder.batches`.
     """
     pruned = encoder.drop(dropped_layers)
@@ -111,8 +109,7 @@ def repair(
             FEWEST_CAPTIONS,
         )
         return pruned, None
-    options = {"ridge": ridge, "weigh": weigh, "batch_size": batch_size}
-    report = Repairer(encoder, pruned, dropped_layers, samples, **options).run()
+    report = Repairer(encoder, pruned, dropped_layers, samples, ridge=ridge, batch_size=batch_size).run()
     if report.after >= report.before and any(cut.step for cut in report.cuts):
         cuts = tuple(Cut(cut.segment, 0.0, cut.before, cut.before, "all together did not help") for cut in report.cuts)
         return encoder.drop(dropped_layers), Repair(cuts, report.samples, report.tokens, report.before, report.before)
@@ -172,7 +169,8 @@ class Walk:
 class Repairer:
     """The full and the pruned model side by side, while the pruned one is repaired in place.
 
-    `benchmarks/repair_ablation.py` overrides its steps to try other ways.
+    `benchmarks/repair_ablation.py` overrides its steps to try other ways, and lets tokens `weigh` unequally; padding
+    never counts.
     """
 
     def __init__(

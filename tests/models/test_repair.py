@@ -19,7 +19,7 @@ from models import judging, repair as module
 from models.encoders import Batch, Encoder, state_hash
 from models.families import load_encoder
 from models.layer_stack import LayerStack
-from models.repair import Cut, draw_captions, repair, repaired
+from models.repair import Cut, Repairer, Weigh, draw_captions, repair, repaired
 from models.segment_maps import SegmentMaps
 from search_strategy.fine import FineSearch
 from tasks.distance import Distance
@@ -263,12 +263,16 @@ def test_repeated_captions_count_once(clip: Encoder, captions: list[str]) -> Non
 
 
 def test_weights_of_tokens_change_the_maps(clip: Encoder, captions: list[str]) -> None:
-    same, _ = repair(clip, (2,), captions, weigh=lambda batch: torch.full(batch.mask.shape, 3.0))
+    @torch.no_grad()
+    def repair_weighed(weigh: Weigh) -> Encoder:
+        pruned = clip.drop((2,))
+        Repairer(clip, pruned, (2,), list(dict.fromkeys(captions)), weigh=weigh).run()
+        return pruned
+
+    same = repair_weighed(lambda batch: torch.full(batch.mask.shape, 3.0))
     plain = repaired(clip, (2,), captions)
     torch.testing.assert_close(same.embeddings(captions), plain.embeddings(captions), atol=1e-5, rtol=0)
-    other, _ = repair(
-        clip, (2,), captions, weigh=lambda batch: torch.arange(batch.mask.shape[1]).expand(batch.mask.shape)
-    )
+    other = repair_weighed(lambda batch: torch.arange(batch.mask.shape[1]).expand(batch.mask.shape))
     assert (other.embeddings(captions) - plain.embeddings(captions)).abs().max() > 1e-4
 
 
