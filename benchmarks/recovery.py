@@ -3,8 +3,9 @@
     python -m benchmarks.recovery --clip_layers 4-8,10
     python -m benchmarks.recovery --clip_layers 4-8,10 --weights 4 16 --shares 0.97 0.99
 
-Text-to-image R@10 on validation, looked at every few steps. All runs start from the same pruned model, with the same
-batches, learning rate, warm-up and cosine, as the first epochs of a training of `--max_epoch` epochs.
+Text-to-image R@10 on validation, looked at every few steps. Runs start from the pruned model as it is, and from the
+same one repaired, with the same batches, learning rate, warm-up and cosine, as the first epochs of a training of
+`--max_epoch` epochs.
 """
 
 import argparse

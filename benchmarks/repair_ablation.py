@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from benchmarks.frame import Bench, make_parser
-from common import format_table, positive_int, script
+from common import format_table, script, whole_number
 from measures.ridge import RidgeSums
 from models import Encoder
 from models.encoders import Batch
@@ -136,8 +136,8 @@ class FullStates:
     """The full model's states of some captions, run once for all ways and held, in the place of a `Walk`."""
 
     @torch.no_grad()
-    def __init__(self, encoder: Encoder, captions: list[str], batch_size: int | None = None):
-        batches = encoder.batches(hold_out(captions)[0], batch_size)  # as the repair makes them
+    def __init__(self, encoder: Encoder, captions: list[str]):
+        batches = encoder.batches(hold_out(captions)[0])  # as the repair makes them
         self.encoder, self._starts = encoder, [encoder.stack.start(**batch.inputs) for batch in batches]
         self._states = [[hidden] for hidden, _ in self._starts]
 
@@ -211,11 +211,11 @@ def print_rows(rows: list[dict]) -> None:
 
 def build_parser() -> argparse.ArgumentParser:
     parser = make_parser("What each choice of the repair is worth.")
-    parser.add_argument("--num_clip_layers", type=positive_int, default=6, help="layers to drop (default: %(default)s)")
+    parser.add_argument("--num_clip_layers", **whole_number(6, "layers to drop"))
     parser.add_argument(
         "--clip_layers", nargs="+", help="proposals to repair, such as 7-12 3,5,7 (default: the last, every other)"
     )
-    parser.add_argument("--captions", type=positive_int, default=1000, help="of train (default: %(default)s)")
+    parser.add_argument("--captions", **whole_number(1000, "of train"))
     parser.add_argument("--split", choices=("validation", "test"), default="validation", help="default: validation")
     parser.add_argument(
         "--ways", nargs="+", choices=[way.name for way in WAYS], metavar="ROW", help="default: all rows"

@@ -70,9 +70,7 @@ def write_model(size: str, folder: Path) -> None:
         "projection_dim": width,
     }
     bundled = load_clip(str(ROOT / "exp" / "iconclip"), weights=False)
-    clip = fresh_clip(bundled, width=width, vocab_size=VOCABULARY, max_position_embeddings=77, **shape)
-    clip.model.save_pretrained(folder)
-    clip.processor.save_pretrained(folder)
+    fresh_clip(bundled, width=width, vocab_size=VOCABULARY, max_position_embeddings=77, **shape).save(folder)
 
 
 def run_step(words: Sequence[str]) -> dict:

@@ -2,5 +2,3 @@
 
 from data.pairs import DataOptions, ImageCaptionPairs, load_labels, load_pairs
 from data.sources import BUNDLED
-
-__all__ = ["BUNDLED", "DataOptions", "ImageCaptionPairs", "load_labels", "load_pairs"]

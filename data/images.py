@@ -10,9 +10,8 @@ import datasets
 import numpy as np
 from PIL import Image
 
-MAX_ASPECT = (
-    100  # long side to short side: beyond it an image is broken, since scaling it to a square model takes gigabytes
-)
+# long side to short side: beyond it an image is broken, since scaling it to a square model takes gigabytes
+MAX_ASPECT = 100
 HEAD_BYTES = 4096  # of two files of one size, what is compared before all of them is read
 
 

@@ -95,9 +95,9 @@ def draw_group(split: str, number: int, size: int) -> list[Scene]:
     colours = generator.choice(tuple(COLOURS), num_things, replace=False).tolist()
     sizes = generator.choice(tuple(PIXELS), num_things, p=(0.15, 0.7, 0.15)).tolist()
     ground = str(generator.choice(tuple(GROUNDS), p=(0.55, 0.15, 0.15, 0.15)))
-    words = int(generator.integers(2**31))
+    seed = int(generator.integers(2**31))
     bindings: dict[tuple, None] = {}  # in the order of drawing
-    for _ in range(20 * size):
+    for _ in range(20 * size):  # a scene of two things may have fewer bindings than asked for: stop trying
         order, paint, scale = (generator.permutation(num_things).tolist() for _ in range(3))
         bindings.setdefault(tuple((i, colours[j], sizes[k]) for i, j, k in zip(order, paint, scale, strict=True)))
         if len(bindings) == size:
@@ -105,7 +105,7 @@ def draw_group(split: str, number: int, size: int) -> list[Scene]:
     scenes = []
     for number_in_group, binding in enumerate(bindings):
         things = tuple(Thing(names[i], designs[i], colour, extent) for i, colour, extent in binding)
-        scenes.append(Scene(layout, things, ground, words + number_in_group))
+        scenes.append(Scene(layout, things, ground, seed + number_in_group))
     return scenes
 
 
@@ -233,7 +233,7 @@ def _relate(layout: str, texts: list[str], words: Words) -> str:
 
 
 class RenderedScenes(Sequence):
-    """The pictures of the train scenes, drawn when they are asked for. Stands in for `data.ImageFiles`."""
+    """The pictures of the train scenes, drawn when they are asked for. Stands in for `data.images.ImageFiles`."""
 
     def __init__(self, scenes: list[Scene]):
         self._scenes = scenes
@@ -254,8 +254,8 @@ class RenderedScenes(Sequence):
         return digest.hexdigest()
 
 
-def train_scenes(num_groups: int = TRAIN_GROUPS) -> Iterator[tuple[int, Scene]]:
+def train_scenes() -> Iterator[tuple[int, Scene]]:
     """The scenes of train, with the number of their group."""
-    for number in range(num_groups):
+    for number in range(TRAIN_GROUPS):
         for scene in draw_group("train", number, TRAIN_GROUP_SIZE):
             yield number, scene

@@ -3,10 +3,10 @@
     python -m examples.icon_search "a red heart left of a blue star"
     python -m examples.icon_search "a red heart above a blue star" "a blue heart above a red star" --output two.png
 
-Only the text encoder was pruned, so both search the same image embeddings. The pruned model is `--pruned`; where that
-folder is missing, the full model without the layers of `--clip_layers`, or without those that the search dropped. The
-picture shows the images from the most similar on, their own captions below, and the milliseconds from the query's text
-to its embedding (the fastest of 30 runs).
+Only the text encoder was pruned, so both search the same image embeddings. The pruned model is `--pruned`, else
+exp/clip12to6_exp1 where it is there; else the full model without the layers of `--clip_layers`, or without those that
+the search dropped. The picture shows the images from the most similar on, their own captions below, and the
+milliseconds from the query's text to its embedding (the fastest of 30 runs).
 """
 
 import argparse

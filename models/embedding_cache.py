@@ -59,8 +59,8 @@ class ImageTargets:
 
         Kept in `cache_dir` in parts of `CACHED_IMAGES` as they are made, each under a name made from its images'
         content, the image encoder's weights and the processor's settings: a run that is killed loses one part, and the
-        first images of a data set are not embedded again for all of it. `images`: as `data.ImageFiles`, with `select`
-        and `content_hash`.
+        first images of a data set are not embedded again for all of it. `images`: as `data.images.ImageFiles`,
+        with `select` and `content_hash`.
         """
         if cache_dir is None:
             embeddings = self._embed_decoded(images, batch_size, progress)

@@ -21,12 +21,8 @@ from models.families import read_config
 from models.layer_stack import LayerStack
 from models.sentence_form import Form, identity_map, is_identity, read_dense, read_form, save_dense, with_dense
 
-POSITIONS_AFTER_PADDING = (
-    "camembert",
-    "mpnet",
-    "roberta",
-    "xlm-roberta",
-)  # positions count from behind the padding token's
+# positions count from behind the padding token's
+POSITIONS_AFTER_PADDING = ("camembert", "mpnet", "roberta", "xlm-roberta")
 UNUSED_WEIGHTS = ("pooler.",)  # of a head that sentence encoders do not have
 SIMILARITY_SCALE = 20.0  # of cosine similarities in the contrastive loss, sentence-transformers' default
 PROJECTION = "sentence_projection"  # the linear map's name in the model, where it goes with it but is saved apart

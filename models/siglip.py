@@ -69,8 +69,6 @@ class Siglip(Clip):
 def load_siglip(name: str, device: str = "cpu", weights: bool = True) -> Siglip:
     """A SigLIP from a local folder or the hub, in evaluation mode, float32; exceptions as in `load_clip`."""
     config = read_config(name)
-    if config.model_type != "siglip":
-        raise ValueError(f"{name}: expected a SigLIP model (model_type siglip), found {config.model_type}")
     tokenizer = checkpoint.read_tokenizer(name, config.text_config.vocab_size)
     if tokenizer.pad_token_id is None:
         raise ValueError(f"{name}: the tokenizer has no padding token, and SigLIP reads padded texts")
