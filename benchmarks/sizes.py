@@ -99,6 +99,7 @@ def read_parts(path: Path) -> dict[str, float]:
 
 def measure_steps(args: argparse.Namespace, folder: Path) -> dict[str, dict]:
     layers = SIZES[args.size][0]
+    # in a process of its own: torch must not be in the parent, whose memory every step begins with
     with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as process:
         process.submit(write_model, args.size, folder / "model").result()
     quarter = layers // 4

@@ -151,6 +151,7 @@ def _render_scenes(images: bool, max_pairs: int | None) -> ImageCaptionPairs:
     """The train split of the scenes, or more than its first pairs: drawn, not read. A group for each way in which the
     scenes of a group are said."""
     ways = 2
+    # more than asked for, so that _take_first cuts them and notes it
     wanted = max_pairs // ways + 2 if max_pairs else None
     numbers, drawn = zip(*islice(scenes.train_scenes(), wanted), strict=True)
     captions = [caption for scene in drawn for caption in scenes.captions(scene, ways)]

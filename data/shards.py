@@ -52,6 +52,7 @@ def read_samples(files: list[str], stamps: list[str] | None = None) -> Iterator[
 
 
 def _members_of_shard(file: Path) -> Iterator[Member]:
+    # uncompressed alone: an offset into a compressed shard leads nowhere
     with reading(file, "cannot be read as a .tar"), tarfile.open(file, "r:") as shard:
         for info in shard:
             key, ending = _split_name(info.name)

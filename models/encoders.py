@@ -107,6 +107,7 @@ processor = AutoProcessor.from_pretrained(folder)"""
         tokens = CPU_TOKENS if self.device.type == "cpu" else GPU_TOKENS
         start = 0
         while start < len(order):
+            # more samples than tokens cannot fit: each has one position at least
             end = start + (batch_size or number_at_once(rising[start : start + tokens], tokens))
             yield self.batch(prepared, order[start:end], length)
             start = end

@@ -37,6 +37,7 @@ def hidden_states(
     numbers = torch.arange(len(tokens))
     first_row = {"T": lengths.cumsum(0) - lengths, "seq": numbers * longest}.get(mode, numbers).to(encoder.device)
     num_rows = {"T": int(lengths.sum()), "seq": len(tokens) * longest}.get(mode, len(tokens))
+    # zeros: what follows the last token of a flattened caption stays so
     empty = torch.zeros(num_rows, encoder.width, dtype=encoder.dtype, device=encoder.device)
     states = [empty.clone() for _ in range(encoder.num_layers + 1)]
     with torch.inference_mode():

@@ -123,6 +123,7 @@ def find_block_map(stack: LayerStack, hidden: Tensor, context: list[BlockArgumen
     maps = [module for module, shape in called if isinstance(module, nn.Linear) and shape == state.shape]
     norms = [module for module, _ in called if isinstance(module, nn.LayerNorm)]
     if maps:
+        # random and as large as the state: a norm cannot undo it, as it would a constant or a factor
         move = torch.randn(state.shape, generator=torch.Generator().manual_seed(0)).to(state) * state.std()
         for norm in (None, *norms[-1:]):
             found = BlockMap(maps[-1], norm)

@@ -81,7 +81,7 @@ class LayerStack:
         """
         # 1) One forward of the tower, without a cache: what each block was called with.
         if "use_cache" in inspect.signature(self.tower.forward).parameters:
-            inputs["use_cache"] = False
+            inputs["use_cache"] = False  # a cache would stay in the context and grow with every run
         with self._record_calls() as calls:
             self.tower(**inputs)
         # 2) Is it a chain of the layers 1..L?

@@ -110,6 +110,7 @@ def repair(
         )
         return pruned, None
     report = Repairer(encoder, pruned, dropped_layers, samples, ridge=ridge, batch_size=batch_size).run()
+    # each cut was judged with the full model behind it, so all of them together can still be worse
     if report.after >= report.before and any(cut.step for cut in report.cuts):
         cuts = tuple(Cut(cut.segment, 0.0, cut.before, cut.before, "all together did not help") for cut in report.cuts)
         return encoder.drop(dropped_layers), Repair(cuts, report.samples, report.tokens, report.before, report.before)
@@ -199,6 +200,7 @@ class Repairer:
         ends = (0, *self.kept, self.judge.full.num_layers + 1)
         gaps = [(p, q) for p, q in pairwise(ends) if q > p + 1]
         places = self._find_places([p for p, _ in gaps])
+        # below the first cut both models are the same: run it once
         self.walk.follow(self.full_walk, max(0, gaps[0][0] - 1))
         cuts = [self.repair_segment(*gap, place) for gap, place in zip(gaps, places, strict=True)]
         if self.projection is not None:

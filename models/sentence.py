@@ -93,6 +93,7 @@ model = SentenceTransformer(folder)"""
 
     def save(self, folder: Path) -> None:
         projection = self.projection
+        # else it would be saved among the weights, where from_pretrained has no place for it
         delattr(self.model, PROJECTION)
         try:
             checkpoint.save_model(self.model, folder)

@@ -44,6 +44,7 @@ class Siglip(Clip):
             return self.own_pool(hidden, batch)
         is_padding = batch.inputs["input_ids"] == self.tokenizer.pad_token_id
         padding_before = is_padding.cumsum(1) - is_padding.long()
+        # where the end token is the padding token too, the first of them is the text's end
         is_token = ~is_padding | (padding_before == 0) & (self.tokenizer.eos_token_id == self.tokenizer.pad_token_id)
         return hidden.masked_fill(~is_token[:, :, None], 0).sum(1) / is_token.sum(1, keepdim=True)
 

@@ -29,6 +29,7 @@ def deepen(clip: Clip, copies: int) -> None:
                 output.weight /= copies
                 output.bias /= copies
     deeper = [layer if number == 0 else copy.deepcopy(layer) for layer in layers for number in range(copies)]
+    # in place: model and stack hold this very list
     layers.extend(deeper)
     del layers[: len(layers) - len(deeper)]
     clip.model.config.text_config.num_hidden_layers = len(layers)
