@@ -5,7 +5,7 @@ import contextlib
 import json
 import re
 import warnings
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 import datasets
@@ -80,8 +80,21 @@ def read_captions(rows: datasets.Dataset, columns: Sequence[str]) -> tuple[list[
 def _values(rows: datasets.Dataset, column: str) -> Iterable:
     if column in rows.column_names:
         return rows[column]
+    name = column_of(column, rows.column_names)
+    return [value_in({name: value}, column) for value in rows[name]]
+
+
+def column_of(column: str, names: Sequence[str]) -> str:
+    """The column itself, or for `json.title` that of the field."""
+    return column if column in names else column.partition(".")[0]
+
+
+def value_in(row: Mapping[str, object], column: str) -> object:
+    """What a row holds in a column, or in a field of one."""
+    if column in row:
+        return row[column]
     name, _, field = column.partition(".")
-    return [_field_of(value, field) for value in rows[name]]
+    return _field_of(row[name], field)
 
 
 def _field_of(value: object, field: str) -> object:

@@ -12,7 +12,8 @@ from scipy.sparse import coo_matrix
 from scipy.sparse.csgraph import connected_components
 
 from common import SPLITS
-from data.columns import captions_of
+from common.files import reading
+from data.columns import captions_of, column_of, value_in
 from data.sources import Rows, Splits
 
 ALIASES = {
@@ -152,9 +153,11 @@ def take_from_stream(
     hash to the split: rows with a caption in common stay together, those that share an image alone may not.
     """
     taken, found = [], 0
-    names = list(dict.fromkeys(column.partition(".")[0] for column in columns))
-    for row in chosen.rows.select_columns([*names, *others]):
-        captions = [caption for name in names for caption in captions_of(row[name])]
+    names = column_names(chosen.rows)
+    read = [column_of(column, names) for column in columns]
+    for row in chosen.rows.select_columns(list(dict.fromkeys((*read, *others)))):
+        with reading(dataset, "its captions cannot be read"):
+            captions = [caption for column in columns for caption in captions_of(value_in(row, column))]
         if chosen.cut and {hashed_split(caption, chosen.cut) for caption in captions} != {split}:
             continue
         taken.append(row)
