@@ -188,8 +188,10 @@ def _was_downloaded(status: object) -> bool:
 
 def _stream(chosen: ChosenRows, options: DataOptions, split: str, source: Source, dataset: str) -> ChosenRows:
     """The rows that hold the first `max_pairs` captions, read from a stream."""
-    found = columns.find_caption_columns(column_names(chosen.rows), options.caption_column, dataset, source.hint)
-    targets = [options.target_column] if options.target_column else []
+    names = column_names(chosen.rows)
+    found = columns.find_caption_columns(names, options.caption_column, dataset, source.hint)
+    asked = options.target_column
+    targets = [columns.find_column(names, asked, (), "target", dataset)] if asked else []
     rows = take_from_stream(chosen, split, found, targets, options.max_pairs, dataset)
     return ChosenRows(rows, f"{chosen.how}, the first rows of a stream")
 
@@ -258,6 +260,8 @@ def load_labels(pairs: ImageCaptionPairs, label_column: str) -> list[str] | list
 
     Raises ValueError where there is no such column, or where it holds neither text nor whole numbers.
     """
+    if pairs.rows is None:
+        raise ValueError(f"{pairs.source}: this split is drawn, it has no columns; leave out --label_column")
     column = columns.find_column(pairs.rows.column_names, label_column, (), "label", pairs.source)
     values = list(pairs.rows[column])
     labels = [values[row] for row in pairs.images.row_numbers]

@@ -13,6 +13,7 @@ import pytest
 from PIL import Image
 
 from data import load_labels, load_pairs
+from data.annotations import HEAD_CHARACTERS
 
 COLOURS = [(25 * i, 255 - 25 * i, 0) for i in range(10)]
 CAPTIONS = [[f"caption {n} of {i}" for n in range(5)] for i in range(10)]
@@ -172,6 +173,14 @@ def test_a_coco_file_is_read_with_its_images_elsewhere(pictures, tmp_path):
     assert load_pairs(str(path), "all", images=False).captions == FLAT
 
 
+def test_a_coco_file_with_sorted_keys_has_its_images_last(pictures):
+    content = coco(range(10))
+    content["annotations"] += [{"id": n, "image_id": 5, "caption": "of no image"} for n in range(2000)]
+    text = json.dumps(content, sort_keys=True)
+    assert text.index('"images"') > HEAD_CHARACTERS
+    check(load_pairs(str(write_lines(pictures / "captions_val2014.json", [text])), "all"))
+
+
 def test_cocos_own_folders_give_its_splits(pictures):
     folder = pictures.parent
     for name, numbers in (("train2017", range(8)), ("val2017", range(8, 10))):
@@ -319,6 +328,13 @@ def test_plain_captions_are_read_a_line_each(tmp_path):
         load_pairs(str(path), "all")
 
 
+def test_a_table_without_a_header_may_begin_with_an_empty_caption(tmp_path):
+    path = write_lines(tmp_path / "pairs.csv", ["0.png,", *(f"{i}.png,caption {i}" for i in range(1, 200))])
+    with pytest.warns(UserWarning, match="skipped 1 of 200 captions"):
+        pairs = load_pairs(str(path), "all", images=False)
+    assert pairs.captions == [f"caption {i}" for i in range(1, 200)]
+
+
 @pytest.mark.parametrize("name", ["conceptual.tsv", "captions.csv"])
 def test_tables_of_captions_alone_are_read(tmp_path, name):
     lines = {"conceptual.tsv": [f"{text}\thttp://a/1.jpg" for text in FLAT], "captions.csv": ["caption", *FLAT]}
@@ -365,6 +381,41 @@ def test_a_stream_gives_the_first_captions(tmp_path, form):
     assert pairs.captions == FLAT[:12]
     with pytest.raises(ValueError, match="--streaming true reads captions alone, and needs --max_pairs"):
         load_pairs(str(path), "all", streaming=True, max_pairs=12)
+
+
+@pytest.mark.parametrize(
+    ("columns", "asked"),
+    [
+        (lambda c: {"meta": {"summary": c, "id": "x"}}, "meta.summary"),
+        (lambda c: {"json": json.dumps({"title": c})}, "json.title"),
+        (lambda c: {"json.title": c}, "json.title"),
+        (lambda c: {"meta": {"en": c, "de": "nein"}, "a": c}, "meta.en, a"),
+    ],
+)
+def test_a_stream_gives_fields_and_dotted_columns_as_a_table_does(tmp_path, columns, asked):
+    datasets.Dataset.from_list([columns(text) for text in FLAT]).to_parquet(tmp_path / "pairs.parquet")
+    options = {"images": False, "caption_column": asked, "max_pairs": 12}
+    table, stream = (load_pairs(str(tmp_path), "all", streaming=streaming, **options) for streaming in (False, True))
+    assert stream.captions == table.captions
+    assert set(stream.captions) <= set(FLAT)
+
+
+def test_a_stream_of_something_else_than_captions_is_named(tmp_path):
+    datasets.Dataset.from_list([{"meta": 3}] * 5).to_parquet(tmp_path / "pairs.parquet")
+    options = {"images": False, "caption_column": "meta.summary", "streaming": True, "max_pairs": 2}
+    with pytest.raises(ValueError, match="its captions cannot be read"):
+        load_pairs(str(tmp_path), "all", **options)
+
+
+def test_a_stream_finds_its_target_column_in_any_case(tmp_path):
+    datasets.Dataset.from_list([{"Query": f"q{i}", "Text": f"t{i}"} for i in range(10)]).to_parquet(
+        tmp_path / "p.parquet"
+    )
+    options = {"caption_column": "query", "streaming": True, "max_pairs": 4}
+    pairs = load_pairs(str(tmp_path), "all", target_column="text", **options)
+    assert (pairs.captions, pairs.targets) == ([f"q{i}" for i in range(4)], [f"t{i}" for i in range(4)])
+    with pytest.raises(ValueError, match="no target column; looked for title; the columns are Query, Text"):
+        load_pairs(str(tmp_path), "all", target_column="title", **options)
 
 
 def test_a_stream_is_read_no_further_than_needed(tmp_path, monkeypatch):

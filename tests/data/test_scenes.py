@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from data import load_pairs, scenes
+from data import load_labels, load_pairs, scenes
 from data.scenes import PLACES, Scene, Thing, captions, draw_group, render
 
 
@@ -69,3 +69,8 @@ def test_rendered_scenes_are_images_like_others():
     assert len(pairs.images) == 3 and pairs.image_index.tolist() == [0, 0, 1, 1, 2, 2]
     assert pairs.images[0].size == (scenes.IMAGE_SIZE, scenes.IMAGE_SIZE)
     assert pairs.images.select(np.array([2])).content_hash() != pairs.images.select(np.array([1])).content_hash()
+
+
+def test_drawn_scenes_have_no_labels():
+    with pytest.raises(ValueError, match="scenes: this split is drawn, it has no columns; leave out --label_column"):
+        load_labels(load_pairs("scenes", "train", max_pairs=6), "label")
