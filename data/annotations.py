@@ -23,7 +23,7 @@ def read_annotations(path: Path) -> dict[str, list[dict]] | None:
     """
     with reading(path), path.open(encoding="utf-8-sig", errors="replace") as file:
         head = file.read(HEAD_CHARACTERS)
-        if not head.lstrip().startswith("{") or '"images"' not in head:
+        if not head.lstrip().startswith("{") or not ('"images"' in head or '"annotations"' in head):
             return None
         try:
             content = json.loads(head + file.read())
@@ -94,7 +94,7 @@ def _fields(line: str, separator: str) -> list[str]:
 def _is_header(fields: list[str], asked: str | None, image_too: bool) -> bool:
     """Whether these are names of several columns; a file of captions may have a comma before `text`."""
     names = {field.lower() for field in fields}
-    captions = names & {*CAPTION_COLUMNS, *(asked or "").lower().split(",")}
+    captions = names & {*CAPTION_COLUMNS, *filter(None, (asked or "").lower().split(","))}
     return len(fields) > 1 and bool(captions) and (not image_too or bool(names & {*IMAGE_COLUMNS, *URL_COLUMNS}))
 
 
