@@ -136,7 +136,8 @@ def load_sentence_encoder(name: str, device: str = "cpu", weights: bool = True) 
     form = read_form(name, config.hidden_size)
     tokenizer = checkpoint.read_tokenizer(name, config.vocab_size)
     model = checkpoint.read_model(model_class, name, config, UNUSED_WEIGHTS) if weights else model_class(config).eval()
-    model.add_module(
-        PROJECTION, read_dense(name, form.dense) if form.dense and weights else identity_map(config.hidden_size)
-    )
+    projection = read_dense(name, form.dense) if form.dense else identity_map(config.hidden_size)
+    if form.dense and not weights:
+        projection.reset_parameters()  # read for its shape alone
+    model.add_module(PROJECTION, projection)
     return SentenceEncoder(model.to(device), tokenizer, form, name).check_embeds()

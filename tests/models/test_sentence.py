@@ -153,6 +153,18 @@ def test_a_dense_module_may_change_the_width_and_come_as_a_pickle(folder):
     assert torch.allclose(encoder.embeddings(TEXTS)[batch.rows], expected, atol=1e-6)
 
 
+@pytest.mark.parametrize("bias", [False, True])
+def test_fresh_weights_of_a_dense_module_have_its_shape(folder, bias):
+    write_modules(folder, [*CHAIN[:2], ("Dense", "2_Dense")])
+    write_json(folder / "2_Dense/config.json", {"activation_function": "torch.nn.modules.linear.Identity"})
+    state = {"linear.weight": torch.randn(5, 16)} | ({"linear.bias": torch.randn(5)} if bias else {})
+    torch.save(state, folder / "2_Dense/pytorch_model.bin")
+    fresh = load_encoder(str(folder), weights=False)
+    assert fresh.dim == 5
+    assert (fresh.projection.bias is not None) == bias
+    assert not any(torch.isclose(fresh.projection.weight, state["linear.weight"]).flatten().tolist())
+
+
 def test_only_the_identity_is_one():
     assert is_identity(identity_map(3))
     assert not is_identity(torch.nn.Linear(3, 3))
