@@ -139,12 +139,12 @@ def main(argv: list[str] | None = None) -> None:
     args = parser.parse_args(argv)
     if not {"fine", "repair"}.isdisjoint(args.stages) and "coarse" not in args.stages:
         parser.error("--stages fine and repair take what coarse proposes: give it too")
-    rows = []
+    bench, rows = Bench(args), []  # before the runs, so that the record has their seconds
     for depth in args.depths:
         rows += in_own_process(run_depth, depth, args)
     if args.out:
         draw_growth(rows, args.out.with_suffix(".png"))
-    Bench(args).write(rows=[dict(zip(HEADERS, row, strict=True)) for row in rows])
+    bench.write(rows=[dict(zip(HEADERS, row, strict=True)) for row in rows])
     print(format_table(rows, HEADERS, ("", "", ".1f", ".1f", ".0f", "")))
 
 

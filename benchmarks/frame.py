@@ -110,6 +110,7 @@ def synchronize(device: str) -> None:
 
 
 def first_pairs(split: Split, number: int) -> Split:
-    """The first captions of a split."""
-    pairs = replace(split.pairs, captions=split.pairs.captions[:number], image_index=split.pairs.image_index[:number])
+    """The first captions of a split, without their groups: all loops take the same batches."""
+    captions, image_index = split.pairs.captions[:number], split.pairs.image_index[:number]
+    pairs = replace(split.pairs, captions=captions, image_index=image_index, groups=None)
     return replace(split, pairs=pairs)

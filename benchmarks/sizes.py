@@ -112,11 +112,12 @@ def measure_steps(args: argparse.Namespace, folder: Path) -> dict[str, dict]:
         "train_pairs": args.train_pairs,
         "repair": str(args.repair).lower(),
     }
-    places = f"--model {folder / 'model'} --dataset {args.dataset} --exp_dir {folder / 'exp'} --device cpu"
+    places = ["--model", str(folder / "model"), "--dataset", args.dataset, "--exp_dir", str(folder / "exp")]
+    places += ["--device", "cpu", "--threads", str(args.threads)]
     found = {}
     for step in args.steps:
         command, record = STEPS[step]
-        found[step] = run_step(shlex.split(f"{command.format(**numbers)} {places} --threads {args.threads}"))
+        found[step] = run_step([*shlex.split(command.format(**numbers)), *places])
         found[step]["parts"] = read_parts(max(folder.glob(record), key=lambda path: path.stat().st_mtime))
         if args.out:  # after each, as all take long
             flags = {name: str(value) for name, value in vars(args).items()}

@@ -14,7 +14,8 @@ def test_every_stage_of_every_depth_is_timed(tiny_clip, tiny_pairs, tmp_path, ca
     out = tmp_path / "deep.json"
     common = ["--model", str(tiny_clip), "--dataset", str(tiny_pairs), "--exp_dir", str(tmp_path), "--device", "cpu"]
     deep.main([*common, *SIZES.split(), "--out", str(out)])
-    rows = json.loads(out.read_text())["rows"]
+    content = json.loads(out.read_text())
+    rows = content["rows"]
     stages = ["model", "dc", "svcca", "coarse, beam", "coarse, exact", "fine, left out", "fine, repaired"]
     stages += ["repair of the best", "all"]
     assert [(row["layers"], row["stage"]) for row in rows] == [(depth, stage) for depth in (4, 6) for stage in stages]
@@ -22,6 +23,7 @@ def test_every_stage_of_every_depth_is_timed(tiny_clip, tiny_pairs, tmp_path, ca
     for depth in (4, 6):
         *parts, whole = [row["seconds"] for row in rows if row["layers"] == depth]
         assert abs(sum(parts) - whole) < 1e-6
+    assert content["record"]["seconds"] >= sum(row["seconds"] for row in rows if row["stage"] == "all")
     assert out.with_suffix(".png").stat().st_size > 1000
     assert "peak MiB" in capsys.readouterr().out
 

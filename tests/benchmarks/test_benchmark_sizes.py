@@ -3,6 +3,8 @@
 import json
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import pytest
 
@@ -21,6 +23,25 @@ def test_memory_and_seconds_of_a_process_are_counted():
     small, large = json.loads(done.stdout)
     assert large["peak_bytes"] - small["peak_bytes"] > 100e6
     assert large["cpu_seconds"] > 0 and large["wall_seconds"] > 0
+
+
+def test_paths_with_spaces_reach_a_step_whole(tmp_path, monkeypatch):
+    given = {}
+
+    def run_step(words: list[str]) -> dict:
+        given.update(zip(words[1::2], words[2::2], strict=True))
+        matrix = Path(given["--exp_dir"], "model", "dc_mat_0.json")
+        matrix.parent.mkdir(parents=True)
+        matrix.write_text("{}")
+        return {}
+
+    monkeypatch.setattr(sizes, "ProcessPoolExecutor", lambda number, _: ThreadPoolExecutor(number))
+    monkeypatch.setattr(sizes, "write_model", lambda *_: None)
+    monkeypatch.setattr(sizes, "run_step", run_step)
+    args = sizes.build_parser().parse_args(["--steps", "dc", "--dataset", "my 'own' pairs"])
+    assert sizes.measure_steps(args, tmp_path / "a folder").keys() == {"dc"}
+    assert given["--dataset"] == "my 'own' pairs"
+    assert given["--model"] == str(tmp_path / "a folder" / "model")
 
 
 def test_a_step_that_fails_is_named():

@@ -2,14 +2,23 @@
 
 import json
 
+import datasets
 import pytest
 
 from benchmarks.bench_training import LOOPS, main
 
 
-def test_all_loops_have_the_same_losses(tiny_clip, tiny_pairs, tmp_path, capsys):
-    flags = f"--model {tiny_clip} --dataset {tiny_pairs} --exp_dir {tmp_path} --device cpu --batch_size 20"
-    flags += " --steps 3 --repeats 1"
+@pytest.mark.parametrize("grouped", [False, True])
+def test_all_loops_have_the_same_losses(tiny_clip, tiny_pairs, tmp_path, capsys, grouped):
+    dataset = tiny_pairs
+    if grouped:  # the groups of other pairs than the first
+        dataset = tmp_path / "grouped"
+        for split in ("train", "validation", "test"):
+            rows = datasets.Dataset.from_parquet(str(tiny_pairs / f"{split}.parquet"), cache_dir=str(tmp_path))
+            groups = [number // 4 for number in reversed(range(len(rows)))]
+            rows.add_column("group", groups).to_parquet(dataset / f"{split}.parquet")
+    flags = f"--model {tiny_clip} --dataset {dataset} --exp_dir {tmp_path} --device cpu --batch_size 20"
+    flags += " --steps 2 --repeats 1"
     main([*flags.split(), "--out", str(tmp_path / "out.json")])
     rows = json.loads((tmp_path / "out.json").read_text())["rows"]
     assert [name for name, *_ in rows] == list(LOOPS)
