@@ -15,7 +15,7 @@ from tokenizers import models, pre_tokenizers, trainers
 from transformers import CLIPConfig, CLIPImageProcessorPil, CLIPModel, CLIPProcessor, CLIPTokenizer
 
 from common import atomic_folder, script, whole_number
-from common.files import DEFAULT_DATASET, check_new_folder
+from common.files import DEFAULT_DATASET, check_new_folder, reading
 from data import load_pairs
 
 SHORTEST = 3
@@ -75,10 +75,11 @@ def check_sizes(args: argparse.Namespace) -> None:
 
 
 def write_weights(config: CLIPConfig, vision_from: str, output_dir: Path) -> None:
-    """Weights with the image tower of another CLIP; those of the text tower are fresh."""
+    """Weights with the image tower of another CLIP; those of the text tower are fresh. Other sizes are a ValueError."""
     model, trained = CLIPModel(config), CLIPModel.from_pretrained(vision_from)
-    model.vision_model.load_state_dict(trained.vision_model.state_dict())
-    model.visual_projection.load_state_dict(trained.visual_projection.state_dict())
+    with reading(vision_from, "its image tower does not have the sizes of the flags"):
+        model.vision_model.load_state_dict(trained.vision_model.state_dict())
+        model.visual_projection.load_state_dict(trained.visual_projection.state_dict())
     model.save_pretrained(output_dir)
 
 

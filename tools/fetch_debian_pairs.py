@@ -20,7 +20,7 @@ from typing import NamedTuple
 
 import datasets
 
-from common import positive_int
+from common import positive_int, script
 
 FIELD = "Description-en:"
 PARTS = 25  # of which one is validation and one is test
@@ -105,6 +105,7 @@ def build_parser() -> argparse.ArgumentParser:
     return parser
 
 
+@script
 def main(argv: list[str] | None = None) -> None:
     args = build_parser().parse_args(argv)
     args.output_dir.mkdir(parents=True)

@@ -1,5 +1,8 @@
 """The tokenizer of a new CLIP: CLIP's conventions, and the same every time."""
 
+import copy
+
+import pytest
 import torch
 from transformers import CLIPModel
 
@@ -31,3 +34,11 @@ def test_a_new_clip_can_have_the_image_tower_of_another(tiny_clip, tmp_path):
             assert torch.equal(written[name], tensor)
     texts = [name for name in trained if name.startswith("text_model") and name.endswith("mlp.fc1.weight")]
     assert texts and not any(torch.equal(written[name], trained[name]) for name in texts)
+
+
+@pytest.mark.parametrize(("name", "size"), [("num_hidden_layers", 3), ("hidden_size", 32), ("projection_dim", 8)])
+def test_an_image_tower_of_other_sizes_is_refused_in_a_line(tiny_clip, tmp_path, name, size):
+    config = copy.deepcopy(CLIPModel.from_pretrained(tiny_clip).config)
+    setattr(config if name == "projection_dim" else config.vision_config, name, size)
+    with pytest.raises(ValueError, match="its image tower does not have the sizes of the flags"):
+        write_weights(config, str(tiny_clip), tmp_path)

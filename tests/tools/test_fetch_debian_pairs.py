@@ -87,6 +87,12 @@ def test_the_script_writes_three_files(tmp_path, monkeypatch, capsys):
     assert all(few[name].to_list() == found[name].to_list()[:1] for name in ("validation", "test"))
 
 
+def test_a_folder_that_is_there_is_refused_in_a_line(tmp_path, capsys):
+    with pytest.raises(SystemExit):
+        script.main(["--output_dir", str(tmp_path)])
+    assert capsys.readouterr().err.startswith("fetch_debian_pairs.py: error: ")
+
+
 def test_an_update_without_descriptions_is_an_error(tmp_path, monkeypatch):
     monkeypatch.setattr(script.subprocess, "run", lambda command, check: None)
     with pytest.raises(FileNotFoundError, match="expected one for every source"):
