@@ -225,4 +225,5 @@ def make_fine_search(
 def draw_repair_captions(args: argparse.Namespace, encoder: Encoder) -> list:
     """Samples of train, of validation where there is none, that repairs are fitted to; the first are a draw too."""
     options = {"images": encoder.tower == "vision", "or_validation": True}
-    return draw_captions(encoder.samples(load_pairs(args.dataset, "train", **data_flags(args) | options)), args.seed)
+    samples = encoder.samples(load_pairs(args.dataset, "train", **data_flags(args) | options))
+    return encoder.readable(draw_captions(samples, args.seed), None, args.dataset)

@@ -40,7 +40,7 @@ def run(args: argparse.Namespace) -> None:
     with record.warnings():
         encoder = load_encoder(args.model, args.tower, device)
         pairs = load_pairs(args.dataset, "train", **caption_flags(args, settings.num_captions))
-        draws = draw_samples(encoder.samples(pairs), settings)
+        draws = draw_samples(encoder, encoder.samples(pairs), settings)
         record.note(model=encoder.identity(), dataset=settings.dataset_name, captions=len(draws[0]))
         record.note_data(data=pairs)
         for part in encoder.parts().values():  # not the other tower, which is larger
@@ -58,7 +58,7 @@ def run(args: argparse.Namespace) -> None:
 
 def measure_captions(encoder: Encoder, captions: Sequence[str], settings: MatrixSettings) -> np.ndarray:
     """The (L+1, L+1) matrix of an encoder, as the scripts make it: on captions drawn by the seed of the settings."""
-    return summarise(measure_draws(encoder, draw_samples(captions, settings), settings))[""]
+    return summarise(measure_draws(encoder, draw_samples(encoder, captions, settings), settings))[""]
 
 
 def measure_several(
@@ -73,25 +73,28 @@ def measure_several(
     for numbers in groups.values():
         first = settings[numbers[0]]
         measures = [settings[number].new_measure() for number in numbers]
-        feed(encoder, draw_samples(samples, first)[0], first, measures, stopwatch)
+        feed(encoder, draw_samples(encoder, samples, first)[0], first, measures, stopwatch)
         matrices |= {
             number: measure.matrix() for number, measure in zip(numbers, merge_processes(measures), strict=True)
         }
     return [matrices[number] for number in range(len(settings))]
 
 
-def draw_samples(samples: Sequence, settings: MatrixSettings) -> list[list]:
+def draw_samples(encoder: Encoder, samples: Sequence, settings: MatrixSettings) -> list[list]:
     """`repeats` lists of `batch_size` times `iter_num` captions (or images), all at different places: the first of a
-    seeded permutation."""
-    needed = settings.num_captions
-    if needed > len(samples):
+    seeded permutation, broken images passed over."""
+    needed, drawn = settings.num_captions, samples
+    if needed <= len(samples):
+        order = np.random.default_rng(settings.seed).permutation(len(samples))
+        drawn = encoder.readable((samples[row] for row in order), needed, settings.dataset)
+    if needed > len(drawn):
         repeats = f" times --repeats {settings.repeats}" if settings.repeats > 1 else ""
         raise ValueError(
             f"--batch_size {settings.batch_size} times --iter_num {settings.iter_num}{repeats} is {needed} captions; "
-            f"the train split of {settings.dataset} has {len(samples)}: ask for fewer"
+            f"the train split of {settings.dataset} has {len(drawn)}: ask for fewer"
         )
-    order = np.random.default_rng(settings.seed).permutation(len(samples))
-    return [[samples[row] for row in rows] for rows in order[:needed].reshape(settings.repeats, -1)]
+    size = needed // settings.repeats
+    return [drawn[start : start + size] for start in range(0, needed, size)]
 
 
 class Draws(NamedTuple):

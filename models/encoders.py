@@ -15,6 +15,7 @@ import hashlib
 import json
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import Protocol, Self
 
@@ -116,6 +117,10 @@ processor = AutoProcessor.from_pretrained(folder)"""
     def max_length(self) -> int:
         """The most positions that the tower takes."""
         ...
+
+    def readable(self, samples: Iterable, number: int | None, source: str) -> list:
+        """The first `number` of the samples, or all; images that cannot be decoded are passed over with a warning."""
+        return list(islice(samples, number))
 
     # --- readout
 

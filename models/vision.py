@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from data import ImageCaptionPairs
+from data.pairs import check_skipped
 from models.clip import Clip, load_clip
 from models.embedding_cache import cached_embeddings
 from models.encoders import Batch, Encoder
@@ -64,6 +65,21 @@ class Vision(Encoder):
         pixels = self.text.preprocess(images).to(self.device, self.dtype)
         mask = torch.ones(len(images), self.max_length, dtype=torch.bool, device=self.device)
         return Batch(np.asarray(rows), {"pixel_values": pixels}, mask)
+
+    def readable(self, samples: Iterable, number: int | None, source: str) -> list[Picture]:
+        """Each image is decoded for it. Raises ValueError where more than 1 % of them cannot be."""
+        found, num_broken = [], 0
+        for sample in samples:
+            if len(found) == number:
+                break
+            (picture,) = self.prepare([sample])
+            if picture.images[picture.row] is None:
+                num_broken += 1
+            else:
+                found.append(picture)
+        if num_broken:
+            check_skipped(num_broken, num_broken + len(found), "image", "cannot be decoded", source)
+        return found
 
     # --- readout
 

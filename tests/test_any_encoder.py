@@ -107,7 +107,7 @@ def plain_states(encoder: BytesEncoder, caption: str) -> list[torch.Tensor]:
 def test_its_layers_are_compared(encoder, measure, mode):
     settings = MatrixSettings(measure, batch_size=4, iter_num=5, mode=mode)
     expected = settings.new_measure()
-    captions = draw_samples(SAMPLES, settings)[0]
+    captions = draw_samples(encoder, SAMPLES, settings)[0]
     for start in range(0, len(captions), 4):
         of_captions = [plain_states(encoder, caption) for caption in captions[start : start + 4]]
         if mode != "T":

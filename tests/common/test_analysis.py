@@ -222,15 +222,15 @@ def test_float32_is_close_to_float64(analyse):
 # --- draws
 
 
-def test_draws_are_disjoint_and_follow_the_seed():
+def test_draws_are_disjoint_and_follow_the_seed(clip):
     settings = MatrixSettings("svcca", batch_size=4, iter_num=5, repeats=3)
     captions = [f"caption {i}" for i in range(60)]
-    draws = analysis.draw_samples(captions, settings)
+    draws = analysis.draw_samples(clip, captions, settings)
     assert [len(draw) for draw in draws] == [20, 20, 20]
     assert sorted(sum(draws, [])) == sorted(captions)
-    assert draws == analysis.draw_samples(captions, settings)
+    assert draws == analysis.draw_samples(clip, captions, settings)
     other_seed = MatrixSettings("svcca", batch_size=4, iter_num=5, repeats=3, seed=1)
-    assert draws != analysis.draw_samples(captions, other_seed)
+    assert draws != analysis.draw_samples(clip, captions, other_seed)
 
 
 def test_repeats_give_mean_and_standard_deviation_of_disjoint_draws(analyse, tiny_clip, tiny_pairs):

@@ -1,18 +1,25 @@
 """SigLIP, MetaCLIP 2 and image towers against the models' own forward pass; pruned, saved, loaded."""
 
+import argparse
 import json
 from dataclasses import replace
 from pathlib import Path
 
+import datasets
 import numpy as np
+import pyarrow.parquet as pq
 import pytest
 import torch
 import torch.nn.functional as F
 from accelerate.state import AcceleratorState
 from family_models import TOWER_LENGTH, write_clip, write_siglip
+from PIL import Image
 from transformers import SiglipModel
 
-from data import load_pairs
+from commands.search import draw_repair_captions
+from common.analysis import draw_samples, measure_captions
+from common.matrix_files import MatrixSettings
+from data import DataOptions, load_pairs
 from models import load_encoder
 from models.repair import repaired
 from tasks.image_retrieval import ImageRetrieval, retrieval_task
@@ -215,6 +222,49 @@ def test_siglip_is_scored_by_its_own_loss(folders, pairs):
     with torch.no_grad():
         loss = encoder.model(torch.tensor(inputs["input_ids"]), pixel_values=pixels, return_loss=True).loss
     assert found.figures["task_loss"] == pytest.approx(loss.item(), rel=1e-5)
+
+
+# ---- broken images
+
+
+@pytest.fixture(scope="module")
+def with_a_broken_image(tmp_path_factory, tiny_pairs) -> str:
+    """A train split of 180 images, and one that cannot be decoded; the first of those that a seed of 0 draws."""
+    folder = tmp_path_factory.mktemp("broken")
+    splits = ("train", "validation", "test")
+    rows = [row for split in splits for row in pq.read_table(tiny_pairs / f"{split}.parquet").to_pylist()]
+    first = int(np.random.default_rng(0).permutation(len(rows) + 1)[0])
+    rows.insert(first, {"image": {"bytes": b"no image", "path": None}, "caption": "broken"})
+    features = datasets.Features({"image": datasets.Image(), "caption": datasets.Value("string")})
+    for split in splits:
+        part = rows if split == "train" else rows[:first][:40]
+        datasets.Dataset.from_list(part, features=features).to_parquet(folder / f"{split}.parquet")
+    return str(folder)
+
+
+@pytest.mark.parametrize("kind", ["clip", "siglip"])
+def test_a_broken_image_is_passed_over_by_analysis_and_repair(folders, with_a_broken_image, tmp_path, kind):
+    encoder = load_encoder(str(folders[kind]), "vision")
+    pairs = load_pairs(with_a_broken_image, "train")
+    samples = encoder.samples(pairs)
+    settings = MatrixSettings("dc", batch_size=10, iter_num=15, dataset="x")
+    with pytest.warns(UserWarning, match=r"x: skipped 1 of 151 images \(cannot be decoded\)"):
+        (drawn,) = draw_samples(encoder, samples, settings)
+    assert len({picture.row for picture in drawn}) == 150
+    with pytest.warns(UserWarning, match="skipped 1 of 151 images"):
+        assert np.isfinite(measure_captions(encoder, samples, settings)).all()
+    args = argparse.Namespace(dataset=with_a_broken_image, seed=0, **dict.fromkeys(vars(DataOptions())))
+    with pytest.warns(UserWarning, match="skipped 1 of 181 images"):
+        captions = draw_repair_captions(args, encoder)
+    assert len(captions) == 180
+    assert repaired(encoder, [2], captions[:40]).num_layers == encoder.num_layers - 1
+
+
+def test_many_broken_images_are_an_error(folders):
+    encoder = load_encoder(str(folders["clip"]), "vision")
+    images = [None, *[Image.new("RGB", (32, 32))] * 9]
+    with pytest.raises(ValueError, match="x: 1 of 10 images cannot be decoded; at most 1% may be skipped"):
+        encoder.readable(images, None, "x")
 
 
 # ---- refusals
