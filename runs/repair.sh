@@ -1,6 +1,7 @@
 # Repair without training: the best of all subsets when left out, every other layer, the last layers; the bundled model and its
-# other seeds (exp/iconclip_seed1 and 2, made by bundled_model.sh). Fifteen minutes on one core; the ablation and the ranks of all
-# subsets, which read the matrices that search.sh leaves, take fifteen more.
+# other seeds (exp/iconclip_seed1 and 2, made by bundled_model.sh). Fifteen minutes on one core; the ablations and the ranks of all
+# subsets, which read the matrices that search.sh leaves, take half an hour more. The ridges on all-mpnet-base-v2 need what
+# sentence_encoder.sh fetches, and half an hour.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 repair() {
@@ -19,4 +20,8 @@ repair iconclip_seed2 12to6_winner 6 3-6,8,11
 python -m benchmarks.recovery --clip_layers 3-4,6-9 --weights 4 --max_pairs 24000 --every 20 --num_epochs 2 --max_epoch 2 \
     --out exp/recovery_12to6.json
 python -m benchmarks.repair_ablation --max_pairs 1000 --out exp/repair_ablation.json
+python -m benchmarks.repair_ablation --max_pairs 2000 --captions 4000 --clip_layers 3-4,6-9 7-12 2,4,6,8,10,12 2-3,5-9,11 \
+    --ways repaired "ridge 0.01" "ridge 0.0001" --out exp/ridge_iconclip.json
+python -m benchmarks.repair_ablation --model exp/all-mpnet-base-v2 --dataset exp/debian_300 --caption_column query --target_column text \
+    --captions 2000 --clip_layers 3,5-9 7-12 2,4,6,8,10,12 --ways repaired "ridge 0.01" "ridge 0.0001" --out exp/ridge_all-mpnet-base-v2.json
 python -m benchmarks.repair_ranks --max_pairs 500 --out exp/repair_ranks.json
