@@ -122,15 +122,9 @@ class MatrixSettings:
         flags = {"batch_size": self.batch_size, "iter_num": self.iter_num}
         flags |= {"mode": self.mode} if len(self.kind.modes) > 1 else {}
         flags |= {option.name: self.options[option.name] for option in self.kind.options if self._suffix(option)}
-        others = {
-            "pool": DEFAULT_POOL,
-            "repeats": 1,
-            "seed": 0,
-            "dataset": files.DEFAULT_DATASET,
-            "caption_column": None,
-        }
-        others |= {"streaming": False, "tower": "text"}
-        flags |= {name: getattr(self, name) for name, default in others.items() if getattr(self, name) != default}
+        plain = MatrixSettings(self.measure)
+        others = ("pool", "repeats", "seed", "dataset", "caption_column", "streaming", "tower")
+        flags |= {name: getattr(self, name) for name in others if getattr(self, name) != getattr(plain, name)}
         for name, value in flags.items():
             words += [f"--{name}", str(value).lower() if isinstance(value, bool) else str(value)]
         if files.real_path(model) != files.DEFAULT_MODEL:
@@ -173,7 +167,7 @@ def read_matrix(settings: MatrixSettings, folder: Path, num_layers: int, model: 
     made_of = _read_record(path).dataset
     if made_of not in (None, settings.dataset_name):
         raise ValueError(f"{path}: made of the data set {made_of}, expected {settings.dataset_name}; {how}")
-    return (matrix + matrix.T) / 2
+    return (matrix + matrix.T) / 2  # exactly symmetric: no score may depend on which triangle is read
 
 
 def warn_of_other_weights(settings: MatrixSettings, folder: Path, identity: dict) -> None:

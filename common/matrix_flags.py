@@ -2,6 +2,7 @@
 
 import argparse
 from collections.abc import Sequence
+from dataclasses import fields
 from pathlib import Path
 
 from common.cli import add_common_flags, bounded, choice, positive_int, switch, whole_number
@@ -81,20 +82,8 @@ def add_pool_flag(parser: argparse._ActionsContainer) -> None:
 
 def analysis_settings(args: argparse.Namespace) -> MatrixSettings:
     """The settings that the flags of an analysis script name, after the rules across flags; completes `args`."""
-    settings = MatrixSettings(
-        args.measure,
-        given_options(args),
-        args.batch_size,
-        args.iter_num,
-        args.mode,
-        args.pool,
-        args.repeats,
-        args.seed,
-        args.dataset,
-        args.caption_column,
-        args.streaming,
-        args.tower,
-    )
+    others = [field.name for field in fields(MatrixSettings)][2:]  # flags of the same names
+    settings = MatrixSettings(args.measure, given_options(args), **{name: getattr(args, name) for name in others})
     needed = settings.new_measure().min_samples  # refuses an option out of range before anything is read
     if settings.draw_size < needed:
         flags = "--batch_size" if settings.kind.measure.per_draw else "--batch_size times --iter_num"

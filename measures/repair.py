@@ -1,6 +1,6 @@
 """Repair: what a layer explains of a later state once its last linear map is refitted for the layers between."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from math import isqrt
 from typing import Self
 
@@ -27,15 +27,13 @@ class Repair:
 
     Args:
         ridge: how hard W is pulled towards what it is, in mean squares of a feature of g.
-        biases: of each layer 0 .. L-1, whether its map has a constant c; None: all have.
     """
 
     per_draw = False
     min_samples = 2
 
-    def __init__(self, ridge: float = RIDGE, biases: Sequence[bool] | None = None) -> None:
+    def __init__(self, ridge: float = RIDGE) -> None:
         self.options: dict = {"ridge": ridge}
-        self._biases = biases
         self.samples = 0
         self._sums: list[LaterSums] = []  # of each layer but the last
 
@@ -51,7 +49,7 @@ class Repair:
             )
         if not all(bool(tensor.sum().isfinite()) for tensor in tensors):
             raise ValueError("the states have NaN or infinite values; look at the model's output for these samples")
-        self._sums = self._sums or [LaterSums(has_bias) for has_bias in self._biases or [True] * num_layers]
+        self._sums = self._sums or [LaterSums() for _ in range(num_layers)]
         rest = list(tensors)
         for layer, sums in enumerate(self._sums):
             inputs, current, *wanted = rest[: 2 + num_layers - layer]
@@ -62,26 +60,18 @@ class Repair:
     def merge(self, other: Self) -> None:
         """Add the samples of another instance."""
         check_mergeable(self, other)
-        if other.samples and not self.samples:
-            self._sums = [LaterSums(has_bias) for has_bias in self._biases or [True] * len(other._sums)]
         if other.samples:
+            self._sums = self._sums or [LaterSums() for _ in other._sums]
             for mine, theirs in zip(self._sums, other._sums, strict=True):
                 mine.merge(theirs)
         self.samples += other.samples
-
-    def changes(self) -> Iterator[Tensor]:
-        """The changes of each layer's map towards each later state: (L - i, F [+ 1], D) float64, the constant last.
-
-        One layer after the other: all together are as large as the sums.
-        """
-        return (sums.solve(self.options["ridge"]) for sums in self._sums)
 
     def matrix(self) -> np.ndarray:
         """The (L+1, L+1) matrix. ValueError below 2 samples."""
         check_samples(self.samples)
         matrix = np.eye(len(self._sums) + 1)
-        for layer, (sums, changes) in enumerate(zip(self._sums, self.changes(), strict=True)):
-            matrix[layer, layer + 1 :] = sums.explained(changes)
+        for layer, sums in enumerate(self._sums):
+            matrix[layer, layer + 1 :] = sums.explained(sums.solve(self.options["ridge"]))
         return symmetric_matrix(matrix)
 
     def diagnostics(self) -> dict:
