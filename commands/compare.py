@@ -81,6 +81,7 @@ def find_matrices(
         missing = [setting for setting in settings if not setting.path(folder).exists()]
         if missing and samples is None:
             needed = max(setting.num_captions for setting in settings)  # of all draws, each a part of the same rows
+            # of all captions, whatever --max_pairs: the matrices are those of the analysis scripts
             flags = caption_flags(args, needed) | ({} if args.streaming else {"max_pairs": None})
             samples = encoder.samples(load_pairs(args.dataset, "train", **flags))
         with record.timed("matrices"):
@@ -126,7 +127,7 @@ def compare(
     rows.sort(key=lambda row: row["task_loss"])
     judged, found = [], []
     if truth:
-        judged = rivals.judge_scores(draws, args.num_clip_layers, truth)
+        judged = rivals.judge_scores(draws, truth)
         found = rivals.judge_searches(draws, args.num_clip_layers, truth, args.refine)
     full = describe_both(fine, test, ())
     content = {"full_model": full, "strategies": rows, "coarse_scores": judged, "default_search": found}

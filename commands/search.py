@@ -20,7 +20,7 @@ from search_strategy import results
 from search_strategy.coarse import coarse_search, missed_by
 from search_strategy.fine import FineSearch
 from search_strategy.proposals import Proposal, check_num_clip_layers, random_proposals, segments
-from search_strategy.verify import BEST_SHOWN, Scored, Verification, propose, rank_correlation, verify
+from search_strategy.verify import BEST_SHOWN, ScoredProposals, Verification, propose, rank_correlation, verify
 from tasks.distance import Distance
 from tasks.retrieval import RECALL_AT
 
@@ -54,7 +54,7 @@ def run(args: argparse.Namespace) -> None:
         starts = [proposal for proposal, _ in scored]
         with record.timed("fine"):
             verification = verify(fine, starts, use_race=args.race, refine_rounds=args.refine, generator=generator)
-        rows = results.verified_rows(verification, scored, matrix, args.num_layers, args.score)
+        rows = results.verified_rows(verification, scored, matrix, args.num_layers, published_score(args))
         correlation = rank_correlation(scored, verification.ranked)
         record.note(**verification.facts, rank_correlation=correlation)
         log_facts(verification.facts, correlation, len(scored))
@@ -126,36 +126,35 @@ def refit_winner(fine: FineSearch, winner: Proposal, captions: list[str]) -> dic
     }
 
 
-def log_missed(args: argparse.Namespace, scored: list, matrix: np.ndarray | None) -> None:
+def log_missed(args: argparse.Namespace, scored: ScoredProposals, matrix: np.ndarray | None) -> None:
     """Say what beam or greedy missed, where the exact answer is quick to get."""
     if matrix is None or args.search_mode not in ("beam", "greedy") or args.num_layers > MAX_LAYERS_TO_CHECK:
         return
     scored = scored[: args.topk_num]  # of both scores, the published one
     score = published_score(args)
     exact = coarse_search(matrix, args.num_clip_layers, mode="exact", num_proposals=len(scored), score=score)
-    missed, proposals = missed_by(scored, exact)
-    best = f"; the best of them: {segments(proposals[0][0])} with {proposals[0][1]:{SCORE_FORMAT}}" if missed else ""
-    logger.info("%s missed %d of the true %d best%s", args.search_mode, missed, len(scored), best)
+    missed = missed_by(scored, exact)
+    best = f"; the best of them: {segments(missed[0][0])} with {missed[0][1]:{SCORE_FORMAT}}" if missed else ""
+    logger.info("%s missed %d of the true %d best%s", args.search_mode, len(missed), len(scored), best)
 
 
 def print_table(proposals: list[dict], verification: Verification | None, objective: str) -> None:
     """The best proposals, the full model first; recall in percent (t>i: text to image)."""
+    shown = proposals[:BEST_SHOWN]
     if verification is None:
-        rows = [(p["rank"], p["segments"], p["coarse_score"]) for p in proposals[:BEST_SHOWN]]
+        rows = [(p["rank"], p["segments"], p["coarse_score"]) for p in shown]
         print(format_table(rows, ("rank", "dropped layers", "coarse score"), ("", "", SCORE_FORMAT)))
         return
-    shown = proposals[:BEST_SHOWN]
     full = results.describe_evaluation(verification.full_model)
     models = [full, *shown]
     columns = {  # heading: format, values
         "rank": ("", ["full", *(p["rank"] for p in shown)]),
         "dropped layers": ("", [[], *(p["segments"] for p in shown)]),
         "coarse score": (SCORE_FORMAT, [None, *(p["coarse_score"] for p in shown)]),
-        objective: (".4f", [model["objective"] for model in models]),
-        "task loss": (".4f", [model["task_loss"] for model in models]),
     }
-    if objective == "task_loss":  # once is enough
-        del columns[objective]
+    if objective != "task_loss":  # which has a column anyway
+        columns[objective] = (".4f", [model["objective"] for model in models])
+    columns["task loss"] = (".4f", [model["task_loss"] for model in models])
     if verification.left_out:
         columns["left out"] = (".4f", [None, *(p["left_out"]["objective"] for p in shown)])
     recalls = zip(*(_percent(model["recall"]) for model in models), strict=True)
@@ -179,7 +178,9 @@ def print_winner(row: dict, objective: str, path: Path) -> None:
     print(f"winner: drop {row['segments']}, keep {row['kept_layers']}; written to {path}")
 
 
-def choose_proposals(args: argparse.Namespace, matrix: np.ndarray | None, generator: np.random.Generator) -> Scored:
+def choose_proposals(
+    args: argparse.Namespace, matrix: np.ndarray | None, generator: np.random.Generator
+) -> ScoredProposals:
     """The best proposals with their coarse scores; random ones without a score where there is no matrix."""
     if matrix is None:
         drawn = random_proposals(args.num_layers, args.num_clip_layers, args.topk_num, generator)

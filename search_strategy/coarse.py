@@ -98,8 +98,8 @@ def coarse_search(
     return sorted(((proposal, _score(matrix, proposal, rule)) for proposal in found), key=_order)
 
 
-def missed_by(found: list[Scored], exact: list[Scored]) -> tuple[int, list[Scored]]:
-    """How many of the true best `found` lacks, and which.
+def missed_by(found: list[Scored], exact: list[Scored]) -> list[Scored]:
+    """Those of the true best that `found` lacks.
 
     One that is not in `found` is not missed where `found` has another of equal score in its place.
     """
@@ -111,7 +111,7 @@ def missed_by(found: list[Scored], exact: list[Scored]) -> tuple[int, list[Score
             replacements[round(score, DECIMALS)] -= 1
             if replacements[round(score, DECIMALS)] < 0:
                 missed.append((proposal, score))
-    return len(missed), missed
+    return missed
 
 
 def _checked_matrix(matrix: np.ndarray) -> np.ndarray:
@@ -131,8 +131,13 @@ def _choice(table: dict[str, Any], name: str, what: str) -> Any:
 
 
 def _score(matrix: np.ndarray, proposal: Proposal, rule: Score) -> float:
+    return float(rule.value(*_total(matrix, proposal)))
+
+
+def _total(matrix: np.ndarray, proposal: Proposal) -> tuple[float, int]:
+    """The sum of the entries of the segments, and their number."""
     entries = [matrix[first - 1, last] for first, last in segments(proposal)]
-    return float(rule.value(fsum(entries), len(entries)))
+    return fsum(entries), len(entries)
 
 
 def _order(scored: Scored) -> tuple[float, Proposal]:
@@ -215,7 +220,7 @@ def _near_best(matrix: np.ndarray, kept: np.ndarray, number: int, rule: Score) -
     joins_left, joins_right = first < layers, last > layers + 1
     gains = matrix[first, last]
     gains -= np.where(joins_left, matrix[first, layers], 0) + np.where(joins_right, matrix[layers + 1, last], 0)
-    totals, counts = zip(*(_total(matrix, row) for row in kept), strict=True)
+    totals, counts = zip(*(_total(matrix, (np.flatnonzero(~row) + 1).tolist()) for row in kept), strict=True)
     scores = rule.value(
         np.array(totals)[rows] + gains, np.array(counts)[rows] + 1 - joins_left.astype(int) - joins_right
     )
@@ -223,12 +228,6 @@ def _near_best(matrix: np.ndarray, kept: np.ndarray, number: int, rule: Score) -
         return rows, layers
     near = scores >= np.partition(scores, -number)[-number] - 1e-9
     return rows[near], layers[near]
-
-
-def _total(matrix: np.ndarray, kept: np.ndarray) -> tuple[float, int]:
-    """The sum of the entries of the segments that are not kept, and their number."""
-    entries = [matrix[first - 1, last] for first, last in segments((np.flatnonzero(~kept) + 1).tolist())]
-    return fsum(entries), len(entries)
 
 
 def _greedy(

@@ -29,11 +29,6 @@ def segments(dropped_layers: Iterable[int]) -> list[list[int]]:
     return runs
 
 
-def dropped_layers(segments: Iterable[Iterable[int]]) -> Proposal:
-    """The layers in the segments, sorted; the inverse of `segments`."""
-    return tuple(sorted(layer for first, last in segments for layer in range(first, last + 1)))
-
-
 def kept_layers(dropped_layers: Iterable[int], num_layers: int) -> Proposal:
     """The layers of 1..num_layers that are not dropped."""
     dropped = set(dropped_layers)

@@ -11,11 +11,11 @@ import numpy as np
 from common import Record, write_json
 from common.files import DEFAULT_DATASET, DEFAULT_MODEL, reading, real_path, safe_name, shorten
 from common.forms import read_form
-from search_strategy.coarse import BEAM_SIZE, SCORES, coarse_score
-from search_strategy.defaults import NUM_PROPOSALS, REFINE_ROUNDS, SCORE
+from search_strategy.coarse import BEAM_SIZE, coarse_score
+from search_strategy.defaults import NUM_PROPOSALS, OBJECTIVE, REFINE_ROUNDS, SCORE
 from search_strategy.fine import Evaluation
 from search_strategy.proposals import Proposal, check_dropped_layers, kept_layers, segments
-from search_strategy.verify import Scored, Verification
+from search_strategy.verify import ScoredProposals, Verification
 from tasks.base import Scores
 
 NOISE = 0.05  # a proposal whose p-value is greater is within noise of the winner
@@ -23,7 +23,7 @@ NOISE = 0.05  # a proposal whose p-value is greater is within noise of the winne
 
 CHOICES = {  # flags of a search that are in the name of its result, and their defaults
     "score": SCORE,
-    "objective": "task_loss",
+    "objective": OBJECTIVE,
     "topk_num": NUM_PROPOSALS,
     "beam_size": BEAM_SIZE,
     "refine": REFINE_ROUNDS,
@@ -61,31 +61,23 @@ def result_tag(
     return shorten("_".join(parts))
 
 
-def coarse_rows(scored: Scored, num_layers: int) -> list[dict]:
+def coarse_rows(scored: ScoredProposals, num_layers: int) -> list[dict]:
     """The `proposals` of a result after the coarse search alone."""
+    unknown = dict.fromkeys(("objective", "task_loss", "recall"))
     return [
-        describe_layers(proposal, num_layers)
-        | {
-            "rank": rank,
-            "coarse_score": score,
-            "objective": None,
-            "task_loss": None,
-            "recall": None,
-            "found_by": "coarse",
-        }
+        describe_layers(proposal, num_layers) | {"rank": rank, "coarse_score": score, **unknown, "found_by": "coarse"}
         for rank, (proposal, score) in enumerate(scored, start=1)
     ]
 
 
 def verified_rows(
-    verification: Verification, scored: Scored, matrix: np.ndarray | None, num_layers: int, score: str
+    verification: Verification, scored: ScoredProposals, matrix: np.ndarray | None, num_layers: int, score: str
 ) -> list[dict]:
     """The `proposals` of a result, ranked by the objective; `left_out`: the figures of the best without repair.
 
-    Their coarse score is the mean where `score` is `both`.
+    `score`: the name of their coarse score.
     """
     proposed, rows = dict(scored), []
-    score = score if score in SCORES else "mean"
     ranked = zip_longest(verification.ranked, verification.p_values, verification.left_out)
     for rank, (evaluation, p_value, without) in enumerate(ranked, start=1):
         proposal = evaluation.dropped_layers
@@ -204,6 +196,7 @@ def read_result(path: Path, model: str, num_layers: int, num_clip_layers: int) -
         dropped = check_dropped_layers(content.winner.dropped_layers, num_layers, num_clip_layers)
         record = content.record or _Record()
         flags = record.flags or _Flags()
+        # by the last name: folders are moved, and a path can be written in several ways
         if flags.model and Path(flags.model).name != Path(model).name:
             raise ValueError(f"found the model {flags.model}, not {model}")
     return Result(path, dropped, content.winner.objective is not None, flags.dataset, record.date or "")

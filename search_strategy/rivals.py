@@ -10,13 +10,13 @@ from itertools import combinations
 from math import comb
 
 import numpy as np
-from scipy.stats import norm, spearmanr
+from scipy.stats import norm
 
 from search_strategy.climb import Objective, climb
 from search_strategy.coarse import SCORES, coarse_score
 from search_strategy.fine import distinct_prefixes
 from search_strategy.proposals import Proposal, kept_layers, random_proposals
-from search_strategy.verify import search
+from search_strategy.verify import search, spearman
 
 DEPTHS = (1, 10, 50, 100)  # how many of the best proposals by coarse score are looked at
 BEST = 100  # the best subsets by objective, among which a score may tell nothing any more
@@ -143,7 +143,7 @@ def compare_pairs(values: np.ndarray, reference: np.ndarray) -> dict[str, float]
     return {"difference": float(differences.mean()), "interval": float(half)}
 
 
-def judge_scores(draws: Sequence[dict[str, np.ndarray]], num_clip_layers: int, truth: AllSubsets) -> list[dict]:
+def judge_scores(draws: Sequence[dict[str, np.ndarray]], truth: AllSubsets) -> list[dict]:
     """How well every measure, under every rule of the coarse score, foretells the objective of all subsets.
 
     Before them two rules that look at no matrix: whether layer 1 is kept, and how many of the first layers are.
@@ -182,19 +182,13 @@ def _judge(
         "spearman_best": objectives <= truth.sorted[min(BEST, len(proposals)) - 1],
     }
     row = {"measure": measure, "score": score}
-    row |= {name: [_spearman(values[part], -objectives[part]) for values in draws] for name, part in parts.items()}
+    row |= {name: [spearman(values[part], -objectives[part]) for values in draws] for name, part in parts.items()}
     orders = [
         sorted(range(len(proposals)), key=lambda i, values=values: (-values[i], proposals[i])) for values in draws
     ]
     best = {depth: [objectives[order[:depth]].min() for order in orders] for depth in DEPTHS}
     row["rank_of_best_within"] = {depth: [truth.rank(value) for value in of_draws] for depth, of_draws in best.items()}
     return row | {"regret_at_10": [float(truth.regret(value)) for value in best[10]]}
-
-
-def _spearman(values: np.ndarray, qualities: np.ndarray) -> float | None:
-    if len(np.unique(values)) < 2 or len(np.unique(qualities)) < 2:
-        return None
-    return float(spearmanr(values, qualities).statistic)
 
 
 def judge_searches(

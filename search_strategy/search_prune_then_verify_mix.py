@@ -17,7 +17,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from common.cli import add_common_flags, choice, new_parser, script, switch, whole_number
 from common.matrix_flags import add_search_flags
 from search_strategy.coarse import BEAM_SIZE, SCORES, SEARCH_MODES
-from search_strategy.defaults import NUM_PROPOSALS, OBJECTIVES, SCORE, SEARCH_MODE
+from search_strategy.defaults import NUM_PROPOSALS, OBJECTIVE, OBJECTIVES, SCORE, SEARCH_MODE
 from search_strategy.fine_flags import add_fine_flags, add_size_flags
 
 
@@ -34,7 +34,7 @@ def build_parser() -> argparse.ArgumentParser:
     coarse.add_argument("--coarse_search_only", **switch(False, "stop before the fine search"))
     add_search_flags(parser)
     fine = add_fine_flags(parser)
-    fine.add_argument("--objective", **choice(OBJECTIVES, "task_loss", "what is searched for"))
+    fine.add_argument("--objective", **choice(OBJECTIVES, OBJECTIVE, "what is searched for"))
     fine.add_argument("--race", **switch(False, "halve the proposals over growing parts of the pairs first"))
     add_common_flags(parser, streaming=True, tower=True, target_column=True)
     return parser

@@ -1,7 +1,7 @@
 """From a matrix to a winner: coarse proposals, a race, fine search, hill climbing, and how sure the winner is."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import numpy as np
 from scipy.stats import norm, spearmanr
@@ -15,7 +15,8 @@ from tasks.base import LOSS_BATCH_SIZE
 
 BEST_SHOWN = 10  # proposals of a table; they are evaluated without repair too
 
-Scored = list[tuple[Proposal, float | None]]  # proposals with their coarse scores, best first; None: drawn at random
+# proposals with their coarse scores, best first; None: drawn at random
+ScoredProposals = list[tuple[Proposal, float | None]]
 
 
 @dataclass(frozen=True)
@@ -25,8 +26,8 @@ class Verification:
     full_model: Evaluation
     ranked: list[Evaluation]
     p_values: list[float]  # of each of `ranked`, that it is worse than the first by chance alone
-    left_out: list[Evaluation] = field(default_factory=list)  # the first of `ranked` without repair, if they have one
-    facts: dict = field(default_factory=dict)
+    left_out: list[Evaluation]  # the first of `ranked` without repair, if they have one
+    facts: dict
 
     @property
     def winner(self) -> Proposal:
@@ -41,7 +42,7 @@ def propose(
     mode: str = SEARCH_MODE,
     num_proposals: int = NUM_PROPOSALS,
     beam_size: int = BEAM_SIZE,
-) -> Scored:
+) -> ScoredProposals:
     """The proposals of the coarse search: the best by the mean, as published, or by the sum, or with `both` those of
     the mean and then those of the sum that are not among them, each with its mean.
 
@@ -87,6 +88,7 @@ def verify(
     calls, unshared = fine.layer_calls, fine.layer_calls_unshared
     # 1) a race among the proposals
     if use_race:
+        # a whole batch at least: with fewer negatives it would be another loss
         proposals, facts["race_pairs_evaluated"] = race(
             fine.objectives_on, proposals, fine.num_samples, generator, first_pairs=fine.task.batch_size
         )
@@ -157,11 +159,15 @@ def p_values_of_worse(values: np.ndarray, winner: np.ndarray) -> np.ndarray:
     return np.minimum(1.0, in_the_running * norm.sf(distances))
 
 
-def rank_correlation(scored: Scored, ranked: list[Evaluation]) -> float | None:
+def rank_correlation(scored: ScoredProposals, ranked: list[Evaluation]) -> float | None:
     """Spearman correlation of the proposals' coarse scores with minus their objectives; None where undefined."""
     objective = {evaluation.dropped_layers: evaluation.objective for evaluation in ranked}
     pairs = [(score, -objective[proposal]) for proposal, score in scored if score is not None and proposal in objective]
-    scores, qualities = zip(*pairs, strict=True) if pairs else ((), ())
-    if len(set(scores)) < 2 or len(set(qualities)) < 2:  # a constant has no ranks
+    return spearman(*zip(*pairs, strict=True)) if pairs else None
+
+
+def spearman(values: Sequence[float], others: Sequence[float]) -> float | None:
+    """Rank correlation; None where one of them is constant, which has no ranks."""
+    if len(np.unique(values)) < 2 or len(np.unique(others)) < 2:
         return None
-    return float(spearmanr(scores, qualities).statistic)
+    return float(spearmanr(values, others).statistic)

@@ -163,17 +163,17 @@ def test_a_beam_of_ten_misses_a_block_whose_parts_look_bad():
     beam = coarse_search(matrix, 4, mode="beam", num_proposals=10)
     exact = coarse_search(matrix, 4, mode="exact", num_proposals=10)
     assert exact[0] == ((6, 7, 8, 9), 1.0)
-    assert missed_by(beam, exact) == (1, [((6, 7, 8, 9), 1.0)])
+    assert missed_by(beam, exact) == [((6, 7, 8, 9), 1.0)]
     assert coarse_search(matrix, 4, mode="beam", num_proposals=10, beam_size=comb(16, 3)) == exact
 
 
 def test_missed_by_counts_equally_good_ones_as_found():
     exact = [((1, 2), 0.9), ((1, 3), 0.5), ((1, 4), 0.5)]
-    assert missed_by(exact, exact) == (0, [])
-    assert missed_by([((1, 2), 0.9), ((2, 3), 0.5), ((2, 4), 0.5)], exact) == (0, [])
-    assert missed_by([((1, 3), 0.5), ((2, 3), 0.5), ((2, 4), 0.5)], exact) == (1, [((1, 2), 0.9)])
-    assert missed_by([((1, 2), 0.9), ((2, 3), 0.5)], exact) == (1, [((1, 4), 0.5)])
-    assert missed_by([], exact) == (3, exact)
+    assert missed_by(exact, exact) == []
+    assert missed_by([((1, 2), 0.9), ((2, 3), 0.5), ((2, 4), 0.5)], exact) == []
+    assert missed_by([((1, 3), 0.5), ((2, 3), 0.5), ((2, 4), 0.5)], exact) == [((1, 2), 0.9)]
+    assert missed_by([((1, 2), 0.9), ((2, 3), 0.5)], exact) == [((1, 4), 0.5)]
+    assert missed_by([], exact) == exact
 
 
 def test_coarse_score_by_hand():

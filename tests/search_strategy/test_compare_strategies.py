@@ -15,7 +15,7 @@ from models.repair import draw_captions
 from models.segment_maps import SegmentMaps
 from search_strategy import compare_strategies as script
 from search_strategy.fine import FineSearch
-from search_strategy.proposals import dropped_layers, segments
+from search_strategy.proposals import segments
 from search_strategy.results import describe_figures
 from search_strategy.rivals import compare_pairs
 
@@ -133,7 +133,8 @@ def test_the_figures_of_test_are_those_of_the_test_split(comparison, tiny_clip, 
     test = FineSearch.from_pairs(clip, test, loss_batch_size=20, logit_scale=scale, objective="recall")
     rows = {row["strategy"]: row for row in comparison[0]["strategies"]}
     row, ours = rows["keep layer 1, then the first layers"], rows["ours (dc)"]
-    evaluation, reference = test.evaluate([(3, 4), dropped_layers(ours["segments"])])
+    best = tuple(layer for first, last in ours["segments"] for layer in range(first, last + 1))
+    evaluation, reference = test.evaluate([(3, 4), best])
     assert row["test_task_loss"] == pytest.approx(evaluation.figures["task_loss"], abs=1e-6)
     assert row["test_recall"] == describe_figures(evaluation)["recall"]
     assert row["test_recall_at_10"] == pytest.approx(-evaluation.objective)

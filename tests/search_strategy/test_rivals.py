@@ -70,7 +70,7 @@ def test_climbs_from_random_proposals_are_runs_of_one_outcome(truth):
 
 
 def test_scores_are_judged_against_all_objectives_for_every_draw(truth, draws):
-    rows = {(row["measure"], row["score"]): row for row in judge_scores(draws, 4, truth)}
+    rows = {(row["measure"], row["score"]): row for row in judge_scores(draws, truth)}
     measured = {(name, score) for name in draws[0] for score in SCORES}
     assert set(rows) == measured | {("layer 1 is kept", "no matrix"), ("the first layers", "no matrix")}
     qualities = np.array([-truth.objective[proposal] for proposal in SUBSETS])
@@ -91,7 +91,7 @@ def test_scores_are_judged_against_all_objectives_for_every_draw(truth, draws):
 
 
 def test_rules_without_a_matrix_are_judged_too(truth, draws):
-    bit, order = judge_scores(draws, 4, truth)[:2]
+    bit, order = judge_scores(draws, truth)[:2]
     kept = [1 not in proposal for proposal in SUBSETS]
     qualities = [-truth.objective[proposal] for proposal in SUBSETS]
     assert bit["spearman"] == [pytest.approx(spearmanr(kept, qualities).statistic)]
@@ -105,7 +105,7 @@ def test_among_the_best_the_rest_does_not_count(draws):
     rng = np.random.default_rng(3)
     values = dict(zip(proposals, rng.normal(size=len(proposals)).tolist(), strict=True))
     matrix = np.corrcoef(rng.normal(size=(13, 30)).cumsum(axis=0))
-    row = judge_scores([{"dc": matrix}], 4, AllSubsets(values))[2]
+    row = judge_scores([{"dc": matrix}], AllSubsets(values))[2]
     best = sorted(proposals, key=values.get)[:BEST]
     scores = [coarse_score(matrix, proposal, row["score"]) for proposal in best]
     assert row["spearman_best"] == [pytest.approx(spearmanr(scores, [-values[p] for p in best]).statistic)]
