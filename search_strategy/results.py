@@ -16,7 +16,7 @@ from search_strategy.defaults import NUM_PROPOSALS, OBJECTIVE, REFINE_ROUNDS, SC
 from search_strategy.fine import Evaluation
 from search_strategy.proposals import Proposal, check_dropped_layers, kept_layers, segments
 from search_strategy.verify import ScoredProposals, Verification
-from tasks.base import Scores
+from tasks.base import LOSS_BATCH_SIZE, Scores
 
 NOISE = 0.05  # a proposal whose p-value is greater is within noise of the winner
 
@@ -24,6 +24,7 @@ NOISE = 0.05  # a proposal whose p-value is greater is within noise of the winne
 CHOICES = {  # flags of a search that are in the name of its result, and their defaults
     "score": SCORE,
     "objective": OBJECTIVE,
+    "loss_batch_size": LOSS_BATCH_SIZE,
     "topk_num": NUM_PROPOSALS,
     "beam_size": BEAM_SIZE,
     "refine": REFINE_ROUNDS,
@@ -47,7 +48,8 @@ def result_tag(
     coarse_search_only: bool = False,
     **choices: object,
 ) -> str:
-    """The end of the name: the matrix and what is not at its default, so that no result replaces one made otherwise.
+    """The end of the name: the matrix, and of all these what is not at its default, so that no result replaces one for
+    which another of them was given.
 
     `choices`: those of `CHOICES` that were made.
     """

@@ -17,6 +17,7 @@ def test_names_hold_the_matrix_and_what_is_not_at_its_default(tmp_path):
         result_tag("dc", ["dc_mat"], **ASKED | {"score": "sum", "objective": "recall"})
         == "dc_mat_score_sum_objective_recall"
     )
+    assert result_tag("dc", ["dc_mat"], **ASKED | {"loss_batch_size": 64}) == "dc_mat_loss_batch_size_64"
     assert result_tag("dc", ["dc_mat"], **ASKED | {"max_pairs": 9}) == "dc_mat_max9"
     assert result_tag("dc", ["dc_mat"], **ASKED, coarse_search_only=True) == "dc_mat_coarse"
     assert result_tag("dc", ["dc_mat"], **ASKED | {"refine": 0, "topk_num": 20}) == "dc_mat_topk_num_20_refine_0"

@@ -150,7 +150,7 @@ def test_sum_score_is_searched_and_named(run):
         result["winner"]["coarse_score"]
         == coarse_search(run.matrix, 2, mode="exact", num_proposals=1, score="sum")[0][1]
     )
-    assert list(run.folder.glob("clip4to2_exact_*_score_sum_coarse.json"))
+    assert list(run.folder.glob("clip4to2_exact_*_score_sum_*_coarse.json"))
 
 
 def test_wrong_numbers_of_layers_are_errors_with_both_numbers(fails, run):
@@ -207,6 +207,12 @@ def test_missing_model_and_data_are_errors(fails):
 )
 def test_flags_that_would_change_nothing_are_refused(fails, flags, message):
     assert message in fails(*flags)
+
+
+def test_another_batch_of_the_loss_replaces_no_result(run):
+    run("--topk_num", "2", "--refine", "0")
+    run("--topk_num", "2", "--refine", "0", "--loss_batch_size", "30")
+    assert len(list(run.folder.glob("clip4to2_beam_dc_*.json"))) == 2
 
 
 def test_a_first_try_on_few_pairs_has_a_name_of_its_own(run):
