@@ -16,13 +16,21 @@ from models.speed import measure_milliseconds
 from tasks.base import Task
 from tasks.distance import Distance
 from tasks.image_retrieval import retrieval_task
-from tasks.zero_shot import check_templates, class_embeddings, classes_in_captions, right_classes, zero_shot_accuracy
+from tasks.retrieval import RECALL_AT
+from tasks.zero_shot import (
+    ACCURACY_AT,
+    check_templates,
+    class_embeddings,
+    classes_in_captions,
+    right_classes,
+    zero_shot_accuracy,
+)
 
 TEMPLATE = "a photo of a {}"
 TIMED_CAPTIONS = {1: 64, 64: 256}  # batch size: captions
 DIRECTIONS = {"text_to_image": "text > image", "image_to_text": "image > text"}
-RECALLS = {f"{way}_recall_at_{k}": f"{label} R@{k}" for way, label in DIRECTIONS.items() for k in (1, 5, 10)}
-ACCURACIES = {f"zero_shot_accuracy_at_{k}": f"zero-shot accuracy@{k}" for k in (1, 5)}
+RECALLS = {f"{way}_recall_at_{k}": f"{label} R@{k}" for way, label in DIRECTIONS.items() for k in RECALL_AT}
+ACCURACIES = {f"zero_shot_accuracy_at_{k}": f"zero-shot accuracy@{k}" for k in ACCURACY_AT}
 MILLISECONDS = {
     f"milliseconds_batch_{size}_{length}": f"ms a caption, batch {size}, {text}"
     for size in TIMED_CAPTIONS

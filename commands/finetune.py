@@ -60,7 +60,7 @@ def run(args: argparse.Namespace) -> None:
 
 
 def fill_in(args: argparse.Namespace, width: int) -> None:
-    """Defaults that depend on other flags or on the width of the text tower."""
+    """Defaults that depend on other flags or on the width of the tower."""
     if args.distill_mode is None:
         args.distill_mode = "none" if args.images else "feature"
     if args.distill_weight is None:

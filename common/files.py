@@ -48,7 +48,7 @@ def atomic_folder(path: Path) -> Iterator[Path]:
     temporary.mkdir()
     try:
         yield temporary
-        shutil.rmtree(path, ignore_errors=True)
+        shutil.rmtree(path, ignore_errors=True)  # os.replace takes no folder that is not empty
         os.replace(temporary, path)
     except Exception as error:
         # what safetensors and tokenizers raise on a full disk

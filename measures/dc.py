@@ -52,6 +52,7 @@ class DC:
         """Add one draw: one (n, d_i) tensor for each layer, n >= 2 (unbiased: 4). ValueError for unfit input."""
         states = checks.check_hidden_states(hidden_states, self._widths, min_rows=self.min_samples)
         draw = _stack(states)
+        # one look at all layers; which of them it is, is asked only where one is wrong
         if not draw.abs().amax().item() < checks.LARGEST:  # NaN compares false
             checks.check_values(states)
         if self.draws == 0:
@@ -107,7 +108,7 @@ class DC:
         return torch.addcmul(-means, rows, inverses, out=rows)
 
     def _centre(self, distances: Tensor) -> Tensor:
-        """Double-centred (biased) or U-centred (unbiased) matrices: (L+1, n, n)."""
+        """Double-centred (biased) or U-centred (unbiased) matrices: (b, n, n)."""
         if self.options["estimator"] == "biased":
             # A - row means - column means + mean, in one pass: half of the mean is taken off each of the two
             means = distances.mean(-1)

@@ -81,6 +81,7 @@ class Moments:
         if isinstance(self._store, KeptSamples) and not self._keeps(self._store.nbytes + block.nbytes):
             self._sum_up()
         if isinstance(self._store, KeptSamples):
+            # a full block is given away; of an unfinished one a copy, since the block is filled again
             block, self._block = (block, None) if len(block) == BLOCK_ROWS else (block.clone(), self._block)
         self._store.add(block)
         self._pending = 0

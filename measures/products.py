@@ -99,7 +99,7 @@ class ProductSums:
         norms: keep the sums of products with the squared row norms too.
     """
 
-    def __init__(self, widths: Sequence[int], device: torch.device, *, cross: bool = True, norms: bool = False) -> None:
+    def __init__(self, widths: Sequence[int], device: torch.device, *, cross: bool, norms: bool) -> None:
         total, layers = sum(widths), len(widths)
         zeros = {"dtype": torch.float64, "device": device}
         self.widths, self.norms, self.rows = list(widths), norms, 0
@@ -118,7 +118,7 @@ class ProductSums:
             self._norm_products = torch.zeros(layers, layers, **zeros)  # sum of p_i p_j
 
     @staticmethod
-    def bytes_of(widths: Sequence[int], *, cross: bool = True, norms: bool = False) -> int:
+    def bytes_of(widths: Sequence[int], *, cross: bool, norms: bool) -> int:
         """What they take, whatever the number of samples."""
         total, own = sum(widths), sum(width * width for width in widths)
         products = (total * total + own) // 2 if cross else own
@@ -182,8 +182,8 @@ class ProductSums:
         offset = other._shift.to(device) - self._shift  # x about this shift = x about the other's + offset
         sums, parts = other._sums.to(device), offset.split(self.widths)
         if self.norms:
-            moved = zip(self._norm_fields(), other._moved_norms(offset.to(other._sums.device)), strict=True)
-            for mine, theirs in moved:
+            norms = self._norm_sums, self._norm_rows, self._norm_products
+            for mine, theirs in zip(norms, other._moved_norms(offset.to(other._sums.device)), strict=True):
                 mine += theirs.to(device)
         for start, strip, theirs, part in zip(self._starts, self._strips, other._strips, parts, strict=True):
             right = slice(start, start + strip.shape[1])
@@ -192,9 +192,6 @@ class ProductSums:
             strip.addr_(sums[start : start + len(part)], offset[right])
         self._sums += sums + other.rows * offset
         self.rows += other.rows
-
-    def _norm_fields(self) -> tuple[Tensor, Tensor, Tensor]:
-        return self._norm_sums, self._norm_rows, self._norm_products
 
     def norm_products(self) -> Tensor:
         """The sum over samples of |x_i|^2 |x_j|^2: (L+1, L+1)."""

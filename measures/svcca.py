@@ -59,7 +59,7 @@ class SVCCA(SummedMeasure):
         check_threshold(thre)
         check_option("thre_on", thre_on, ["singular", "variance"])
         super().__init__(Moments(), thre=thre, thre_on=thre_on)
-        self._dims: tuple[int, list[int]] = (0, [])  # effective dimensions, and at how many samples
+        self._dims: tuple[int, list[int]] = (0, [])  # at how many samples, the effective dimensions
 
     @without_gradients
     def matrix(self) -> np.ndarray:

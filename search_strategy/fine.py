@@ -117,6 +117,7 @@ class FineSearch:
         if logit_scale is None and isinstance(task, Retrieval):
             embeddings = search._embed([()], search._left_out)[0]
             search.task = task.fit_scale(embeddings)
+            # the full model is embedded by now, so its evaluation is remembered
             search._score((), embeddings, np.empty(search.num_samples))
         return search
 
@@ -183,6 +184,7 @@ class FineSearch:
         """Neighbours in the tree together, as many as `EMBEDDING_BYTES` of embeddings allow, and what runs them."""
         size = max(1, EMBEDDING_BYTES // (4 * self.num_samples * self.encoder.dim))
         if self.maps:
+            # where not all maps are fitted beforehand, those of this call come from one pass
             self.maps.prepare((a - 1, b) for proposal in proposals for a, b in segments(proposal))
         by_runner: dict[Runner, list[Proposal]] = {}
         # neighbours share the most prefixes, so little is run twice at the seams between parts

@@ -1,4 +1,4 @@
-"""Retrieval for an image tower: the pairs of `Retrieval` from the other side."""
+"""`retrieval_task`, the factory for either tower; and retrieval for an image tower: the pairs from the other side."""
 
 from collections.abc import Sequence
 from typing import Self

@@ -122,7 +122,6 @@ class PairBatches(Dataset):
         self._image_embeddings = None if split.image_embeddings is None else split.image_embeddings.cpu()
         self._teacher_text = None if split.teacher_text is None else split.teacher_text.cpu()
         self._images = pairs.images if pixels else None
-        self._preprocess = encoder.preprocess if pixels else None
         # equal captions have equal numbers: no negatives of each other
         self._caption_numbers = torch.from_numpy(np.unique(pairs.captions, return_inverse=True)[1])
         self.groups = pairs.groups
@@ -130,6 +129,7 @@ class PairBatches(Dataset):
     def __len__(self) -> int:
         return len(self._image_rows)
 
+    # a DataLoader asks a data set that has this method for the rows of a whole batch at once
     def __getitems__(self, rows: list[int]) -> dict[str, Tensor | dict[str, Tensor]]:
         rows = torch.as_tensor(rows)
         image_rows = self._image_rows[rows]
@@ -153,7 +153,7 @@ class PairBatches(Dataset):
             if self.augmentation:
                 pairs = zip(images, rows.tolist(), strict=True)
                 images = [self.augmentation.image(image, self._captions[row], row) for image, row in pairs]
-            batch["pixel_values"] = self._preprocess(images)
+            batch["pixel_values"] = self._encoder.preprocess(images)
         return batch
 
 
@@ -164,7 +164,7 @@ class EpochBatches(BatchSampler):
     teach something only where they meet (NegCLIP, Yuksekgonul et al. 2023).
     """
 
-    drop_last = True
+    drop_last = True  # read by accelerate, as `batch_size` is, to share out the batches: all of them are full
 
     def __init__(self, num_pairs: int, batch_size: int, seed: int, groups: np.ndarray | None = None):
         self.num_pairs, self.batch_size, self.seed, self.epoch = num_pairs, min(batch_size, num_pairs), seed, 0
@@ -187,7 +187,7 @@ def make_loader(batches: PairBatches, sampler: EpochBatches, num_workers: int) -
     return DataLoader(
         batches,
         batch_sampler=sampler,
-        collate_fn=_as_it_is,
+        collate_fn=_as_it_is,  # the batch is whole already: torch's own way would stack it again
         num_workers=num_workers,
         pin_memory=torch.cuda.is_available(),  # copied to the GPU while it computes
     )

@@ -141,14 +141,15 @@ class Objective:
         """The loss over all processes' rows. `generator`: equal in all processes."""
         text, image, scale, bias = outputs
         gathered = Similarities(
-            gather(text),
-            None if image is None else gather(image),
-            scale,
-            # the teacher's image embeddings are those of the batch: the tower that gave them is the full model's
-            *(gather(batch[name]) if name in batch else None for name in ("teacher_text", "image_embeddings")),
-            self.teacher_scale,
-            _share_image_or_caption(batch),
-            bias,
+            text=gather(text),
+            image=None if image is None else gather(image),
+            scale=scale,
+            teacher_text=gather(batch["teacher_text"]) if "teacher_text" in batch else None,
+            # those of the batch: the tower that gave them is the full model's
+            teacher_image=gather(batch["image_embeddings"]) if "image_embeddings" in batch else None,
+            teacher_scale=self.teacher_scale,
+            same=_share_image_or_caption(batch),
+            bias=bias,
         )
         if image is None:
             return feature_distance(gathered)

@@ -18,11 +18,12 @@ from models import Encoder
 from models.repair import Repair
 from models.speed import measure_milliseconds
 from search_strategy.proposals import Proposal, segments
+from tasks.retrieval import RECALL_AT
 from training.batches import Split
 
 TIMED_CAPTIONS = 512
 TIMED_BATCH_SIZE = 64
-RECALLS = [f"{way}_recall_at_{k}" for way in ("text_to_image", "image_to_text") for k in (1, 5, 10)]
+RECALLS = [f"{way}_recall_at_{k}" for way in ("text_to_image", "image_to_text") for k in RECALL_AT]
 COLUMNS = {  # of the tables: figure, heading and factor
     "text_layers": ("layers", 1),
     "task_loss": ("task loss", 1),

@@ -83,6 +83,7 @@ class SavedRun:
         self.accelerator.load_state(str(self.states.path(epoch)))
         self.history = state["history"]
         if self.accelerator.is_main_process:
+            # the checkpoint there may be of an epoch after the one to go on from
             self.load(best_weights)
             self.publish(best)
             self.load(self.states.weights(epoch))
@@ -98,7 +99,7 @@ class SavedRun:
         """First the state, then what can be made again from it."""
         if self.accelerator.is_main_process:
             self.states.clear()
-        self.accelerator.wait_for_everyone()
+        self.accelerator.wait_for_everyone()  # no process writes into the folder before it is empty
         with filling(self.states.temporary):
             self.accelerator.save_state(str(self.states.temporary))
             self.accelerator.wait_for_everyone()

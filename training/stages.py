@@ -1,7 +1,8 @@
 """From a model to a trained one, in one stage or several: what to drop, the training, the report.
 
 With a schedule such as 12,9,6 every stage searches by itself, with the default settings of the two scripts: distance
-correlation of 10 times 4 captions, beam, the task loss of the ten best on validation, hill climbing from them.
+correlation of 10 times 4 captions, beam, the task loss on validation of the ten best by each score, repaired, and hill
+climbing from them.
 """
 
 import logging

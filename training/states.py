@@ -64,7 +64,7 @@ class EpochStates:
         return sorted(int(path.parent.name) for path in self.folder.glob(f"[0-9]*/{STATE}"))
 
     def clear(self) -> None:
-        """An empty folder `temporary`."""
+        """Empty the folder `temporary`, to be filled and committed; the states stay."""
         shutil.rmtree(self.temporary, ignore_errors=True)
         self.temporary.mkdir(parents=True)
 
