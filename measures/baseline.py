@@ -49,7 +49,8 @@ class Shuffled:
         if self.per_draw:
             self.measure.update(self._shuffle(check_hidden_states(hidden_states)))
             return
-        states = check_hidden_states(hidden_states, self._widths)
+        # what a repair fits has no columns where a layer takes no map; other measures refuse that themselves
+        states = check_hidden_states(hidden_states, self._widths, min_columns=0)
         check_values(states)
         self._widths = [state.shape[1] for state in states]
         self._waiting.append([state.clone() for state in states])

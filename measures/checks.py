@@ -28,14 +28,19 @@ def check_threshold(thre: float) -> None:
 
 
 def check_hidden_states(
-    hidden_states: Sequence[Tensor], widths: Sequence[int] | None = None, *, min_rows: int = 1, same_width: bool = False
+    hidden_states: Sequence[Tensor],
+    widths: Sequence[int] | None = None,
+    *,
+    min_rows: int = 1,
+    min_columns: int = 1,
+    same_width: bool = False,
 ) -> list[Tensor]:
     """The hidden states as a list of (n, d_i) tensors, when they are fit to be measured.
 
     Args:
         hidden_states: one (n, d_i) floating-point tensor a layer, at least two layers, samples as rows.
         widths: the d_i seen before, where there was an update before.
-        min_rows: the fewest rows that are of use.
+        min_rows, min_columns: the fewest rows, and columns of a layer, that are of use.
         same_width: whether all d_i must be equal.
 
     Raises:
@@ -45,7 +50,8 @@ def check_hidden_states(
     if len(states) < 2:
         raise ValueError(f"expected the hidden states of at least 2 layers; found {len(states)}")
     for layer, state in enumerate(states):
-        if not isinstance(state, Tensor) or state.dim() != 2 or not state.is_floating_point() or state.shape[1] == 0:
+        is_matrix = isinstance(state, Tensor) and state.dim() == 2 and state.is_floating_point()
+        if not is_matrix or state.shape[1] < min_columns:
             raise ValueError(
                 f"expected a floating-point tensor of shape (samples, features) for each layer; "
                 f"found {_describe(state)} for layer {layer}"
@@ -80,6 +86,8 @@ def _describe(state: object) -> str:
 def check_values(states: Sequence[Tensor]) -> None:
     """Raise ValueError, naming the layer, for NaN, infinity, or a number too large for fourth powers in float64."""
     for layer, state in enumerate(states):
+        if not state.numel():
+            continue
         low, high = (value.item() for value in torch.aminmax(state))
         if not (low > -LARGEST and high < LARGEST):  # NaN compares false
             what = "values above 1e70" if math.isfinite(low) and math.isfinite(high) else "NaN or infinite values"

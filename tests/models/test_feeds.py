@@ -9,7 +9,7 @@ import pytest
 import torch
 
 import similarity_analysis
-from common import model_dir
+from common import model_dir, tower_dir
 from common.matrix_files import MatrixSettings
 from data import load_pairs
 from models import feeds, load_clip
@@ -114,3 +114,13 @@ def test_the_matrix_of_repair_is_written_and_searched(places):
     flags = ["--num_layers", "4", "--num_clip_layers", "2", "--select_measure", "repair", "--bs", "10", "--iter", "5"]
     search.main([*flags, "--coarse_search_only", "true", *places])
     assert list(path.parent.glob("clip4to2_beam_repair_mat_50T*.json"))
+
+
+@pytest.mark.parametrize("tower", ["text", "vision"])
+def test_repair_of_shuffled_rows_explains_next_to_nothing(places, tower: str):
+    """Also where the embeddings, made of patches, take no map: a feed without columns."""
+    flags = ("--measure", "repair", "--batch_size", "12", "--iter_num", "4", "--baseline", "true", "--tower", tower)
+    similarity_analysis.main([*flags, *places])
+    folder = tower_dir(Path(places[-1]), places[1], tower)
+    (path,) = folder.glob("repair_mat_48T*_baseline.npy")
+    assert 0 <= np.triu(np.load(path), 1).max() < 0.1
