@@ -7,7 +7,7 @@ from pathlib import Path
 
 import torch
 
-from common import Record, atomic_folder, data_flags, format_table, model_dir, set_up, write_json
+from common import Record, atomic_folder, data_flags, files, format_table, model_dir, set_up, write_json
 from data import load_pairs
 from models import load_encoder
 from models.exports import EXPORTS, Options, check_kind, largest_difference, original
@@ -23,16 +23,16 @@ def run(args: argparse.Namespace) -> None:
     """From the flags to a folder, and a printed table of differences."""
     options = read_options(args)
     check_runtimes(args.to)
+    default_dir = model_dir(args.exp_dir, args.model) / args.to
+    output_dir = files.run_dir(args.exp_dir, args.output_dir) if args.output_dir else default_dir
+    check_export_folder(output_dir)
     set_up(args)
     record = Record(args, "cpu")
     logging.getLogger().setLevel(logging.ERROR)  # the exporters tell at length what they do
     encoder = load_encoder(args.model)
     check_kind(encoder, args.to)
     captions, images = real_pairs(args)
-    default_dir = model_dir(args.exp_dir, args.model) / args.to
-    output_dir = args.exp_dir / args.output_dir if args.output_dir else default_dir
     write, read = EXPORTS[args.to]
-    check_export_folder(output_dir)
     with atomic_folder(output_dir) as folder, torch.no_grad():
         write(encoder, folder, options)
         exported = read(folder, captions, images)

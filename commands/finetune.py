@@ -5,11 +5,10 @@ import importlib.util
 import logging
 from collections.abc import Iterator
 from dataclasses import fields, replace
-from pathlib import Path
 
 from accelerate import PartialState
 
-from common import Record, data_flags, seed_everything, set_up, tower_dir
+from common import Record, data_flags, files, seed_everything, set_up, tower_dir
 from models import Encoder, load_encoder
 from models.families import check_num_layers, read_tower_config
 from models.speed import bfloat16_slowdown
@@ -36,7 +35,7 @@ def run(args: argparse.Namespace) -> None:
     check_flags(args, device)
     warn_of_slow_precision(args, device)
     sizes = args.schedule or [args.num_layers, args.num_layers - args.num_clip_layers]
-    stages = plan_stages(sizes, run_dir(args.exp_dir, args.output_dir), args.max_epoch, args.resume_epoch)
+    stages = plan_stages(sizes, files.run_dir(args.exp_dir, args.output_dir), args.max_epoch, args.resume_epoch)
     for stage in stages:  # all of them before any work: a later one would fail after hours
         check_not_held(stage.output_dir)
         check_output_dir(stage.output_dir, stage.resume_epoch, stage.first_epoch)
@@ -116,14 +115,6 @@ def broken_rules(args: argparse.Namespace, device: str) -> Iterator[str]:
 def warn_of_slow_precision(args: argparse.Namespace, device: str) -> None:
     if args.precision == "bf16" and (times := bfloat16_slowdown(device)) > SLOW:
         logger.warning("--precision bf16: a product takes %.0f times as long as in fp32 on this processor", times)
-
-
-def run_dir(exp_dir: Path, output_dir: str) -> Path:
-    """The folder of a run: `foo` and `exp/foo` are the same, where `exp` is the folder of all results."""
-    parts = Path(output_dir).parts
-    if not parts or ".." in parts:
-        raise ValueError(f"--output_dir {output_dir!r}: expected the name of a folder below {exp_dir}")
-    return exp_dir.joinpath(*parts[1:] if len(parts) > 1 and parts[0] == exp_dir.name else parts)
 
 
 def load_start(args: argparse.Namespace, device: str) -> tuple[Encoder | None, Encoder | None]:

@@ -211,6 +211,14 @@ def model_dir(exp_dir: Path, model: str) -> Path:
     return exp_dir / shorten(safe_name(model))
 
 
+def run_dir(exp_dir: Path, output_dir: str) -> Path:
+    """What `--output_dir` names: `foo` and `exp/foo` are the same, where `exp` is the folder of all results."""
+    parts = Path(output_dir).parts
+    if not parts or ".." in parts:
+        raise ValueError(f"--output_dir {output_dir!r}: expected the name of a folder below {exp_dir}")
+    return exp_dir.joinpath(*parts[1:] if len(parts) > 1 and parts[0] == exp_dir.name else parts)
+
+
 def real_path(path: Path | str) -> Path:
     """The absolute path without links; unlike `Path.resolve` it takes links in a loop, which lead nowhere."""
     return Path(os.path.realpath(path))

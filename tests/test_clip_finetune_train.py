@@ -12,7 +12,6 @@ from huggingface_hub import ModelCard
 from transformers import CLIPModel, CLIPProcessor
 
 import clip_finetune_train
-from commands.finetune import run_dir
 from common import model_dir
 from data import load_pairs
 from models import load_encoder
@@ -219,14 +218,6 @@ def test_another_run_is_neither_overwritten_nor_gone_on_with(run, capsys):
             run(f"--clip_layers 2-3 --max_epoch 1 {flags}")
         assert message in capsys.readouterr().err
         assert {path: path.stat().st_mtime_ns for path in folder.parent.glob("out*/**/*")} == before
-
-
-def test_the_folder_of_all_results_is_not_named_twice(tmp_path):
-    exp = tmp_path / "exp"
-    for name in ("foo", "exp/foo", "./exp/foo", str(exp / "foo")):
-        assert run_dir(exp, name) == exp / "foo"
-    assert run_dir(exp, "exp") == exp / "exp"
-    assert run_dir(exp, "a/foo") == exp / "a" / "foo"
 
 
 def test_tensorboard_that_is_not_installed_is_named(run, monkeypatch, capsys):

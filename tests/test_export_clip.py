@@ -37,6 +37,15 @@ def run(tmp_path, model, pairs, to, *flags):
     return tmp_path / "export", json.loads((tmp_path / "export" / export.RECORD_NAME).read_text())
 
 
+def test_the_folder_of_all_results_is_not_named_twice(tmp_path, pruned, tiny_pairs, capsys):
+    places = ["--model", str(pruned), "--dataset", str(tiny_pairs), "--exp_dir", str(tmp_path / "exp")]
+    export_clip.main([*places, "--to", "text", "--output_dir", "exp/foo"])
+    assert (tmp_path / "exp" / "foo" / export.RECORD_NAME).is_file()
+    with pytest.raises(SystemExit):
+        export_clip.main([*places, "--to", "text", "--output_dir", "../foo"])
+    assert "--output_dir '../foo': expected the name of a folder below" in capsys.readouterr().err
+
+
 # --- each kind
 
 

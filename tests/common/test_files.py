@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from common import ROOT, files, model_dir
-from common.files import cached_array, safe_name, shorten
+from common.files import cached_array, run_dir, safe_name, shorten
 
 ROWS = np.arange(6, dtype=np.float32).reshape(3, 2)
 
@@ -86,3 +86,11 @@ def test_a_damaged_cache_is_made_again_with_a_warning(tmp_path, damage):
 
 def test_without_a_folder_nothing_is_kept():
     assert np.array_equal(cached_array(None, "rows", "key", lambda: ROWS), ROWS)
+
+
+def test_the_folder_of_all_results_is_not_named_twice(tmp_path):
+    exp = tmp_path / "exp"
+    for name in ("foo", "exp/foo", "./exp/foo", str(exp / "foo")):
+        assert run_dir(exp, name) == exp / "foo"
+    assert run_dir(exp, "exp") == exp / "exp"
+    assert run_dir(exp, "a/foo") == exp / "a" / "foo"
