@@ -159,17 +159,20 @@ def choose_layers(
 
 
 def search(encoder: Encoder, num_clip_layers: int, data: TrainingData, seed: int, use_repair: bool = True) -> Choice:
-    """The layers to drop. Without images the fine search is by the distance to the model's own embeddings."""
+    """The layers to drop. Without images the fine search is by the distance to the model's own embeddings; with them by
+    the loss at the scale that is best for it, as in the search script.
+    """
     train, settings = encoder.samples(data.train.pairs), MatrixSettings("dc", seed=seed)
     # as many batches as there are, where samples are few
     batches = max(1, min(settings.iter_num, len(train) // settings.batch_size))
     matrix = measure_captions(encoder, train, replace(settings, iter_num=batches))
     pairs, images = data.validation.pairs, data.validation.image_embeddings
     samples = encoder.samples(pairs)
+    full = encoder.embeddings(samples)
     if images is None:
-        task = Distance(encoder.embeddings(samples))
+        task = Distance(full)
     else:
-        task = retrieval_task(encoder, images.to(encoder.device), pairs.image_index)
+        task = retrieval_task(encoder, images.to(encoder.device), pairs.image_index).fit_scale(full)
     maps = None
     if use_repair:
         maps = SegmentMaps(encoder, draw_captions(train, seed, MAP_CAPTIONS))
