@@ -46,22 +46,21 @@ RULE = (
 
 def run(args: argparse.Namespace) -> None:
     """From the flags to the files in the first model's folder under exp/, and a printed table."""
+    check_flags(args)
+    labels, templates = read_labels(args)
     device = set_up(args)
     record = Record(args, device)
     cache = files.model_dir(args.exp_dir, args.model[0]) / "cache"
     encoders = [load_encoder(model, device=device) for model in args.model]
-    if args.labels and (args.target_column or not args.images):
-        raise ValueError("--labels classifies images: leave out --target_column and --images false")
-    if args.target_column and not args.images:
-        raise ValueError("--images false takes captions alone: leave out --target_column")
+    if args.target_column or not args.images:
+        check_widths(encoders)
     pairs = load_pairs(args.dataset, args.split, images=args.images, **data_flags(args))
-    labels, templates, _ = read_zero_shot(args, pairs)  # wrong labels are found before the work
+    find_classes(args, labels, pairs)  # wrong labels are found before the work
     record.note_data(data=pairs)
     figures, kept = [], pairs
     full = None if args.images else Distance(encoders[0].embeddings(pairs.captions))
     for encoder in encoders:
         if full:
-            check_width(encoder, encoders[0])
             figures.append(evaluate(encoder, pairs.captions, full))
             continue
         # of texts the reference makes the index, which stays; images may have been trained with
@@ -69,7 +68,7 @@ def run(args: argparse.Namespace) -> None:
         kept, targets = embedder.embed_pairs(pairs, cache, show_progress())
         figures.append(evaluate(encoder, kept.captions, retrieval_task(encoder, targets, kept.image_index)))
         if labels:
-            right = read_zero_shot(args, kept)[2]
+            right = find_classes(args, labels, kept)
             classes = class_embeddings(encoder.embeddings, labels, templates)
             figures[-1] |= zero_shot_accuracy(targets, classes, right)
     names = short_names(args.model)
@@ -84,26 +83,44 @@ def run(args: argparse.Namespace) -> None:
     print(f"written to {path} and .png")
 
 
-def read_zero_shot(args: argparse.Namespace, pairs: ImageCaptionPairs) -> tuple[list[str], list[str], list[set[int]]]:
-    """Labels, templates and the right classes of each image; no labels where `--labels` is not given."""
+def check_flags(args: argparse.Namespace) -> None:
+    """Rules between flags."""
+    if args.labels and (args.target_column or not args.images):
+        raise ValueError("--labels classifies images: leave out --target_column and --images false")
+    if args.target_column and not args.images:
+        raise ValueError("--images false takes captions alone: leave out --target_column")
+    if args.labels is None and (args.templates or args.label_column or args.template):
+        raise ValueError("--templates, --template and --label_column need --labels, a file with one class a line")
+
+
+def read_labels(args: argparse.Namespace) -> tuple[list[str], list[str]]:
+    """Labels and templates; none where `--labels` is not given."""
     if args.labels is None:
-        if args.templates or args.label_column or args.template:
-            raise ValueError("--templates, --template and --label_column need --labels, a file with one class a line")
-        return [], [], []
+        return [], []
     labels = files.read_lines(args.labels, "class")
     templates = files.read_lines(args.templates, "template") if args.templates else [args.template or TEMPLATE]
     check_templates(templates)
+    return labels, templates
+
+
+def check_widths(encoders: Sequence[Encoder]) -> None:
+    """Raise ValueError where what the first model embeds cannot be compared with what another one does."""
+    reference = encoders[0]
+    for encoder in encoders:
+        if encoder.dim != reference.dim:
+            raise ValueError(
+                f"{encoder.name} has embeddings of width {encoder.dim}, {reference.name} of {reference.dim}: their "
+                "distance means nothing; leave out one of them"
+            )
+
+
+def find_classes(args: argparse.Namespace, labels: list[str], pairs: ImageCaptionPairs) -> list[set[int]]:
+    """The right classes of each image; none where there are no labels."""
+    if not labels:
+        return []
     if args.label_column:
-        return labels, templates, right_classes(labels, load_labels(pairs, args.label_column))
-    return labels, templates, classes_in_captions(labels, pairs.captions, pairs.image_index)
-
-
-def check_width(encoder: Encoder, reference: Encoder) -> None:
-    if encoder.dim != reference.dim:
-        raise ValueError(
-            f"{encoder.name} has embeddings of width {encoder.dim}, {reference.name} of {reference.dim}: their "
-            "distance means nothing; leave out one of them"
-        )
+        return right_classes(labels, load_labels(pairs, args.label_column))
+    return classes_in_captions(labels, pairs.captions, pairs.image_index)
 
 
 def evaluate(encoder: Encoder, captions: Sequence[str], task: Task) -> dict:

@@ -4,6 +4,7 @@ import json
 
 import pytest
 from datasets import ClassLabel, load_dataset
+from transformers import CLIPConfig, CLIPModel
 
 import evaluate_clip
 from commands import evaluate
@@ -155,6 +156,36 @@ def test_wrong_input_is_one_line_and_writes_nothing(tmp_path, tiny_clip, tiny_pa
     error = capsys.readouterr().err.strip().splitlines()[-1]
     assert message in error and "error:" in error
     assert not (tmp_path / "exp").exists()
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--label_column", "shape"], "--templates, --template and --label_column need --labels"),
+        (["--labels", "LABELS", "--template", "a photo"], "expected a {} where the label goes"),
+        (["--labels", "missing.txt"], "No such file or directory: 'missing.txt'"),
+        (["--labels", "LABELS", "--images", "false"], "--labels classifies images: leave out"),
+        (["--target_column", "x", "--images", "false"], "captions alone: leave out --target_column"),
+    ],
+)
+def test_wrong_flags_are_said_before_a_model_is_read(tmp_path, labels, monkeypatch, capsys, flags, message):
+    monkeypatch.setattr(evaluate, "load_encoder", lambda *_, **__: pytest.fail("a model is read"))
+    with pytest.raises(SystemExit, match="2"):
+        run(tmp_path, ["clip"], "icons", *[str(labels) if word == "LABELS" else word for word in flags])
+    assert message in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("flags", [("--images", "false"), ("--target_column", "caption")])
+def test_models_of_another_width_are_named_before_data_is_read(
+    tmp_path, tiny_clip, tiny_pairs, monkeypatch, capsys, flags
+):
+    config = CLIPConfig.from_pretrained(tiny_clip, projection_dim=8)
+    CLIPModel(config).save_pretrained(tmp_path / "narrow")
+    load_clip(str(tiny_clip)).processor.save_pretrained(tmp_path / "narrow")
+    monkeypatch.setattr(evaluate, "load_pairs", lambda *_, **__: pytest.fail("data is read"))
+    with pytest.raises(SystemExit, match="2"):
+        run(tmp_path, [tiny_clip, tmp_path / "narrow"], tiny_pairs, *flags)
+    assert "narrow has embeddings of width 8, " in capsys.readouterr().err
 
 
 def test_a_missing_model_is_named(tmp_path, tiny_clip, tiny_pairs, capsys):
