@@ -1,6 +1,7 @@
-"""Refinement: the search goes on by swaps, those most likely to win first (Bayesian optimisation).
+"""Refinement: the search goes on by swaps, those most likely to win first.
 
-Pure: an objective is given, which makes the layer calls.
+Bayesian optimisation by the probability of improvement (Kushner 1964) under a Gaussian process (Rasmussen and Williams
+2006, chapter 2). Pure: an objective is given, which makes the layer calls.
 """
 
 from collections.abc import Callable, Collection, Sequence
