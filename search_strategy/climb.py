@@ -47,7 +47,9 @@ def climb(
             promising |= dict.fromkeys(islice(unknown, CONSIDERED))
         if not promising:
             return _ranked(known)[0], rounds
-        chances = standings.chances(list(promising))
+        chances = standings.chances(list(promising)).round(
+            9
+        )  # equal ones are told apart by the layers, not by rounding
         likeliest = sorted(zip(-chances, promising, strict=True))[:EVALUATIONS]
         tried = [swap for negative, swap in likeliest if -negative >= chance]
         if not tried:
