@@ -47,9 +47,8 @@ def climb(
             promising |= dict.fromkeys(islice(unknown, CONSIDERED))
         if not promising:
             return _ranked(known)[0], rounds
-        chances = standings.chances(list(promising)).round(
-            9
-        )  # equal ones are told apart by the layers, not by rounding
+        # rounded, so that equal ones are told apart by their layers and not by the processor
+        chances = standings.chances(list(promising)).round(9)
         likeliest = sorted(zip(-chances, promising, strict=True))[:EVALUATIONS]
         tried = [swap for negative, swap in likeliest if -negative >= chance]
         if not tried:
