@@ -45,12 +45,10 @@ def climb(
             order = np.argsort(standings.expect(around), axis=None, kind="stable")
             unknown = (swap for swap in (around[number] for number in order) if swap not in known)
             promising |= dict.fromkeys(islice(unknown, CONSIDERED))
-        if not promising:
-            return _ranked(known)[0], rounds
         # rounded, so that equal ones are told apart by their layers and not by the processor
-        chances = standings.chances(list(promising)).round(9)
-        likeliest = sorted(zip(-chances, promising, strict=True))[:EVALUATIONS]
-        tried = [swap for negative, swap in likeliest if -negative >= chance]
+        chances = dict(zip(promising, standings.chances(list(promising)).round(9), strict=True))
+        likeliest = sorted(chances, key=lambda swap: (-chances[swap], swap))[:EVALUATIONS]
+        tried = [swap for swap in likeliest if chances[swap] >= chance]
         if not tried:
             return _ranked(known)[0], rounds
         known |= zip(tried, objective(tried), strict=True)
