@@ -11,11 +11,9 @@ interval says so; and how well captions alone would choose, by the distance to t
 
 import argparse
 from collections.abc import Iterator, Sequence
-from itertools import combinations
 from pathlib import Path
 
 import numpy as np
-from scipy.stats import spearmanr
 from torch import Tensor
 
 from benchmarks.frame import Bench, make_parser
@@ -24,7 +22,8 @@ from models.repair import draw_captions
 from models.segment_maps import CAPTIONS, SegmentMaps
 from search_strategy.coarse import SCORES, coarse_score
 from search_strategy.fine import Evaluation
-from search_strategy.rivals import compare_pairs
+from search_strategy.rivals import AllSubsets, all_subsets, compare_pairs
+from search_strategy.verify import spearman
 from tasks.base import Scores, Task
 from tasks.distance import Distance
 
@@ -66,11 +65,6 @@ def rank_matrix(name: str, matrix: np.ndarray, left_out: list[Evaluation], repai
     return rows
 
 
-def spearman(values: np.ndarray, others: np.ndarray) -> float | None:
-    """None where all values are equal: then there are no ranks."""
-    return None if len(set(values)) == 1 else float(spearmanr(values, others).statistic)
-
-
 def describe_change(left_out: list[Evaluation], repaired: list[Evaluation], full: float) -> dict:
     """How much of the lost objective repair wins back, and how often it hurts."""
     before, after = (np.array([evaluation.objective for evaluation in found]) for found in (left_out, repaired))
@@ -94,11 +88,12 @@ def describe_change(left_out: list[Evaluation], repaired: list[Evaluation], full
 def describe_distance(found: list[Evaluation]) -> dict:
     """How the distance, for which captions are enough, orders the proposals, beside the objective."""
     losses, distances = np.array([(evaluation.objective, evaluation.figures["distance"]) for evaluation in found]).T
-    nearest = int(distances.argmin())
+    nearest = found[int(distances.argmin())]
+    truth = AllSubsets({evaluation.dropped_layers: evaluation.objective for evaluation in found})
     return {
         "spearman_to_objective": spearman(distances, losses),
-        "nearest": found[nearest].dropped_layers,
-        "rank_of_nearest": int((losses < losses[nearest]).sum()) + 1,
+        "nearest": nearest.dropped_layers,
+        "rank_of_nearest": truth.rank(nearest.objective),
     }
 
 
@@ -121,7 +116,7 @@ def main(argv: list[str] | None = None) -> None:
         maps = SegmentMaps(encoder, draw_captions(train.captions, args.seed, args.captions))
     fine = bench.fine_search(pairs, maps=maps)
     fine.task = WithDistance(fine.task, Distance(encoder.embeddings(fine.samples)))
-    subsets = list(combinations(range(1, encoder.num_layers + 1), args.num_clip_layers))
+    subsets = all_subsets(encoder.num_layers, args.num_clip_layers)
     with record.timed("repaired"):
         repaired = fine.evaluate(subsets)
     with record.timed("left_out"):

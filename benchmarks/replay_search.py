@@ -36,7 +36,7 @@ def replay(truth: AllSubsets, num_layers: int, chance: float, num_starts: int, d
     """What climbs from `draws` draws of random proposals end in, and what they ask for."""
     ranks, calls, size = [], [], len(truth.best)
     for seed in range(draws):
-        counted = Counted(lambda proposals: [truth.objective[p] for p in proposals], num_layers)
+        counted = Counted(truth.objectives, num_layers)
         starts = random_proposals(num_layers, size, num_starts, np.random.default_rng(seed))
         best, _ = climb(counted.objectives, starts, num_layers, REFINE_ROUNDS, chance=chance)
         ranks.append(truth.rank(truth.objective[best]))

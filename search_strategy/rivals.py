@@ -69,6 +69,9 @@ class AllSubsets:
         self.sorted = np.sort(np.array(list(objective.values())))
         self.best = min(objective, key=lambda proposal: (objective[proposal], proposal))
 
+    def objectives(self, proposals: Sequence[Proposal]) -> list[float]:
+        return [self.objective[proposal] for proposal in proposals]
+
     def rank(self, objective: float) -> int:
         """1 for the best of all; equal objectives share the better rank."""
         return int(np.searchsorted(self.sorted, objective)) + 1
@@ -200,7 +203,7 @@ def judge_searches(
     for name in draws[0]:
         row = {"measure": name, "rank": [], "regret": [], "proposals_evaluated": [], "layer_calls": []}
         for matrices in draws:
-            counted = Counted(lambda proposals: [truth.objective[p] for p in proposals], len(matrices[name]) - 1)
+            counted = Counted(truth.objectives, len(matrices[name]) - 1)
             found = search(counted.objectives, matrices[name], num_clip_layers, refine_rounds=refine_rounds)
             value = truth.objective[found]
             row["rank"].append(truth.rank(value))
