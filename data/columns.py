@@ -5,7 +5,7 @@ import contextlib
 import json
 import re
 import warnings
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import datasets
@@ -78,30 +78,25 @@ def read_captions(rows: datasets.Dataset, columns: Sequence[str]) -> tuple[list[
 
 
 def _values(rows: datasets.Dataset, column: str) -> Iterable:
-    if column in rows.column_names:
-        return rows[column]
-    name = column_of(column, rows.column_names)
-    return [value_in({name: value}, column) for value in rows[name]]
+    name, field = split_field(column, rows.column_names)
+    return [field_of(value, field) for value in rows[name]] if field else rows[name]
 
 
-def column_of(column: str, names: Sequence[str]) -> str:
-    """The column itself, or for `json.title` that of the field."""
-    return column if column in names else column.partition(".")[0]
-
-
-def value_in(row: Mapping[str, object], column: str) -> object:
-    """What a row holds in a column, or in a field of one."""
-    if column in row:
-        return row[column]
+def split_field(column: str, names: Sequence[str]) -> tuple[str, str]:
+    """A column and no field; or, for `json.title` where no column has that name, `json` and `title`."""
+    if column in names:
+        return column, ""
     name, _, field = column.partition(".")
-    return _field_of(row[name], field)
+    return name, field
 
 
-def _field_of(value: object, field: str) -> object:
-    """A field of a struct, of each of several, or of JSON in text."""
+def field_of(value: object, field: str) -> object:
+    """A field of a struct, of each of several, or of JSON in text; the value itself where no field is named."""
+    if not field:
+        return value
     if isinstance(value, str):
         value = json.loads(value)
-    return [_field_of(part, field) for part in value] if isinstance(value, list) else (value or {}).get(field)
+    return [field_of(part, field) for part in value] if isinstance(value, list) else (value or {}).get(field)
 
 
 def captions_of(value: object) -> list[str]:

@@ -13,7 +13,7 @@ from scipy.sparse.csgraph import connected_components
 
 from common import SPLITS
 from common.files import reading
-from data.columns import captions_of, column_of, value_in
+from data.columns import captions_of, field_of, split_field
 from data.sources import Rows, Splits
 
 ALIASES = {
@@ -153,11 +153,10 @@ def take_from_stream(
     hash to the split: rows with a caption in common stay together, those that share an image alone may not.
     """
     taken, found = [], 0
-    names = column_names(chosen.rows)
-    read = [column_of(column, names) for column in columns]
-    for row in chosen.rows.select_columns(list(dict.fromkeys((*read, *others)))):
+    read = [split_field(column, column_names(chosen.rows)) for column in columns]
+    for row in chosen.rows.select_columns(list(dict.fromkeys((*(name for name, _ in read), *others)))):
         with reading(dataset, "its captions cannot be read"):
-            captions = [caption for column in columns for caption in captions_of(value_in(row, column))]
+            captions = [caption for name, field in read for caption in captions_of(field_of(row[name], field))]
         if chosen.cut and {hashed_split(caption, chosen.cut) for caption in captions} != {split}:
             continue
         taken.append(row)
