@@ -115,11 +115,14 @@ class FineSearch:
             task = retrieval_task(encoder, targets, pairs.image_index, **options)
         search = cls(encoder, encoder.samples(pairs), task, maps=maps, batch_size=batch_size, progress=progress)
         if logit_scale is None and isinstance(task, Retrieval):
-            embeddings = search._embed([()], search._left_out)[0]
-            search.task = task.fit_scale(embeddings)
-            # the full model is embedded by now, so its evaluation is remembered
-            search._score((), embeddings, np.empty(search.num_samples))
+            search.fit_scale()
         return search
+
+    def fit_scale(self) -> None:
+        """Score at the logit scale that is best for the full model, which is then known. The task is a `Retrieval`."""
+        embeddings = self._embed([()], self._left_out)[0]
+        self.task = self.task.fit_scale(embeddings)
+        self._score((), embeddings, np.empty(self.num_samples))
 
     def without_memory(self) -> "FineSearch":
         """The same search, knowing nothing yet."""

@@ -168,15 +168,16 @@ def search(encoder: Encoder, num_clip_layers: int, data: TrainingData, seed: int
     matrix = measure_captions(encoder, train, replace(settings, iter_num=batches))
     pairs, images = data.validation.pairs, data.validation.image_embeddings
     samples = encoder.samples(pairs)
-    full = encoder.embeddings(samples)
     if images is None:
-        task = Distance(full)
+        task = Distance(encoder.embeddings(samples))
     else:
-        task = retrieval_task(encoder, images.to(encoder.device), pairs.image_index).fit_scale(full)
+        task = retrieval_task(encoder, images.to(encoder.device), pairs.image_index)
     maps = None
     if use_repair:
         maps = SegmentMaps(encoder, draw_captions(train, seed, MAP_CAPTIONS))
     fine = FineSearch(encoder, samples, task, maps=maps)
+    if images is not None:
+        fine.fit_scale()
     return Choice(verify.search(fine.objectives, matrix, num_clip_layers), "a search of this stage")
 
 
