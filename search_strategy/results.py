@@ -58,6 +58,8 @@ def result_tag(
     parts += [] if repair else ["left_out"]
     parts += [safe_name(dataset)] if measure == "rand" and dataset != DEFAULT_DATASET else []
     parts += [f"max{max_pairs}"] if max_pairs else []
+    if coarse_search_only:
+        choices.pop("loss_batch_size", None)  # it takes no loss
     parts += [f"{name}_{value}" for name, value in choices.items() if value != CHOICES[name]]
     parts += ["coarse"] if coarse_search_only else []
     return shorten("_".join(parts))
