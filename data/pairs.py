@@ -150,11 +150,11 @@ def load_pairs(
 def _render_scenes(images: bool, max_pairs: int | None) -> ImageCaptionPairs:
     """The train split of the scenes, or more than its first pairs: drawn, not read. A group for each way in which the
     scenes of a group are said."""
-    ways = 2
+    ways = scenes.WAYS
     # more than asked for, so that _take_first cuts them and notes it
     wanted = max_pairs // ways + 2 if max_pairs else None
     numbers, drawn = zip(*islice(scenes.train_scenes(), wanted), strict=True)
-    captions = [caption for scene in drawn for caption in scenes.captions(scene, ways)]
+    captions = [caption for scene in drawn for caption in scenes.captions(scene)]
     groups = np.repeat(numbers, ways) * ways + np.tile(np.arange(ways), len(drawn))
     notes = {"form": "scenes rendered when they are asked for", "read": "the split train"}
     pictures = scenes.RenderedScenes(list(drawn)) if images else None

@@ -35,6 +35,7 @@ COLOURS = {
     "black": (15, 15, 15),
 }
 TRAIN_GROUPS, TRAIN_GROUP_SIZE = 15_000, 4
+WAYS = 2  # in which each scene of train is said
 SEEDS = {"train": 1, "validation": 2, "test": 3}
 
 # Which quarters of the picture (0 1 above 2 3) the things of a layout stand in: one of these, drawn with the scene.
@@ -164,7 +165,7 @@ class Words:
     whole: int
 
 
-def captions(scene: Scene, number: int = 2) -> list[str]:
+def captions(scene: Scene, number: int = WAYS) -> list[str]:
     """`number` ways to say what is in the scene; every scene of a group is said in the same ways."""
     seed = _words_seed(scene)
     return [_caption(scene, _choose_words(seed, way, scene.layout)) for way in range(number)]
