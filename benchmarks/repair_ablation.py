@@ -1,7 +1,7 @@
 """What each choice of the repair is worth: one change a row, beside the repair as it is and leaving out alone.
 
     python -m benchmarks.repair_ablation --max_pairs 1000 --out build/repair_ablation.json
-    python -m benchmarks.repair_ablation --clip_layers 3,5,7,8,10,12 --captions 4000 --ways repaired "ridge 0.01"
+    python -m benchmarks.repair_ablation --clip_layers 3,5,7,8,10,12 --captions 300 --ways repaired "ridge 0.1"
 
 Every row repairs the same proposals (by default the last layers, and every other layer), from `--captions` captions or
 as many as it says, and gives the task loss and the recall at 10, mean of both directions, in percent of the full
@@ -32,7 +32,7 @@ from search_strategy.proposals import Proposal, parse_clip_layers, segments
 logger = logging.getLogger("comflp")
 
 NUMBERS = (100, 300, 4000, 10_000)
-RIDGES = (1e-5, 1e-4, 1e-2, 1e-1)
+RIDGES = (0.003, 0.01, 0.1, 0.3)
 
 
 class NoGuard(Repairer):

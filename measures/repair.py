@@ -26,7 +26,7 @@ class Repair:
     before the norm. A g of no features says that the layer has no such map, so that it explains what it does as it is.
 
     Args:
-        ridge: how hard W is pulled towards what it is, in mean squares of a feature of g.
+        ridge: how hard W is pulled towards what it is, in samples for each feature of g.
     """
 
     per_draw = False

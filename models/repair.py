@@ -95,7 +95,7 @@ def repair(
     Args:
         dropped_layers: layers from 1..L; none at all gives an exact copy, and None as what was repaired.
         samples: captions of train; repeated ones count once.
-        ridge: how hard new weights are pulled towards the old ones, in mean squares of a feature.
+        ridge: how hard new weights are pulled towards the old ones, in samples for each feature.
         batch_size: samples in a forward pass; None: as `Encoder.batches`.
     """
     pruned = encoder.drop(dropped_layers)

@@ -29,7 +29,7 @@ def plain_matrix(tensors: list[torch.Tensor], ridge: float) -> np.ndarray:
     matrix, rest = np.eye(L + 1), [tensor.numpy() for tensor in tensors]
     for i in range(L):
         inputs, current = rest.pop(0), rest.pop(0)
-        penalty = np.sqrt(ridge * (inputs**2).sum(0).mean()) * np.eye(F, F + 1)
+        penalty = np.sqrt(ridge * (inputs**2).sum() / len(inputs)) * np.eye(F, F + 1)
         features = np.c_[inputs, np.ones(len(inputs))]
         for j in range(i + 1, L + 1):
             wanted = rest.pop(0)

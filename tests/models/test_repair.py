@@ -284,7 +284,7 @@ def test_sums_in_parts_give_the_least_squares_of_all(has_bias: bool) -> None:
     for rows in np.split(np.arange(50), [20, 21]):
         sums.add(*(torch.from_numpy(array[rows]) for array in (features, targets, counts)))
     full = np.c_[features, np.ones(50)] if has_bias else features
-    penalty = 0.1 * np.mean((features**2 * counts[:, None]).sum(0))
+    penalty = 0.1 * np.mean((features**2).sum(1) * counts)
     root = np.sqrt(counts)[:, None]
     stacked = np.r_[full * root, np.sqrt(penalty) * np.eye(4, full.shape[1])]
     expected = np.linalg.lstsq(stacked, np.r_[targets * root, np.zeros((4, 3))], rcond=None)[0]
