@@ -8,6 +8,8 @@ data="--model exp/all-mpnet-base-v2 --dataset exp/debian_pairs --caption_column 
 for dropped in 6 8 3; do
     python search_strategy/compare_strategies.py --num_layers 12 --num_clip_layers $dropped $data --repair false --text_batch_size 64
 done
+python search_strategy/compare_strategies.py --num_layers 6 --num_clip_layers 3 --model exp/all-MiniLM-L6-v2 --dataset exp/debian_pairs \
+    --caption_column query --target_column text --max_pairs 300
 [ -d exp/debian_300 ] || python -m tools.fetch_debian_pairs --output_dir exp/debian_300 --held_out 300
 for set in winner:3,5-9 last:7-12 every_other:2,4,6,8,10,12; do
     python clip_finetune_train.py --model exp/all-mpnet-base-v2 --dataset exp/debian_300 --caption_column query --target_column text \
