@@ -1,7 +1,7 @@
 # Repair without training: the best of all subsets when left out, every other layer, the last layers; the bundled model and its
 # other seeds (exp/iconclip_seed1 and 2, made by bundled_model.sh). Fifteen minutes on one core; the ablations and the ranks of all
 # subsets, which read the matrices that search.sh leaves, take half an hour more. The ridges on all-mpnet-base-v2 need what
-# sentence_encoder.sh fetches, and half an hour.
+# sentence_encoder.sh fetches, and ten minutes.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 repair() {
@@ -28,7 +28,7 @@ done
 python -m benchmarks.repair_ablation --model exp/all-mpnet-base-v2 --dataset exp/debian_300 --caption_column query --target_column text \
     --captions 300 --clip_layers 3,5-9 2,4,6,8,10,12 --ways repaired "ridge 0.01" "ridge 0.1" --out exp/ridge_all-mpnet-base-v2_300.json
 python -m benchmarks.repair_ranks --max_pairs 500 --out exp/repair_ranks.json
-# Fine-tuning of the best of all subsets, distilled by feature (ten minutes on one core each)
+# Fine-tuning of the best of all subsets, distilled by feature (five minutes of one core each)
 tune() {
     python clip_finetune_train.py --model exp/$1 --output_dir $1_tuned --num_layers 12 --num_clip_layers 6 --clip_layers $2 \
         --distill_mode feature --max_pairs 24000 --max_epoch 2
