@@ -1,12 +1,14 @@
 """The sum of the singular values of each of many matrices: the costly step of SVCCA."""
 
 import math
+from concurrent.futures import ThreadPoolExecutor
 
 import torch
 from torch import Tensor
 
 SMALLEST = 1e-9  # singular values below it may be lost by the iteration, which is its error
 ROOM = 1e-6  # singular values may exceed 1 by less than this
+LARGE = 512  # rows or columns; the decomposition of such a matrix keeps all threads busy by itself
 
 
 def nuclear_norms(matrices: Tensor) -> Tensor:
@@ -19,7 +21,11 @@ def nuclear_norms(matrices: Tensor) -> Tensor:
 
 
 def by_decomposition(matrices: Tensor) -> Tensor:
-    return torch.linalg.svdvals(matrices).clamp_max_(1).sum(-1)
+    """A part of the matrices for each thread, as LAPACK takes them one by one and has no use for more in small ones."""
+    threads = torch.get_num_threads() if max(matrices.shape[1:]) < LARGE else 1
+    with ThreadPoolExecutor(threads) as pool:
+        values = torch.cat(list(pool.map(torch.linalg.svdvals, matrices.chunk(threads))))
+    return values.clamp_max_(1).sum(-1)
 
 
 def by_products(matrices: Tensor) -> Tensor:

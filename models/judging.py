@@ -66,10 +66,6 @@ class Judge:
         ends = [self.full.stack.run(*pair, rest) for pair in zip(states, self.contexts, strict=True)]
         return self.loss(self._read_out(ends), self._goal_after(layer))
 
-    def tells_after(self, layer: int, loss: float) -> bool:
-        """Whether a `loss_after` this layer says that anything is told apart."""
-        return loss < self._goal_after(layer).nothing
-
     def loss(self, embeddings: Tensor, goal: Goal | None = None) -> float:
         """`loss_of_meaning` up to `nothing`: beyond it one embedding is as bad as another, so that no change helps."""
         meant, nothing = goal or self._goal

@@ -7,6 +7,7 @@ repaired model.
 """
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from itertools import pairwise
 
 import numpy as np
 import torch
@@ -61,7 +62,7 @@ class SegmentMaps:
         self._held_states = [encoder.stack.hidden_states(**batch.inputs) for batch in self.judge.batches]
         self._changes: dict[tuple[int, int], Tensor] = {}
         self._shares: dict[tuple[int, int], float] = {}
-        self._judged: dict[tuple[int, int], tuple[float, float]] = {}
+        self._steps: dict[tuple[int, int], float] = {}
         every = {p: range(p + 1, encoder.num_layers + 1) for p in layers}
         size = sum(self._sums_bytes(p, len(later)) for p, later in every.items())
         if size <= MAP_BYTES and sum(map(len, every.values())) <= ALL_SEGMENTS:
@@ -129,15 +130,27 @@ class SegmentMaps:
 
     def change(self, p: int, b: int) -> Tensor | None:
         """What to add to the weights of layer p when the layers up to b are dropped; None where nothing helps."""
-        step, _ = self._judge(p, b)
+        if (p, b) not in self._steps:
+            self._steps[p, b] = self._judge(p, b)
+        step = self._steps[p, b]
         return step * self.fitted_change(p, b) if step else None
 
-    def restores(self, p: int, b: int) -> bool:
-        """Whether anything of the samples is left when the layers between are dropped and p is repaired.
+    @torch.no_grad()
+    def help(self, kept: Sequence[int]) -> bool:
+        """Whether the maps of all segments between these kept layers help on the held-out samples.
 
-        Where nothing is, no other map of a proposal can bring it back: they are fitted to states that will not come.
+        Each map was judged with the full model behind it; behind it in a proposal come others, fitted to states that
+        will not come.
         """
-        return self.judge.tells_after(b, self._judge(p, b)[1])
+        encoder, end = self.encoder, self.encoder.num_layers + 1
+        with_maps, without = [], []
+        for held, context, batch in zip(self._held_states, self.judge.contexts, self.judge.batches, strict=True):
+            left = self.run(held[0], context, 0)
+            for p, layer in pairwise((0, *kept)):
+                left = self.run(self.state(left, p, layer), context, layer)
+            with_maps.append(encoder.embed(self.state(left, kept[-1], end), batch))
+            without.append(encoder.embed(encoder.stack.run(held[0], context, kept), batch))
+        return self.judge.loss(torch.cat(with_maps)) < self.judge.loss(torch.cat(without))
 
     def run(self, hidden: Tensor, context: list, layer: int) -> tuple[Tensor, ...]:
         """What a layer leaves behind when run on a state (n, T, D); 0 stands for the embeddings, with h_0 given."""
@@ -154,24 +167,18 @@ class SegmentMaps:
         return self.places[p].state(current if change is None else current + apply_change(change, inputs))
 
     @torch.no_grad()
-    def _judge(self, p: int, b: int) -> tuple[float, float]:
-        """The best step from the weights of layer p to those fitted to h_b, all else the full model's; its loss."""
-        if (p, b) not in self._judged:
-            place, stack = self.places[p], self.encoder.stack
-            states = zip(self._held_states, self.judge.contexts, strict=True)
-            if place is None:
-                self._judged[p, b] = 0.0, self.judge.loss_after(b, (held[p] for held, _ in states))
-                return self._judged[p, b]
-            read = [place.read(stack, held[max(0, p - 1)], context, p) for held, context in states]
-            moves = [apply_change(self.fitted_change(p, b), inputs) for inputs, _ in read]
+    def _judge(self, p: int, b: int) -> float:
+        """The best step from the weights of layer p to those fitted to h_b, all else the full model's."""
+        place, stack = self.places[p], self.encoder.stack
+        states = zip(self._held_states, self.judge.contexts, strict=True)
+        read = [place.read(stack, held[max(0, p - 1)], context, p) for held, context in states]
+        moves = [apply_change(self.fitted_change(p, b), inputs) for inputs, _ in read]
 
-            def loss_at(step: float) -> float:
-                sums = (current + step * move for (_, current), move in zip(read, moves, strict=True))
-                return self.judge.loss_after(b, map(place.state, sums))
+        def loss_at(step: float) -> float:
+            sums = (current + step * move for (_, current), move in zip(read, moves, strict=True))
+            return self.judge.loss_after(b, map(place.state, sums))
 
-            step, _, after = self.judge.best_step(loss_at)
-            self._judged[p, b] = step, after
-        return self._judged[p, b]
+        return self.judge.best_step(loss_at)[0]
 
 
 def read_goals(

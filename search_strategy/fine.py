@@ -198,9 +198,9 @@ class FineSearch:
                 yield ordered[start : start + size], runner
 
     def _runner(self, proposal: Proposal) -> "Runner":
-        """The maps, unless one of its segments is beyond repair."""
-        maps = self.maps
-        return maps if maps and all(maps.restores(a - 1, b) for a, b in segments(proposal)) else self._left_out
+        """The maps, where all of its own together help."""
+        helped = self.maps and self.maps.help(kept_layers(proposal, self.encoder.num_layers))
+        return self.maps if helped else self._left_out
 
     @torch.inference_mode()
     def _embed(self, proposals: list[Proposal], runner: "Runner") -> Tensor:

@@ -145,7 +145,7 @@ def test_large_products_of_float32_samples_are_taken_in_float32(make, monkeypatc
     exact = matrices[torch.float64, 2**44]
     assert np.array_equal(matrices[torch.float64, 0], exact)
     assert np.abs(matrices[torch.float32, 2**44] - exact).max() < 1e-12
-    assert 0 < np.abs(matrices[torch.float32, 0] - exact).max() < 1e-7
+    assert 0 < np.abs(matrices[torch.float32, 0] - exact).max() < 5e-7
 
 
 def test_constant_layers_by_feature(store):

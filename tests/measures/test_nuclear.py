@@ -32,3 +32,13 @@ def test_both_ways_agree_on_correlations_of_samples():
     )
     products = torch.nn.functional.pad(first.mT @ second, (0, 3, 0, 2))  # filled up with zeros, as in a tile
     torch.testing.assert_close(by_products(products), by_decomposition(products), atol=1e-8, rtol=0)
+
+
+@pytest.mark.parametrize("large", [1, 512])
+def test_threads_take_parts_of_the_matrices_and_change_nothing(large, monkeypatch):
+    monkeypatch.setattr("measures.nuclear.LARGE", large)
+    products = correlations([0.9, 0.5, 0.1], 5, 4, 7)
+    expected = by_decomposition(products[:1]), by_decomposition(products)
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 3)
+    for number, values in zip((1, 7), expected, strict=True):
+        assert torch.equal(by_decomposition(products[:number]), values)

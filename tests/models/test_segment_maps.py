@@ -1,6 +1,6 @@
 """The maps of all segments come from one pass, and are those that the repair of a single segment finds."""
 
-from itertools import pairwise
+from itertools import combinations, pairwise
 
 import numpy as np
 import pytest
@@ -8,8 +8,10 @@ import torch
 
 from measures.ridge import RidgeSums
 from models import Encoder, segment_maps
+from models.encoders import Batch
 from models.folding import apply_change, find_place
 from models.segment_maps import SegmentMaps
+from search_strategy.proposals import kept_layers
 
 
 @pytest.fixture(scope="module")
@@ -85,21 +87,35 @@ def test_too_few_captions_are_refused(clip: Encoder, captions: list[str]) -> Non
         SegmentMaps(clip, captions[:19])
 
 
+def folded(clip: Encoder, maps: SegmentMaps, dropped: tuple[int, ...], batch: Batch) -> Encoder:
+    """The pruned model with the map of every segment in its weights."""
+    pruned = clip.drop(dropped)
+    for place, (p, q) in enumerate(pairwise((0, *kept_layers(dropped, 4), 5))):
+        if q > p + 1 and maps.change(p, q - 1) is not None:
+            find_place(pruned.stack, place, batch.inputs).fold(maps.change(p, q - 1))
+    return pruned
+
+
 @pytest.mark.parametrize("dropped", [(), (2,), (1, 3), (3, 4)])
 def test_running_with_maps_equals_the_folded_model(
     clip: Encoder, captions: list[str], maps: SegmentMaps, dropped: tuple[int, ...]
 ) -> None:
-    kept = [layer for layer in range(1, 5) if layer not in dropped]
-    batch = next(clip.batches(captions, 60))
-    pruned = clip.drop(dropped)
-    for place, (p, q) in enumerate(pairwise((0, *kept, 5))):
-        if q > p + 1 and maps.change(p, q - 1) is not None:
-            find_place(pruned.stack, place, batch.inputs).fold(maps.change(p, q - 1))
+    kept, batch = kept_layers(dropped, 4), next(clip.batches(captions, 60))
     with torch.no_grad():
         hidden, context = clip.stack.start(**batch.inputs)
         left = maps.run(hidden, context, 0)
         for p, q in pairwise((0, *kept)):
             left = maps.run(maps.state(left, p, q), context, q)
         found = maps.state(left, kept[-1], 5)
-        expected = pruned.stack.hidden_states(**batch.inputs)[-1]
+        expected = folded(clip, maps, dropped, batch).stack.hidden_states(**batch.inputs)[-1]
     torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("size", range(4))
+def test_maps_help_where_the_folded_model_loses_less(
+    clip: Encoder, captions: list[str], maps: SegmentMaps, size: int
+) -> None:
+    for dropped in combinations(range(1, 5), size):
+        mended = folded(clip, maps, dropped, maps.judge.batches[0])
+        losses = [maps.judge.loss(maps.judge.embeddings(encoder)) for encoder in (mended, clip.drop(dropped))]
+        assert maps.help(kept_layers(dropped, 4)) == (losses[0] < losses[1])
