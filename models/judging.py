@@ -64,12 +64,16 @@ class Judge:
         """
         rest = range(layer + 1, self._end(layer) + 1)
         ends = [self.full.stack.run(*pair, rest) for pair in zip(states, self.contexts, strict=True)]
-        return self.loss(self._read_out(ends), self._goal_after(layer))
+        return self.loss(self.read_out(ends), self._goal_after(layer))
 
     def loss(self, embeddings: Tensor, goal: Goal | None = None) -> float:
         """`loss_of_meaning` up to `nothing`: beyond it one embedding is as bad as another, so that no change helps."""
         meant, nothing = goal or self._goal
         return min(loss_of_meaning(embeddings, meant), nothing)
+
+    def read_out(self, states: Iterable[Tensor]) -> Tensor:
+        """(n, d): the embeddings of the last states (n, T, D) of each batch."""
+        return torch.cat([self.full.embed(state, batch) for state, batch in zip(states, self.batches, strict=True)])
 
     def _end(self, layer: int) -> int:
         return min(self.full.num_layers, layer + max(1, JUDGED_CALLS // self.full.num_layers))
@@ -86,11 +90,8 @@ class Judge:
         for layer in range(self.full.num_layers + 1):
             layers = [layer] if layer else []
             states = [stack.run(*pair, layers) for pair in zip(states, self.contexts, strict=True)]
-            goals.append(Goal.of(self._read_out(states)))
+            goals.append(Goal.of(self.read_out(states)))
         return goals
-
-    def _read_out(self, states: Iterable[Tensor]) -> Tensor:
-        return torch.cat([self.full.embed(state, batch) for state, batch in zip(states, self.batches, strict=True)])
 
     def best_step(self, loss_at: Callable[[float], float]) -> tuple[float, float, float]:
         """The best step of 0 and `STEPS`, and the losses without it and with it."""

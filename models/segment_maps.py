@@ -7,7 +7,7 @@ repaired model.
 """
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from itertools import pairwise
+from itertools import takewhile
 
 import numpy as np
 import torch
@@ -18,14 +18,31 @@ from measures.ridge import LaterSums
 from models.encoders import Batch, Encoder
 from models.folding import Place, apply_change, find_places
 from models.judging import Judge
+from models.layer_stack import LayerStack
 from models.repair import FEWEST_CAPTIONS, RIDGE, hold_out, warn_of_few_tokens
 
 CAPTIONS = 1000  # a few hundred give the same order of proposals; the winner is refitted with more
 JUDGES = 64  # a map is judged whenever it is first used, so by fewer samples than the repair of one proposal
 MAP_BYTES = 3 << 30  # of sums at a time; a model whose segments have more of them gets the maps that are asked for
 ALL_SEGMENTS = 50 * 51 // 2  # so does a deeper one: proposals of 192 layers use some hundred of their 18,528 segments
+LONGEST_PATH = 50  # kept layers whose states of held-out samples stay at hand for the next proposal
 
 Places = Sequence[Place | None]  # of each layer but the last, from 0: the embeddings
+
+
+class LeftOut:
+    """Layers are left out, and that is all: the same steps as those of `SegmentMaps`."""
+
+    def __init__(self, stack: LayerStack):
+        self._stack = stack
+
+    def run(self, hidden: Tensor, context: list, layer: int) -> tuple[Tensor, ...]:
+        """What a layer leaves behind when it is run on a state; 0 stands for the embeddings, with h_0 given."""
+        return (self._stack.run(hidden, context, [layer] if layer else []),)
+
+    def state(self, left: tuple[Tensor, ...], p: int, q: int) -> Tensor:
+        """The state that the kept layer q gets from what the kept layer p before it left behind."""
+        return left[0]
 
 
 class SegmentMaps:
@@ -60,6 +77,10 @@ class SegmentMaps:
         self.places: Places = find_places(encoder.stack, layers, self.batches[0].inputs)
         warn_of_few_tokens(self.places, sum(int(batch.mask.sum()) for batch in self.batches), len(fitted))
         self._held_states = [encoder.stack.hidden_states(**batch.inputs) for batch in self.judge.batches]
+        # of each way to run a proposal: the first kept layers of the last one, and what each left behind of every batch
+        starts = [(held[0], context) for held, context in zip(self._held_states, self.judge.contexts, strict=True)]
+        self._left_out = LeftOut(encoder.stack)
+        self._paths = {way: [(0, [way.run(*start, 0) for start in starts])] for way in (self, self._left_out)}
         self._changes: dict[tuple[int, int], Tensor] = {}
         self._shares: dict[tuple[int, int], float] = {}
         self._steps: dict[tuple[int, int], float] = {}
@@ -135,22 +156,29 @@ class SegmentMaps:
         step = self._steps[p, b]
         return step * self.fitted_change(p, b) if step else None
 
-    @torch.no_grad()
     def help(self, kept: Sequence[int]) -> bool:
         """Whether the maps of all segments between these kept layers help on the held-out samples.
 
         Each map was judged with the full model behind it; behind it in a proposal come others, fitted to states that
         will not come.
         """
-        encoder, end = self.encoder, self.encoder.num_layers + 1
-        with_maps, without = [], []
-        for held, context, batch in zip(self._held_states, self.judge.contexts, self.judge.batches, strict=True):
-            left = self.run(held[0], context, 0)
-            for p, layer in pairwise((0, *kept)):
-                left = self.run(self.state(left, p, layer), context, layer)
-            with_maps.append(encoder.embed(self.state(left, kept[-1], end), batch))
-            without.append(encoder.embed(encoder.stack.run(held[0], context, kept), batch))
-        return self.judge.loss(torch.cat(with_maps)) < self.judge.loss(torch.cat(without))
+        return self._held_loss(self, tuple(kept)) < self._held_loss(self._left_out, tuple(kept))
+
+    @torch.no_grad()
+    def _held_loss(self, runner: "Runner", kept: tuple[int, ...]) -> float:
+        """Of the held-out samples. Proposals come in the order of their prefixes: what they share is run once."""
+        layers, path = (0, *kept), self._paths[runner]
+        shared = (layer == step for layer, (step, _) in zip(layers, path, strict=False))
+        del path[sum(takewhile(bool, shared)) :]
+        left = path[-1][1]
+        for place in range(len(path), len(layers)):
+            p, layer = layers[place - 1 : place + 1]
+            batches = zip(left, self.judge.contexts, strict=True)
+            left = [runner.run(runner.state(before, p, layer), context, layer) for before, context in batches]
+            if place < LONGEST_PATH:
+                path.append((layer, left))
+        end = self.encoder.num_layers + 1
+        return self.judge.loss(self.judge.read_out(runner.state(before, layers[-1], end) for before in left))
 
     def run(self, hidden: Tensor, context: list, layer: int) -> tuple[Tensor, ...]:
         """What a layer leaves behind when run on a state (n, T, D); 0 stands for the embeddings, with h_0 given."""
@@ -179,6 +207,9 @@ class SegmentMaps:
             return self.judge.loss_after(b, map(place.state, sums))
 
         return self.judge.best_step(loss_at)[0]
+
+
+Runner = SegmentMaps | LeftOut
 
 
 def read_goals(

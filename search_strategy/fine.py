@@ -23,8 +23,7 @@ from tqdm import tqdm
 
 from data import ImageCaptionPairs
 from models.encoders import Encoder
-from models.layer_stack import LayerStack
-from models.segment_maps import SegmentMaps
+from models.segment_maps import LeftOut, Runner, SegmentMaps
 from search_strategy.defaults import OBJECTIVES
 from search_strategy.proposals import Proposal, kept_layers, segments
 from tasks.base import LOSS_BATCH_SIZE, Task
@@ -183,7 +182,7 @@ class FineSearch:
         """The full model under the same evaluation."""
         return self.evaluate([()])[0]
 
-    def _parts(self, proposals: list[Proposal]) -> Iterator[tuple[list[Proposal], "Runner"]]:
+    def _parts(self, proposals: list[Proposal]) -> Iterator[tuple[list[Proposal], Runner]]:
         """Neighbours in the tree together, as many as `EMBEDDING_BYTES` of embeddings allow, and what runs them."""
         size = max(1, EMBEDDING_BYTES // (4 * self.num_samples * self.encoder.dim))
         if self.maps:
@@ -197,13 +196,13 @@ class FineSearch:
             for start in range(0, len(ordered), size):
                 yield ordered[start : start + size], runner
 
-    def _runner(self, proposal: Proposal) -> "Runner":
+    def _runner(self, proposal: Proposal) -> Runner:
         """The maps, where all of its own together help."""
         helped = self.maps and self.maps.help(kept_layers(proposal, self.encoder.num_layers))
         return self.maps if helped else self._left_out
 
     @torch.inference_mode()
-    def _embed(self, proposals: list[Proposal], runner: "Runner") -> Tensor:
+    def _embed(self, proposals: list[Proposal], runner: Runner) -> Tensor:
         """(K, n, dim): embeddings of every sample under every proposal; each process runs a part of the batches."""
         encoder, processes = self.encoder, PartialState()
         kept = [kept_layers(proposal, encoder.num_layers) for proposal in proposals]
@@ -218,7 +217,7 @@ class FineSearch:
         return reduce(embeddings, reduction="sum")  # of what the processes filled in
 
     def _embed_batch(
-        self, number: int, runner: "Runner", kept: list[Proposal], steps: list[tuple], embeddings: Tensor, bar: tqdm
+        self, number: int, runner: Runner, kept: list[Proposal], steps: list[tuple], embeddings: Tensor, bar: tqdm
     ) -> int:
         """Fill in the rows of one batch under every proposal; returns the layers called."""
         encoder, batch, made = self.encoder, self._batches[number], 0
@@ -244,24 +243,6 @@ class FineSearch:
                 embeddings[ending, batch.rows] = encoder.embed(runner.state(left, prefix[-1], end), batch)
             bar.update()
         return made
-
-
-class LeftOut:
-    """Layers are left out, and that is all: the same steps as those of `SegmentMaps`."""
-
-    def __init__(self, stack: LayerStack):
-        self._stack = stack
-
-    def run(self, hidden: Tensor, context: list, layer: int) -> tuple[Tensor, ...]:
-        """What a layer leaves behind when it is run on a state; 0 stands for the embeddings, with h_0 given."""
-        return (self._stack.run(hidden, context, [layer] if layer else []),)
-
-    def state(self, left: tuple[Tensor, ...], p: int, q: int) -> Tensor:
-        """The state that the kept layer q gets from what the kept layer p before it left behind."""
-        return left[0]
-
-
-Runner = SegmentMaps | LeftOut
 
 
 def depth_first(kept: Sequence[Proposal]) -> Iterator[tuple[Proposal, int | None]]:
