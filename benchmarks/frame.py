@@ -77,7 +77,10 @@ def fresh_clip(clip: Clip, *, width: int, seed: int = 0, **sizes: int | str) -> 
 def in_own_process(function: Callable, *args: object) -> object:
     """The result of a function in a fresh process: what others left in the heap changes peaks and seconds."""
     with multiprocessing.get_context("spawn").Pool(1) as pool:
-        return pool.apply(function, args)
+        result = pool.apply(function, args)
+        pool.close()
+        pool.join()  # let it end by itself, with what it has to give back
+    return result
 
 
 def peak_mib() -> float:
