@@ -35,7 +35,9 @@ def run(args: argparse.Namespace) -> None:
     pairs = {split: load_pairs(args.dataset, split, **data_flags(args)) for split in ("validation", "test")}
     record.note_data(**pairs)
     record.note(model=encoder.identity())
-    maps = SegmentMaps(encoder, draw_repair_captions(args, encoder)[:MAP_CAPTIONS]) if args.repair else None
+    maps = None
+    if args.repair:
+        maps = SegmentMaps(encoder, draw_repair_captions(args, encoder)[:MAP_CAPTIONS], batch_size=args.text_batch_size)
     fine, test = make_searches(args, encoder, pairs, folder, maps)
     scratch = {
         path: make_searches(args, load_encoder(str(path), args.tower, device), pairs, folder) for path in args.scratch

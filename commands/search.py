@@ -62,7 +62,7 @@ def run(args: argparse.Namespace) -> None:
         return
     if captions:
         with record.timed("repair"):
-            rows[0]["refitted"] = refit_winner(fine, verification.winner, captions)
+            rows[0]["refitted"] = refit_winner(fine, verification.winner, captions, args.text_batch_size)
     asked = describe_request(args, tags) | {"repair": bool(captions)}
     results.write_result(result, asked, rows, verification.full_model if verification else None, record)
     if matrix is not None:
@@ -107,15 +107,15 @@ def prepare(
     if args.repair:
         captions = draw_repair_captions(args, encoder)
         with record.timed("maps"):
-            maps = SegmentMaps(encoder, captions[:MAP_CAPTIONS])
+            maps = SegmentMaps(encoder, captions[:MAP_CAPTIONS], batch_size=args.text_batch_size)
     with record.timed("image_embeddings"):
         fine = make_fine_search(args, encoder, pairs, folder, objective=args.objective, maps=maps)
     return fine, captions
 
 
-def refit_winner(fine: FineSearch, winner: Proposal, captions: list[str]) -> dict:
+def refit_winner(fine: FineSearch, winner: Proposal, captions: list[str], batch_size: int | None) -> dict:
     """The winner repaired cut by cut, and its projection; its figures and what became of each cut."""
-    model, report = repair(fine.encoder, winner, captions)
+    model, report = repair(fine.encoder, winner, captions, batch_size=batch_size)
     scores = fine.task.score(model.embeddings(fine.samples))
     for cut in report.cuts:
         logger.info("repair of %s", cut)

@@ -62,11 +62,19 @@ def atomic_folder(path: Path) -> Iterator[Path]:
 def _temporary(path: Path, suffix: str = "") -> Path:
     """A name beside `path` for this process alone. Those that killed processes of this machine left are removed."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    begin, end = f".{path.name}.", f"@{socket.gethostname()}{suffix}"
+    begin, end, own = f".{path.name}.", f"@{machine()}{suffix}", str(os.getpid())
     for left in path.parent.glob(f"{glob.escape(begin)}[0-9]*{glob.escape(end)}"):
-        if not _is_running(left.name.removeprefix(begin).removesuffix(end)):
+        process = left.name.removeprefix(begin).removesuffix(end)
+        if process == own or not _is_running(
+            process
+        ):  # in a container that starts again processes have the same numbers
             shutil.rmtree(left) if left.is_dir() else left.unlink(missing_ok=True)
-    return path.with_name(f"{begin}{os.getpid()}{end}")
+    return path.with_name(f"{begin}{own}{end}")
+
+
+def machine() -> str:
+    """This machine in the name of a file: short, since the name of a host can take a quarter of what is allowed."""
+    return _short_hash(socket.gethostname())
 
 
 def _is_running(process_id: str) -> bool:
@@ -212,7 +220,10 @@ def model_dir(exp_dir: Path, model: str) -> Path:
 
 
 def run_dir(exp_dir: Path, output_dir: str) -> Path:
-    """What `--output_dir` names: `foo` and `exp/foo` are the same, where `exp` is the folder of all results."""
+    """What `--output_dir` names: `foo` and `exp/foo` are the same, where `exp` is the folder of all results.
+
+    An absolute path is itself.
+    """
     parts = Path(output_dir).parts
     if not parts or ".." in parts:
         raise ValueError(f"--output_dir {output_dir!r}: expected the name of a folder below {exp_dir}")

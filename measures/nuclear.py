@@ -6,7 +6,7 @@ from concurrent.futures import ThreadPoolExecutor
 import torch
 from torch import Tensor
 
-SMALLEST = 1e-9  # singular values below it may be lost by the iteration, which is its error
+SMALLEST = 1e-9  # singular values below it are counted as less than they are by the iteration, which is its error
 ROOM = 1e-6  # singular values may exceed 1 by less than this
 LARGE = 512  # rows or columns; the decomposition of such a matrix keeps all threads busy by itself
 

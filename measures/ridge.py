@@ -28,7 +28,7 @@ class RidgeSums:
         self.cross = self.cross + weighted @ targets.double()
 
     def merge(self, other: Self) -> None:
-        self.gram, self.cross = self.gram + other.gram, self.cross + other.cross
+        self.gram, self.cross = _add(self.gram, other.gram), _add(self.cross, other.cross)
         self.samples += other.samples
 
     def solve(self, ridge: float) -> Tensor:
@@ -42,7 +42,8 @@ class RidgeSums:
         size = len(penalty) - self.has_bias
         if not size:
             return torch.zeros_like(self.cross)
-        penalty[:size] = ridge * penalty[:size].sum() / self.samples or 1.0  # features that are all zero change nothing
+        norm = penalty[:size].sum() / self.samples
+        penalty[:size] = ridge * norm if norm else 1.0  # features that are all zero change nothing
         penalty[size:] = 0
         columns = self.cross.movedim(-2, 0)  # (F, ..., D): one factorisation for all
         found = torch.linalg.solve(self.gram + penalty.diag(), columns.flatten(1))
@@ -67,8 +68,8 @@ class LaterSums:
 
     def merge(self, other: Self) -> None:
         self._sums.merge(other._sums)
-        self._lacking, self._squares = self._lacking + other._lacking, self._squares + other._squares
-        self._totals = self._totals + other._totals
+        self._lacking, self._squares = _add(self._lacking, other._lacking), _add(self._squares, other._squares)
+        self._totals = _add(self._totals, other._totals)
 
     def solve(self, ridge: float) -> Tensor:
         """(J, F, D), or (J, F + 1, D) with the constant last: the changes of the weights; 0 without features."""
@@ -80,3 +81,8 @@ class LaterSums:
         left = self._lacking - 2 * (changes * cross).sum((1, 2)) + (changes * (gram @ changes)).sum((1, 2))
         variance = self._squares - self._totals.square().sum(1) / self._sums.samples
         return torch.where(variance > 0, 1 - left / variance, 0).cpu().numpy()
+
+
+def _add(mine: Tensor | float, theirs: Tensor | float) -> Tensor | float:
+    """The sum, where `mine` lies: what comes from another process lies on that one's device. 0.0: nothing yet."""
+    return mine + (theirs.to(mine.device) if isinstance(mine, Tensor) and isinstance(theirs, Tensor) else theirs)

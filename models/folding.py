@@ -171,7 +171,8 @@ def hooked(module: nn.Module, hook) -> Iterator[None]:
 
 
 def _close(found: Tensor, expected: Tensor) -> bool:
-    return found.shape == expected.shape and bool((found - expected).norm() <= TOLERANCE * expected.norm())
+    tolerance = max(TOLERANCE, 4 * torch.finfo(expected.dtype).eps)  # bfloat16 has two digits
+    return found.shape == expected.shape and bool((found - expected).norm() <= tolerance * expected.norm())
 
 
 def _or(value: Tensor | None, default: float) -> Tensor | float:

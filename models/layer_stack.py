@@ -113,14 +113,16 @@ class LayerStack:
         Raises:
             ValueError: a layer out of range.
         """
+        # hooks, by which `folding` reads a layer, are not seen by a compiled one
+        modules = self._compiled if self._compiled and self.layers.training else self.layers
         for i in self._indices(layers):
             args, kwargs = context[i]
-            output = (self._compiled or self.layers)[i](hidden, *args, **kwargs)
+            output = modules[i](hidden, *args, **kwargs)
             hidden = output if isinstance(output, Tensor) else output[0]  # the rest is attentions, caches
         return hidden
 
     def compile(self) -> None:
-        """Let `run` use compiled layers, for inputs of any length; `start` and the model itself stay as they are."""
+        """Let `run` use compiled layers in training, for inputs of any length; the model itself stays as it is."""
         self._compiled = [torch.compile(layer, dynamic=True) for layer in self.layers]
 
     def hidden_states(self, **inputs) -> list[Tensor]:

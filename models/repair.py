@@ -32,8 +32,8 @@ logger = logging.getLogger("comflp")
 
 TOKENS_A_FEATURE = 10  # below this the maps fit the captions rather than the language
 CAPTIONS = 4000  # of train, for the repair of one proposal
-HELD_OUT = 10  # one caption in so many judges the repairs
-MOST_HELD_OUT = 128
+HELD_OUT = 10  # one caption in so many judges the repairs,
+MOST_HELD_OUT = 128  # and no more than these
 FEWEST_CAPTIONS = 2 * HELD_OUT
 STATE_BYTES = 1 << 29  # of hidden states that wait between two cuts, for each model
 
@@ -88,9 +88,9 @@ def repair(
 ) -> tuple[Encoder, Repair | None]:
     """A new encoder without these layers, repaired, and what was repaired. `encoder` is left as it is.
 
-    One sample in `HELD_OUT` is not fitted but judges: each repair is kept, damped or left out; and if all of them
-    together do not help, none is kept. With fewer than `FEWEST_CAPTIONS` different samples nothing is repaired, with a
-    warning; fewer tokens than `TOKENS_A_FEATURE` times the features of a map are a warning too.
+    Samples that are held out (`hold_out`) are not fitted but judge: each repair is kept, damped or left out; and if all
+    of them together do not help, none is kept. With fewer than `FEWEST_CAPTIONS` different samples nothing is repaired,
+    with a warning; fewer tokens than `TOKENS_A_FEATURE` times the features of a map are a warning too.
 
     Args:
         dropped_layers: layers from 1..L; none at all gives an exact copy, and None as what was repaired.
@@ -313,9 +313,9 @@ def draw_captions(captions: Sequence[str], seed: int, number: int = CAPTIONS) ->
     return [distinct[row] for row in order[:number]]
 
 
-def hold_out(samples: list) -> tuple[list, list]:
-    """The samples to fit, and those that judge: one in `HELD_OUT`, at most `MOST_HELD_OUT`."""
-    held = range(HELD_OUT - 1, len(samples), HELD_OUT)[:MOST_HELD_OUT]
+def hold_out(samples: list, most: int = MOST_HELD_OUT) -> tuple[list, list]:
+    """The samples to fit, and those that judge: one in `HELD_OUT`, but no more than `most`."""
+    held = range(HELD_OUT - 1, len(samples), HELD_OUT)[:most]
     return [sample for row, sample in enumerate(samples) if row not in held], [samples[row] for row in held]
 
 

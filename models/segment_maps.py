@@ -19,13 +19,15 @@ from models.encoders import Batch, Encoder
 from models.folding import Place, apply_change, find_places
 from models.judging import Judge
 from models.layer_stack import LayerStack
-from models.repair import FEWEST_CAPTIONS, RIDGE, hold_out, warn_of_few_tokens
+from models.repair import FEWEST_CAPTIONS, RIDGE, hold_out
 
 CAPTIONS = 1000  # a few hundred give the same order of proposals; the winner is refitted with more
 JUDGES = 64  # a map is judged whenever it is first used, so by fewer samples than the repair of one proposal
 MAP_BYTES = 3 << 30  # of sums at a time; a model whose segments have more of them gets the maps that are asked for
 ALL_SEGMENTS = 50 * 51 // 2  # so does a deeper one: proposals of 192 layers use some hundred of their 18,528 segments
-LONGEST_PATH = 50  # kept layers whose states of held-out samples stay at hand for the next proposal
+PATH_BYTES = (
+    1 << 28
+)  # of the states that held-out samples leave behind, at hand for the next proposal; each way to run it
 
 Places = Sequence[Place | None]  # of each layer but the last, from 0: the embeddings
 
@@ -70,12 +72,11 @@ class SegmentMaps:
                 f"expected at least {FEWEST_CAPTIONS} different captions to repair with, found {len(samples)}; give more, or "
                 "pass --repair false"
             )
-        fitted, held = hold_out(samples)
-        self.encoder, self.ridge, self.judge = encoder, ridge, Judge(encoder, held[:JUDGES], batch_size)
+        fitted, held = hold_out(samples, JUDGES)
+        self.encoder, self.ridge, self.judge = encoder, ridge, Judge(encoder, held, batch_size)
         self.batches = list(encoder.batches(fitted, batch_size))
         layers = range(encoder.num_layers)  # nothing comes after layer L
         self.places: Places = find_places(encoder.stack, layers, self.batches[0].inputs)
-        warn_of_few_tokens(self.places, sum(int(batch.mask.sum()) for batch in self.batches), len(fitted))
         self._held_states = [encoder.stack.hidden_states(**batch.inputs) for batch in self.judge.batches]
         # of each way to run a proposal: the first kept layers of the last one, and what each left behind of every batch
         starts = [(held[0], context) for held, context in zip(self._held_states, self.judge.contexts, strict=True)]
@@ -175,7 +176,8 @@ class SegmentMaps:
             p, layer = layers[place - 1 : place + 1]
             batches = zip(left, self.judge.contexts, strict=True)
             left = [runner.run(runner.state(before, p, layer), context, layer) for before, context in batches]
-            if place < LONGEST_PATH:
+            size = sum(tensor.nbytes for before in left for tensor in before)
+            if place == len(path) and place * size <= PATH_BYTES:
                 path.append((layer, left))
         end = self.encoder.num_layers + 1
         return self.judge.loss(self.judge.read_out(runner.state(before, layers[-1], end) for before in left))

@@ -83,7 +83,8 @@ model = SentenceTransformer(folder)"""
     # --- model
 
     def parts(self) -> dict[str, nn.Module]:
-        return {"": self.model}
+        """All but the pooler of the language model, which nothing reads."""
+        return {name: part for name, part in self.model.named_children() if f"{name}." not in UNUSED_WEIGHTS}
 
     def settings(self) -> str:
         return super().settings() + self.form.pooling

@@ -29,6 +29,7 @@ CHOICES = {  # flags of a search that are in the name of its result, and their d
     "beam_size": BEAM_SIZE,
     "refine": REFINE_ROUNDS,
     "race": False,
+    "target_column": None,
 }
 
 
@@ -60,7 +61,7 @@ def result_tag(
     parts += [f"max{max_pairs}"] if max_pairs else []
     if coarse_search_only:
         choices.pop("loss_batch_size", None)  # it takes no loss
-    parts += [f"{name}_{value}" for name, value in choices.items() if value != CHOICES[name]]
+    parts += [f"{name}_{safe_name(str(value))}" for name, value in choices.items() if value != CHOICES[name]]
     parts += ["coarse"] if coarse_search_only else []
     return shorten("_".join(parts))
 

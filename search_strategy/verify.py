@@ -154,9 +154,8 @@ def p_values_of_worse(values: np.ndarray, winner: np.ndarray) -> np.ndarray:
     errors = differences.std(axis=1) / np.sqrt(values.shape[1])
     in_the_running = np.count_nonzero(measured <= 3 * errors)
     with np.errstate(divide="ignore", invalid="ignore"):
-        # in standard errors; infinite for a constant difference
-        distances = np.where(measured == 0, 0.0, measured / errors)
-    return np.minimum(1.0, in_the_running * norm.sf(distances))
+        distances = measured / errors  # in standard errors; infinite for a constant difference
+    return np.where(measured == 0, 1.0, np.minimum(1.0, in_the_running * norm.sf(distances)))
 
 
 def rank_correlation(scored: ScoredProposals, ranked: list[Evaluation]) -> float | None:

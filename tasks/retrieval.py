@@ -201,10 +201,3 @@ def summarise_hits(hits: dict[str, dict[int, Tensor]]) -> dict[str, float]:
         for direction, of_k in hits.items()
         for k, hit in of_k.items()
     }
-
-
-def task_loss(
-    text: Tensor, image: Tensor, logit_scale: float, batch_size: int, image_index: Tensor | None = None
-) -> float:
-    """Mean of `pair_losses`."""
-    return pair_losses(text, image, logit_scale, batch_size, image_index).mean().item()

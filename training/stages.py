@@ -159,8 +159,8 @@ def choose_layers(
 
 
 def search(encoder: Encoder, num_clip_layers: int, data: TrainingData, seed: int, use_repair: bool = True) -> Choice:
-    """The layers to drop. Without images the fine search is by the distance to the model's own embeddings; with them by
-    the loss at the scale that is best for it, as in the search script.
+    """The layers to drop. Where image embeddings are at hand, and stay, the fine search is by the loss at its best
+    scale, as in the search script; else by the distance to the model's own embeddings.
     """
     train, settings = encoder.samples(data.train.pairs), MatrixSettings("dc", seed=seed)
     # as many batches as there are, where samples are few
@@ -248,7 +248,7 @@ def log_start(stage: Stage, start: Start, train: ImageCaptionPairs, validation: 
     for pairs in (train, validation):
         logger.info("data: %s", pairs.describe())
     logger.info(
-        "%d text layers, %d training and %d validation pairs, processes: %d",
+        "%d layers, %d training and %d validation pairs, processes: %d",
         *(stage.num_layers - stage.num_clip_layers, len(train), len(validation), PartialState().num_processes),
     )
 

@@ -57,11 +57,15 @@ class EpochStates:
 
     def with_weights(self) -> list[int]:
         """Epochs whose weights are there."""
-        return sorted(int(path.parent.name) for path in self.folder.glob(f"[0-9]*/{WEIGHTS}"))
+        return self._epochs(WEIGHTS)
 
     def resumable(self) -> list[int]:
         """Epochs that a training can go on from."""
-        return sorted(int(path.parent.name) for path in self.folder.glob(f"[0-9]*/{STATE}"))
+        return self._epochs(STATE)
+
+    def _epochs(self, file: str) -> list[int]:
+        folders = [path.parent.name for path in self.folder.glob(f"*/{file}")]
+        return sorted(int(name) for name in folders if name.isdecimal())  # others may be a user's copies
 
     def clear(self) -> None:
         """Empty the folder `temporary`, to be filled and committed; the states stay."""

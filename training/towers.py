@@ -48,7 +48,7 @@ class TrainedTowers(nn.Module):
                 f"--freeze_vision false: {encoder.name} has no other tower that could be trained beside this one"
             )
         for name, part in {**encoder.parts(), **(encoder.target_parts() if train_vision else {})}.items():
-            self.add_module(name or "model", part)
+            self.add_module(name, part)
         # a model without one of its own is compared at a fixed scale
         scale = getattr(encoder.model, "logit_scale", None)
         self.logit_scale = nn.Parameter(torch.tensor(math.log(encoder.logit_scale))) if scale is None else scale

@@ -4,7 +4,6 @@ import argparse
 import json
 import logging
 import os
-import socket
 import subprocess
 import sys
 import time
@@ -30,6 +29,7 @@ from common import (
     write_json,
 )
 from common.cli import DATA_OPTIONS, boolean, caption_flags
+from common.files import machine, shorten
 from common.run import select_device
 from data import DataOptions
 
@@ -135,10 +135,11 @@ def test_temporary_files_of_dead_processes_are_removed_and_a_full_disk_is_named(
     others = [
         ".result.notes.json",
         f".result.{dead.pid}@another machine.json",
-        f".result.5x@{socket.gethostname()}.json",
-        f".result.{os.getppid()}@{socket.gethostname()}.json",
+        f".result.5x@{machine()}.json",
+        f".result.{os.getppid()}@{machine()}.json",
     ]
-    for name in (f".result.{dead.pid}@{socket.gethostname()}.json", *others):
+    # of a dead process, and of one that had this one's number before its container was started again
+    for name in (f".result.{dead.pid}@{machine()}.json", f".result.{os.getpid()}@{machine()}.json", *others):
         (tmp_path / name).write_text("")
     write_json(path, {})
     assert sorted(file.name for file in tmp_path.iterdir()) == sorted([*others, "result.json"])
@@ -151,8 +152,17 @@ def test_temporary_files_of_dead_processes_are_removed_and_a_full_disk_is_named(
         write_json(path, {})
 
 
+def test_the_longest_names_can_be_written_on_a_machine_of_a_long_name(tmp_path, monkeypatch):
+    monkeypatch.setattr("socket.gethostname", lambda: "a" * 64)
+    monkeypatch.setattr(os, "getpid", lambda: 4194304)
+    path = tmp_path / f"{shorten('n' * 300)}_of_a_search.json"
+    write_json(path, {})
+    assert path.exists()
+
+
 def test_a_folder_is_whole_or_as_it_was(tmp_path):
     path = tmp_path / "folder"
+    (tmp_path / f".folder.{os.getpid()}@{machine()}").mkdir()
     with atomic_folder(path) as folder:
         (folder / "old").write_text("")
     with pytest.raises(OSError, match="folder: cannot be written .disk full."), atomic_folder(path) as folder:

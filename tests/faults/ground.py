@@ -6,7 +6,6 @@ import os
 import resource
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 import tarfile
@@ -21,9 +20,10 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 
 from common import model_dir
+from common.files import machine
 from common.matrix_files import MatrixSettings
 
-DEAD = f"4999999@{socket.gethostname()}"  # a process of this machine that does not run, as temporary files name it
+DEAD = f"4999999@{machine()}"  # a process of this machine that does not run, as temporary files name it
 NUM_PICTURES = 120  # one that is broken is then less than 1 %
 WEIGHTS = "model.safetensors"
 CODE = 'open({canary!r}, "w").close()\nclass Evil:\n    pass\n'

@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from measures.repair import Repair
-from measures.ridge import RIDGE
+from measures.ridge import RIDGE, RidgeSums
 
 L, F, D, N = 3, 6, 4, 50
 
@@ -51,6 +51,16 @@ def measure(*updates: list[torch.Tensor], ridge: float = RIDGE) -> Repair:
 @pytest.mark.parametrize("ridge", [1e-6, 1e-2, 1.0])
 def test_matrix_is_that_of_plain_regressions(ridge: float) -> None:
     np.testing.assert_allclose(measure(draw(), ridge=ridge).matrix(), plain_matrix(draw(), ridge), atol=1e-10)
+
+
+def test_a_ridge_of_zero_is_least_squares_and_features_of_zeros_change_nothing() -> None:
+    generator = torch.Generator().manual_seed(0)
+    features = 0.01 * torch.randn(200, 5, generator=generator, dtype=torch.float64)
+    weights = torch.randn(5, 3, generator=generator, dtype=torch.float64)
+    for given, expected in ((features, weights), (0 * features, 0 * weights)):
+        sums = RidgeSums(False)
+        sums.add(given, features @ weights)
+        torch.testing.assert_close(sums.solve(0.0), expected, atol=1e-9, rtol=0)
 
 
 def test_samples_can_be_divided_and_merged() -> None:

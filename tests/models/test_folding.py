@@ -52,6 +52,17 @@ def test_the_last_linear_map_is_found(name: str) -> None:
     assert (found.norm is not None, found.has_bias) == (has_norm, name != "llama")
 
 
+@pytest.mark.parametrize("name", ["clip", "bert"])
+@torch.no_grad()
+def test_it_is_found_in_bfloat16_and_where_layers_were_compiled_for_training(name: str, monkeypatch) -> None:
+    stack = make_stack(name)
+    monkeypatch.setattr(torch, "compile", lambda layer, **_: lambda *_, **__: pytest.fail("a compiled layer was run"))
+    stack.compile()
+    stack.tower.to(torch.bfloat16)
+    found = find_block_map(stack, *stack.start(input_ids=IDS), 2)
+    assert found.linear is stack.layers[1].get_submodule(MODELS[name][1])
+
+
 @pytest.mark.parametrize("name", MODELS)
 @torch.no_grad()
 def test_fold_equals_the_map_applied_by_hand(name: str) -> None:

@@ -111,11 +111,11 @@ def test_running_with_maps_equals_the_folded_model(
     torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-5)
 
 
-@pytest.mark.parametrize("longest", [1, 50])
+@pytest.mark.parametrize("most_bytes", [0, 1 << 28])
 def test_maps_help_where_the_folded_model_loses_less(
-    clip: Encoder, maps: SegmentMaps, longest: int, monkeypatch
+    clip: Encoder, maps: SegmentMaps, most_bytes: int, monkeypatch
 ) -> None:
-    monkeypatch.setattr(segment_maps, "LONGEST_PATH", longest)
+    monkeypatch.setattr(segment_maps, "PATH_BYTES", most_bytes)
     for dropped in (subset for size in range(4) for subset in combinations(range(1, 5), size)):
         mended = folded(clip, maps, dropped, maps.judge.batches[0])
         losses = [maps.judge.loss(maps.judge.embeddings(encoder)) for encoder in (mended, clip.drop(dropped))]

@@ -15,6 +15,7 @@ import clip_finetune_train
 from data import load_pairs
 from models import load_encoder
 from models.sentence_form import identity_map, is_identity
+from training.towers import TrainedTowers
 
 TEXTS = ["red square", "", "small blue triangle outline on the left", "a word that is unknown", "red " * 40]
 
@@ -277,6 +278,15 @@ def test_the_form_of_old_versions_is_refused_with_what_to_do(folder):
     (folder / "config.json").rename(folder / "0_Transformer/config.json")
     with pytest.raises(FileNotFoundError, match=r"write it anew with SentenceTransformer\(folder\).save\(new_folder\)"):
         load_encoder(str(folder))
+
+
+@pytest.mark.parametrize("kind", MODELS)
+def test_all_that_is_trained_has_a_gradient(tmp_path, words, kind):
+    """Else several processes wait for each other: the pooler of the language model is read by nothing."""
+    encoder = load_encoder(str(write_sentence_encoder(tmp_path / kind, words, kind=kind)))
+    towers, batch = TrainedTowers(encoder), next(encoder.batches(sorted(words)[:4]))
+    towers({"inputs": batch.inputs, "mask": batch.mask}, [True] * 4).text.square().sum(0)[0].backward()
+    assert [name for name, p in towers.named_parameters() if p.requires_grad and p.grad is None] == []
 
 
 def test_it_is_fine_tuned_on_captions_alone_and_written_in_its_form(folder, tiny_pairs, tmp_path):

@@ -19,6 +19,7 @@ def test_names_hold_the_matrix_and_what_is_not_at_its_default(tmp_path):
     )
     assert result_tag("dc", ["dc_mat"], **ASKED | {"loss_batch_size": 64}) == "dc_mat_loss_batch_size_64"
     assert result_tag("dc", ["dc_mat"], **ASKED | {"max_pairs": 9}) == "dc_mat_max9"
+    assert result_tag("dc", ["dc_mat"], **ASKED | {"target_column": "text"}) == "dc_mat_target_column_text"
     assert result_tag("dc", ["dc_mat"], **ASKED, coarse_search_only=True) == "dc_mat_coarse"
     assert result_tag("dc", ["dc_mat"], **ASKED | {"refine": 0, "topk_num": 20}) == "dc_mat_topk_num_20_refine_0"
     assert result_tag("dc", ["dc_mat"], **ASKED | {"repair": False}) == "dc_mat_left_out"

@@ -65,6 +65,7 @@ def test_p_values_tell_a_clear_loser_from_a_tie():
     assert p_values[1] < 1e-6
     assert p_values[2] > 0.2
     assert p_values[3] == 0  # worse by the same on every pair
+    assert p_values_of_worse(values[[0, 3]], winner).tolist() == [1, 0]  # alone in the running
 
 
 def test_p_values_account_for_having_picked_the_best_of_many():

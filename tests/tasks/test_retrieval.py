@@ -8,15 +8,7 @@ import torch
 import torch.nn.functional as F
 
 from tasks.image_retrieval import ImageRetrieval
-from tasks.retrieval import (
-    Retrieval,
-    in_rounds,
-    pair_losses,
-    recall_hits,
-    summarise_hits,
-    symmetric_cross_entropy,
-    task_loss,
-)
+from tasks.retrieval import Retrieval, in_rounds, pair_losses, recall_hits, summarise_hits, symmetric_cross_entropy
 
 
 def unit_rows(n, d, seed):
@@ -44,7 +36,9 @@ def test_two_pairs_by_hand():
 
 def test_loss_of_an_encoder_that_tells_nothing_apart_is_the_log_of_the_batch():
     same = torch.ones(40, 4) / 2
-    assert task_loss(same, same, logit_scale=100, batch_size=20) == pytest.approx(math.log(20), abs=1e-5)
+    assert pair_losses(same, same, logit_scale=100, batch_size=20).mean().item() == pytest.approx(
+        math.log(20), abs=1e-5
+    )
 
 
 def test_the_last_smaller_batch_counts_by_its_size():
@@ -52,7 +46,9 @@ def test_the_last_smaller_batch_counts_by_its_size():
     parts = [
         symmetric_cross_entropy(5 * text[r] @ image[r].T).item() for r in (slice(0, 20), slice(20, 40), slice(40, 50))
     ]
-    assert task_loss(text, image, 5, 20) == pytest.approx((20 * parts[0] + 20 * parts[1] + 10 * parts[2]) / 50)
+    assert pair_losses(text, image, 5, 20).mean().item() == pytest.approx(
+        (20 * parts[0] + 20 * parts[1] + 10 * parts[2]) / 50
+    )
     assert pair_losses(text, image, 5, 20).shape == (50,)
 
 
@@ -60,9 +56,9 @@ def test_loss_depends_on_which_pairs_share_a_batch_and_on_nothing_else_in_their_
     text, image = unit_rows(40, 8, 0), unit_rows(40, 8, 1)
     within = torch.cat([torch.randperm(20), 20 + torch.randperm(20)])
     across = torch.arange(40).reshape(2, 20).T.reshape(-1)
-    base = task_loss(text, image, 5, 20)
-    assert task_loss(text[within], image[within], 5, 20) == pytest.approx(base, abs=1e-6)
-    assert abs(task_loss(text[across], image[across], 5, 20) - base) > 1e-4
+    base = pair_losses(text, image, 5, 20).mean().item()
+    assert pair_losses(text[within], image[within], 5, 20).mean().item() == pytest.approx(base, abs=1e-6)
+    assert abs(pair_losses(text[across], image[across], 5, 20).mean().item() - base) > 1e-4
 
 
 def test_captions_of_one_image_are_no_rivals_while_there_are_others():

@@ -43,13 +43,13 @@ def test_a_stage_drops_the_best_layers_by_validation(tiny_clip, tiny_pairs, imag
     dropped = search(clip, 1, TrainingData(train, validation), seed=0, use_repair=False).dropped_layers
     kept = {n: clip.embeddings(validation.pairs.captions, [k for k in range(1, 5) if k != n]) for n in range(1, 5)}
     if images:
-        from tasks.retrieval import task_loss
+        from tasks.retrieval import pair_losses
 
         image = validation.image_embeddings[validation.pairs.image_index]
         full = clip.embeddings(validation.pairs.captions)
         # not at the model's own scale, at which another layer would be dropped: the search script fits it too
-        scale = min(range(1, 101), key=lambda scale: task_loss(full, image, scale, 250))
-        losses = {n: task_loss(text, image, scale, 250) for n, text in kept.items()}
+        scale = min(range(1, 101), key=lambda scale: pair_losses(full, image, scale, 250).mean().item())
+        losses = {n: pair_losses(text, image, scale, 250).mean().item() for n, text in kept.items()}
     else:
         losses = {n: -(text * validation.teacher_text).sum().item() for n, text in kept.items()}
     assert dropped == (min(losses, key=losses.get),)

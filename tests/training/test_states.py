@@ -1,6 +1,7 @@
 """The folder of a training: what is kept, what is averaged, and when a run may write."""
 
 import json
+import shutil
 import subprocess
 import sys
 
@@ -35,6 +36,8 @@ def test_whole_states_weights_and_nothing_are_kept_as_asked(states: EpochStates)
     assert [path.name for path in states.path(2).iterdir()] == [WEIGHTS]
     assert not states.path(1).exists()
     assert len(states.read(4)["history"]) == 4
+    shutil.copytree(states.path(4), states.folder / "0004 (copy)")
+    assert states.resumable() == [3, 4] and states.with_weights() == [2, 3, 4]
 
 
 def test_a_state_written_again_replaces_the_later_ones_of_the_older_run(states: EpochStates):
