@@ -22,4 +22,4 @@ for dropped in 6 8; do
 done
 # The refinement alone, from random proposals, replayed on the recorded losses of all models
 cd ..
-python -m benchmarks.replay_search results/*/compare_clip12to*_left_out.json --chances 0.01 0.005 --out exp/replay.json
+python -m benchmarks.replay_search results/*/compare_clip12to*_left_out.json results/earlier/*/compare_clip12to*_left_out.json --chances 0.01 0.005 --out exp/replay.json
