@@ -65,9 +65,8 @@ def _temporary(path: Path, suffix: str = "") -> Path:
     begin, end, own = f".{path.name}.", f"@{machine()}{suffix}", str(os.getpid())
     for left in path.parent.glob(f"{glob.escape(begin)}[0-9]*{glob.escape(end)}"):
         process = left.name.removeprefix(begin).removesuffix(end)
-        if process == own or not _is_running(
-            process
-        ):  # in a container that starts again processes have the same numbers
+        # in a container that starts again, a process can have the number of one that was killed
+        if process == own or not _is_running(process):
             shutil.rmtree(left) if left.is_dir() else left.unlink(missing_ok=True)
     return path.with_name(f"{begin}{own}{end}")
 

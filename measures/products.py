@@ -50,11 +50,8 @@ class KeptSamples:
 
     def own(self, layer: int) -> Tensor:
         """X'X of a layer: (d, d)."""
-        start = sum(self.widths[:layer])
-        columns = slice(start, start + self.widths[layer])
-        mean = self._total[columns] / self.rows
         # block by block: large copies with a small product behind each break up the heap (3 GB for 1,001 layers)
-        return sum(centred.T @ centred for centred in (block[:, columns].double() - mean for block in self.blocks))
+        return sum(centred.T @ centred for centred in self._centred(range(layer, layer + 1)))
 
     def products(self, rows: range, groups: Sequence[range], maps: Maps) -> Iterator[list[Tensor]]:
         """For each group in turn maps_i' X_i' X_j maps_j of its `pairs_of(rows, group)`: a list of (k_i, k_j)."""
@@ -67,21 +64,27 @@ class KeptSamples:
     def _mapped(self, layers: range, maps: Maps) -> tuple[Tensor, list[int]]:
         """X_i maps_i of consecutive layers side by side, (n, k_i + ...), and the k_i."""
         widths = self.widths[layers.start : layers.stop]
-        start = sum(self.widths[: layers.start])
-        columns = slice(start, start + sum(widths))
-        mean, mapped_widths = self.mean[columns], widths if maps is None else [maps[i].shape[1] for i in layers]
+        mapped_widths = widths if maps is None else [maps[i].shape[1] for i in layers]
         large = maps is not None and self.rows * sum(self.widths) ** 2 >= SINGLE_FROM
         single = large and all(block.dtype == torch.float32 for block in self.blocks)
-        mapped = mean.new_empty(self.rows, sum(mapped_widths), dtype=torch.float32 if single else torch.float64)
+        dtype = torch.float32 if single else torch.float64
+        mapped = self._total.new_empty(self.rows, sum(mapped_widths), dtype=dtype)
         # block by block, since that of a tile stays in the cache until it is multiplied
-        for place, block in zip(mapped.split([len(block) for block in self.blocks]), self.blocks, strict=True):
-            centred = block[:, columns].double() - mean
+        places = mapped.split([len(block) for block in self.blocks])
+        for place, centred in zip(places, self._centred(layers), strict=True):
             if maps is None:
                 place.copy_(centred)
             else:
                 parts = zip(layers, centred.split(widths, 1), strict=True)
                 place.copy_(torch.cat([part @ maps[layer] for layer, part in parts], 1))
         return mapped, mapped_widths
+
+    def _centred(self, layers: range) -> Iterator[Tensor]:
+        """The centred samples of consecutive layers in float64, block by block."""
+        start, stop = (sum(self.widths[:layer]) for layer in (layers.start, layers.stop))
+        mean = self._total[start:stop] / self.rows
+        for block in self.blocks:
+            yield block[:, start:stop].double() - mean
 
     def norm_products(self) -> Tensor:
         """The sum over samples of |x_i|^2 |x_j|^2: (L+1, L+1)."""
