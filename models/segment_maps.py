@@ -25,9 +25,7 @@ CAPTIONS = 1000  # a few hundred give the same order of proposals; the winner is
 JUDGES = 64  # a map is judged whenever it is first used, so by fewer samples than the repair of one proposal
 MAP_BYTES = 3 << 30  # of sums at a time; a model whose segments have more of them gets the maps that are asked for
 ALL_SEGMENTS = 50 * 51 // 2  # so does a deeper one: proposals of 192 layers use some hundred of their 18,528 segments
-PATH_BYTES = (
-    1 << 28
-)  # of the states that held-out samples leave behind, at hand for the next proposal; each way to run it
+PATH_BYTES = 1 << 28  # of held-out states that stay at hand for the next proposal, with maps and without
 
 Places = Sequence[Place | None]  # of each layer but the last, from 0: the embeddings
 
@@ -85,6 +83,7 @@ class SegmentMaps:
         self._changes: dict[tuple[int, int], Tensor] = {}
         self._shares: dict[tuple[int, int], float] = {}
         self._steps: dict[tuple[int, int], float] = {}
+        self._helped: dict[tuple[int, ...], bool] = {}
         every = {p: range(p + 1, encoder.num_layers + 1) for p in layers}
         size = sum(self._sums_bytes(p, len(later)) for p, later in every.items())
         if size <= MAP_BYTES and sum(map(len, every.values())) <= ALL_SEGMENTS:
@@ -163,7 +162,10 @@ class SegmentMaps:
         Each map was judged with the full model behind it; behind it in a proposal come others, fitted to states that
         will not come.
         """
-        return self._held_loss(self, tuple(kept)) < self._held_loss(self._left_out, tuple(kept))
+        kept = tuple(kept)
+        if kept not in self._helped:  # a race, and a second search with the same maps, ask again
+            self._helped[kept] = self._held_loss(self, kept) < self._held_loss(self._left_out, kept)
+        return self._helped[kept]
 
     @torch.no_grad()
     def _held_loss(self, runner: "Runner", kept: tuple[int, ...]) -> float:

@@ -116,6 +116,7 @@ def test_maps_help_where_the_folded_model_loses_less(
     clip: Encoder, maps: SegmentMaps, most_bytes: int, monkeypatch
 ) -> None:
     monkeypatch.setattr(segment_maps, "PATH_BYTES", most_bytes)
+    monkeypatch.setattr(maps, "_helped", {})
     for dropped in (subset for size in range(4) for subset in combinations(range(1, 5), size)):
         mended = folded(clip, maps, dropped, maps.judge.batches[0])
         losses = [maps.judge.loss(maps.judge.embeddings(encoder)) for encoder in (mended, clip.drop(dropped))]
