@@ -15,8 +15,9 @@ from scipy.stats import rankdata
 from search_strategy.defaults import CENTRES, CHANCE, EVALUATIONS
 from search_strategy.proposals import Proposal, kept_layers
 
-LENGTH = 0.7  # in swaps: how far what is learned of one proposal reaches beyond what is learned of its layers
-NOISE = 0.05  # variance of what a proposal's standing owes to none of its layers; the standings have 1
+CUTS = 0.3  # variance of a pair of layers that follow each other once the rest is dropped; that of a layer is 1
+LENGTH = 0.7  # in swaps: how far what is learned of one proposal reaches beyond what is learned of its layers and pairs
+NOISE = 0.05  # variance of what a proposal's standing owes to none of these; the standings have 1
 CONSIDERED = 100  # swaps around one proposal whose chance is worked out, the best by expectation; all of 12 layers
 
 Objective = Callable[[list[Proposal]], list[float]]
@@ -32,19 +33,16 @@ def climb(
 ) -> tuple[Proposal, int]:
     """The best proposal found, never worse than the best of `starts`, and the rounds begun.
 
-    A round evaluates the swaps of the best proposals so far that are most likely to be better than all of them, as
-    `Standings` of what is known foretell. The climb ends when none has a `chance` to be, or after `max_rounds`. With a
-    `chance` of 0 it ends in a proposal that no swap makes better. `objective` gives the value (smaller is better) of
-    each proposal.
+    A round evaluates what is most likely to be better than all that is known, as `Standings` of it foretell: among the
+    swaps of the best proposals so far, and of the best of these swaps, so that two at once lead out of a dead end. The
+    climb ends when none has a `chance` to be, or after `max_rounds`. With a `chance` of 0 it ends in a proposal that no
+    swap makes better. `objective` gives the value (smaller is better) of each proposal.
     """
     known = dict(zip(starts, objective(list(starts)), strict=True))
     for rounds in range(max_rounds):
-        standings, promising = Standings(known, num_layers), {}
-        for centre in _ranked(known)[:CENTRES]:
-            around = Swaps(centre, num_layers)
-            order = np.argsort(standings.expect(around), axis=None, kind="stable")
-            unknown = (swap for swap in (around[number] for number in order) if swap not in known)
-            promising |= dict.fromkeys(islice(unknown, CONSIDERED))
+        standings = Standings(known, num_layers)
+        promising = _swaps_around(_ranked(known)[:CENTRES], known, standings)
+        promising |= _swaps_around(_ranked(promising)[:CENTRES], known, standings)
         # rounded, so that equal ones are told apart by their layers and not by the processor
         chances = dict(zip(promising, standings.chances(list(promising)).round(9), strict=True))
         likeliest = sorted(chances, key=lambda swap: (-chances[swap], swap))[:EVALUATIONS]
@@ -81,8 +79,9 @@ class Standings:
     """What is known of proposals of k layers, as a Gaussian process over all of them.
 
     A proposal stands at the normal score of its rank: so hopeless proposals do not bend the model, and any scale of the
-    objective will do. Two proposals of k layers that share s of them, k - s swaps apart, have the covariance
-    s + exp(-(k - s) / `LENGTH`): a weight for each dropped layer, and a part that is lost within a few swaps.
+    objective will do. Two proposals that share s dropped layers, so that they are k - s swaps apart, and c pairs of
+    layers that follow each other once the rest is dropped (the embeddings and the end among them), have the covariance
+    s + `CUTS` c + exp(-(k - s) / `LENGTH`): a weight for each dropped layer and for each pair, and a part of their own.
 
     Args:
         known: proposals of one size with their objectives, smaller is better.
@@ -91,40 +90,84 @@ class Standings:
     def __init__(self, known: dict[Proposal, float], num_layers: int):
         scores = ndtri((rankdata(list(known.values())) - 0.5) / len(known))
         self.num_layers, self.size, self.best = num_layers, len(next(iter(known))), scores.min()
-        self._dropped = self._mark(known)
-        covariances = self._covariance(self._dropped @ self._dropped.T)
-        self._factor = cho_factor(covariances + NOISE * np.eye(len(known)))
+        self._before = self._mark(known)
+        self._dropped = (self._before < 0).astype(float)
+        self._factor = cho_factor(self._covariances(self._before) + NOISE * np.eye(len(known)))
         self._weights = cho_solve(self._factor, scores)
+        # (before, layer): what every pair of layers that follow each other is expected to add
+        self._pairs = np.zeros((num_layers + 1, num_layers + 2))
+        rows, layers = np.nonzero(self._before >= 0)
+        np.add.at(self._pairs, (self._before[rows, layers], layers + 1), CUTS * self._weights[rows])
 
     def expect(self, swaps: Swaps) -> np.ndarray:
         """(spared, added): where each of the swaps is expected to stand.
 
-        A swap shares with a known proposal what its centre does, less one if it spares a layer of it, and one more if
-        it adds one. So the sum over known proposals, for all swaps at once, is two products of matrices.
+        A swap shares with a known proposal the dropped layers that its centre does, less one if it spares a layer of
+        it, and one more if it adds one. So the sum over known proposals, for all swaps at once, is two products of
+        matrices; the pairs of layers are summed apart.
         """
-        shared = self._dropped @ self._mark([swaps.proposal])[0]
-        here, less, more = (self._covariance(shared + step) for step in (0, -1, 1))
+        centre = self._mark([swaps.proposal])[0]
+        shared = self._dropped @ (centre < 0)
+        here, less, more = (self._layers(shared + step) for step in (0, -1, 1))
         spares, adds = self._dropped[:, swaps.spared - 1], self._dropped[:, swaps.added - 1]
         loses = (spares * (self._weights * (less - here))[:, None]).T @ (1 - adds)
         gains = ((1 - spares) * (self._weights * (more - here))[:, None]).T @ adds
-        return self._weights @ here + loses + gains
+        return self._weights @ here + loses + gains + self._expect_pairs(swaps)
 
     def chances(self, proposals: Sequence[Proposal]) -> np.ndarray:
         """(K,): the probability of each to stand before all known ones."""
-        covariances = self._covariance(self._mark(proposals) @ self._dropped.T)
+        covariances = self._covariances(self._mark(proposals))
         known = np.einsum("kn,nk->k", covariances, cho_solve(self._factor, covariances.T))
-        deviations = np.sqrt(np.maximum(self._covariance(self.size) - known, 1e-12))
+        variance = self._layers(self.size) + CUTS * (self.num_layers + 1 - self.size)
+        deviations = np.sqrt(np.maximum(variance - known, 1e-12))
         return ndtr((self.best - covariances @ self._weights) / deviations)
 
-    def _covariance(self, shared: np.ndarray) -> np.ndarray:
+    def _expect_pairs(self, swaps: Swaps) -> np.ndarray:
+        """(spared, added): the part of `expect` that is due to the pairs of layers that follow each other.
+
+        A spared layer parts the pair around it, and an added one joins the two pairs that it is in, one of which may be
+        new.
+        """
+        spared, added, pairs = swaps.spared[:, None], swaps.added, self._pairs
+        kept = np.array([0, *added[::-1], self.num_layers + 1])
+        place = np.searchsorted(kept, spared)
+        left, right = kept[place - 1], kept[place]
+        before = np.where(added == right, spared, kept[-3::-1])
+        after = np.where(added == left, spared, kept[:1:-1])
+        parted = pairs[left, spared] + pairs[spared, right] - pairs[left, right]
+        joined = pairs[before, after] - pairs[before, added] - pairs[added, after]
+        return pairs[kept[:-1], kept[1:]].sum() + parted + joined
+
+    def _covariances(self, before: np.ndarray) -> np.ndarray:
+        """(K, N) to the known proposals."""
+        shared = (before < 0).astype(float) @ self._dropped.T
+        alike = np.stack([(before == known).sum(axis=1) for known in self._before], axis=1)
+        return self._layers(shared) + CUTS * (alike - shared)
+
+    def _layers(self, shared: np.ndarray) -> np.ndarray:
         return shared + np.exp((shared - self.size) / LENGTH)
 
     def _mark(self, proposals: Collection[Proposal]) -> np.ndarray:
-        """(K, L): 1 for each layer that is dropped."""
-        marks = np.zeros((len(proposals), self.num_layers))
-        for row, proposal in zip(marks, proposals, strict=True):
-            row[np.array(proposal) - 1] = 1
-        return marks
+        """(K, L + 1): for each layer, and the end, the last one kept before it (0: the embeddings); -1 if dropped."""
+        dropped = np.array(list(proposals), dtype=int).reshape(len(proposals), self.size)
+        before = np.tile(np.arange(self.num_layers + 1), (len(proposals), 1))
+        np.put_along_axis(before, dropped, 0, axis=1)
+        before = np.maximum.accumulate(before, axis=1)
+        np.put_along_axis(before, dropped - 1, -1, axis=1)
+        return before
+
+
+def _swaps_around(
+    centres: Collection[Proposal], known: Collection[Proposal], standings: Standings
+) -> dict[Proposal, float]:
+    """The unknown swaps of every centre that are expected to stand best, with where they are."""
+    found = {}
+    for centre in centres:
+        swaps = Swaps(centre, standings.num_layers)
+        expected = standings.expect(swaps).ravel().round(9)
+        unknown = ((swaps[n], expected[n]) for n in np.argsort(expected, kind="stable") if swaps[n] not in known)
+        found |= islice(unknown, CONSIDERED)
+    return found
 
 
 def _ranked(values: dict[Proposal, float]) -> list[Proposal]:

@@ -1,13 +1,13 @@
 """The refinement on known objectives."""
 
-from itertools import combinations
+from itertools import combinations, pairwise
 
 import numpy as np
 import pytest
 from scipy.stats import norm, rankdata, spearmanr
 
 from search_strategy import climb as climb_module
-from search_strategy.climb import LENGTH, NOISE, Standings, Swaps, climb
+from search_strategy.climb import CUTS, LENGTH, NOISE, Standings, Swaps, climb
 from search_strategy.defaults import EVALUATIONS
 
 STARTS = [(1, 2, 3, 4), (2, 4, 6, 8)]
@@ -33,6 +33,18 @@ def additive_table(num_layers, size, seed):
     weights = np.random.default_rng(seed).permutation(num_layers + 1).tolist()
     proposals = combinations(range(1, num_layers + 1), size)
     return {proposal: sum(weights[layer] for layer in proposal) for proposal in proposals}
+
+
+def followers(proposal, num_layers):
+    """The pairs of layers that follow each other, the embeddings (0) and the end among them."""
+    return set(pairwise([0, *(layer for layer in range(1, num_layers + 2) if layer not in proposal)]))
+
+
+def pairs_table(num_layers, size, seed):
+    """What it costs to go from a layer to the next one that is kept."""
+    costs = np.random.default_rng(seed).normal(size=(num_layers + 1, num_layers + 2))
+    proposals = combinations(range(1, num_layers + 1), size)
+    return {proposal: sum(costs[pair] for pair in followers(proposal, num_layers)) for proposal in proposals}
 
 
 def interacting_table(num_layers, size, seed):
@@ -76,6 +88,24 @@ def test_it_finds_the_best_of_an_additive_objective_with_few_evaluations(seed):
     assert sum(map(len, asked)) < 0.12 * len(table)
 
 
+def test_what_pairs_of_kept_layers_cost_is_learned(monkeypatch):
+    found = {0.0: 0, CUTS: 0}
+    for weight in found:
+        monkeypatch.setattr(climb_module, "CUTS", weight)
+        for seed in range(24):
+            table = pairs_table(10, 5, seed)
+            starts = [list(table)[i] for i in np.random.default_rng(seed).choice(len(table), 10, replace=False)]
+            best, _ = climb(remember(table)[0], starts, 10, max_rounds=100, chance=0.1)
+            found[weight] += table[best] == min(table.values())
+    assert found[CUTS] >= 20 and found[CUTS] > found[0.0]
+
+
+def test_two_swaps_at_once_are_looked_at():
+    objective, asked = remember(random_table(10, 4, 0))
+    climb(objective, [(1, 2, 3, 4)], 10, max_rounds=1)
+    assert {len({1, 2, 3, 4} - set(proposal)) for proposal in asked[1]} == {2}
+
+
 def test_others_lead_on_where_the_best_is_a_dead_end(monkeypatch):
     found = {1: 0, 5: 0}
     for centres in found:
@@ -111,8 +141,9 @@ def plain_standings(known, others, num_layers):
     """Mean and deviation of the process at others, by the textbook."""
 
     def covariance(some, more):
-        shared = np.array([[len(set(a) & set(b)) for b in more] for a in some], dtype=float)
-        return shared + np.exp(-(len(some[0]) - shared) / LENGTH)
+        shared = np.array([[len(set(a) & set(b)) for b in more] for a in some])
+        cuts = np.array([[len(followers(a, num_layers) & followers(b, num_layers)) for b in more] for a in some])
+        return shared + CUTS * cuts + np.exp((shared - len(some[0])) / LENGTH)
 
     proposals = list(known)
     scores = norm.ppf((rankdata(list(known.values())) - 0.5) / len(known))
