@@ -11,6 +11,7 @@ from search_strategy.climb import CUTS, LENGTH, NOISE, Standings, Swaps, climb
 from search_strategy.defaults import EVALUATIONS
 
 STARTS = [(1, 2, 3, 4), (2, 4, 6, 8)]
+STARTS_OF_12 = [(1, 2, 3, 4, 5, 6), (2, 4, 6, 8, 10, 12)]
 
 
 def remember(values):
@@ -100,10 +101,16 @@ def test_what_pairs_of_kept_layers_cost_is_learned(monkeypatch):
     assert found[CUTS] >= 20 and found[CUTS] > found[0.0]
 
 
-def test_two_swaps_at_once_are_looked_at():
-    objective, asked = remember(random_table(10, 4, 0))
-    climb(objective, [(1, 2, 3, 4)], 10, max_rounds=1)
-    assert {len({1, 2, 3, 4} - set(proposal)) for proposal in asked[1]} == {2}
+def test_it_looks_two_swaps_far():
+    far = 0
+    for seed in range(10):
+        objective, asked = remember(interacting_table(12, 6, seed))
+        climb(objective, STARTS_OF_12, 12, max_rounds=100)
+        known = set(STARTS_OF_12)
+        for call in asked[1:]:
+            far += sum(min(len({*proposal} - {*other}) for other in known) == 2 for proposal in call)
+            known |= set(call)
+    assert far > 0
 
 
 def test_others_lead_on_where_the_best_is_a_dead_end(monkeypatch):
@@ -123,7 +130,7 @@ def test_a_smaller_chance_evaluates_more():
     asked = []
     for chance in (0.1, 0.01, 0):
         objective, calls = remember(table)
-        climb(objective, [(1, 2, 3, 4, 5, 6), (2, 4, 6, 8, 10, 12)], 12, max_rounds=1000, chance=chance)
+        climb(objective, STARTS_OF_12, 12, max_rounds=1000, chance=chance)
         asked.append(sum(map(len, calls)))
     assert asked == sorted(asked) and asked[0] < asked[-1]
 
