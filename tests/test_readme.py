@@ -1,5 +1,6 @@
 """The README's own commands, one after the other, as a user would type them: on a tiny model and tiny data."""
 
+import json
 import re
 import shlex
 import subprocess
@@ -14,6 +15,16 @@ PIPELINE = re.search(r"<!-- pipeline -->\s*```bash\n(.*?)```", README, re.S)[1].
 SHORTENED = {"--num_layers": "4", "--num_clip_layers": "2", "--iter_num": "8", "--batch_size": "4", "--max_epoch": "1"}
 
 
+# All commands in one interpreter: each start of its own, with torch and transformers, takes seconds.
+SESSION = """
+import json, os, runpy, sys
+for folder, words in json.loads(sys.argv[1]):
+    os.chdir(folder)
+    sys.argv, sys.path[0] = words, folder
+    runpy.run_path(words[0], run_name="__main__")
+"""
+
+
 def shortened(words: list[str], places: list[str]) -> list[str]:
     """The command with small numbers, and with the tiny model and data; the search is told the small draws."""
     words = [SHORTENED.get(previous, word) for previous, word in zip(["", *words], words, strict=False)]
@@ -21,7 +32,7 @@ def shortened(words: list[str], places: list[str]) -> list[str]:
         words += ["--bs", "4", "--iter", "8", "--loss_batch_size", "20"]
     if words[1].startswith("clip_finetune"):
         words += ["--max_epoch", "1", "--batch_size", "20"]
-    return [sys.executable, *words[1:], *places]
+    return [*words[1:], *places]
 
 
 def test_the_pipeline_of_the_readme_is_the_one_of_the_design():
@@ -42,14 +53,16 @@ def test_the_pipeline_of_the_readme_is_the_one_of_the_design():
 
 def test_the_pipeline_of_the_readme_runs_in_its_order(tiny_clip, tiny_pairs, tmp_path):
     places = ["--model", str(tiny_clip), "--dataset", str(tiny_pairs), "--exp_dir", str(tmp_path)]
-    folder = ROOT
+    folder, commands = ROOT, []
     for line in PIPELINE:
         words = shlex.split(line)
         if words[0] == "cd":
             folder = (folder / words[1]).resolve()
-            continue
-        done = subprocess.run(shortened(words, places), cwd=folder, capture_output=True, text=True)
-        assert done.returncode == 0, f"{line}\n{done.stderr}"
+        else:
+            commands.append((str(folder), shortened(words, places)))
+    run = [sys.executable, "-c", SESSION, json.dumps(commands)]
+    done = subprocess.run(run, cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
     assert {path.suffix for path in tmp_path.glob("*/dc_mat_*")} == {".npy", ".png", ".json"}
     assert {path.suffix for path in tmp_path.glob("*/cca_mat_*")} == {".npy", ".png", ".json"}
     found = {path.stem.endswith("_coarse") for path in tmp_path.glob("*/clip4to2_beam_dc*.json")}
