@@ -8,28 +8,19 @@ proposals, which is harder than from those of a matrix, so that more of them end
 """
 
 import argparse
-import json
 from pathlib import Path
 
 import numpy as np
 
 from common import bounded, format_table, script, whole_number, write_json
 from common.cli import new_parser
-from common.files import reading
 from search_strategy.climb import climb
 from search_strategy.defaults import CHANCE, REFINE_ROUNDS
-from search_strategy.proposals import parse_clip_layers, random_proposals
+from search_strategy.proposals import random_proposals
+from search_strategy.results import read_losses
 from search_strategy.rivals import AllSubsets, Counted
 
 HEADERS = ("record", "chance", "best found, %", "largest rank", "layer calls", "most")
-
-
-def read_losses(path: Path) -> tuple[AllSubsets, int]:
-    """The loss of every subset, and the number of layers."""
-    with reading(path, "is not a file of compare_strategies.py with all subsets"):
-        content = json.loads(path.read_text())
-        losses = {parse_clip_layers(text): float(loss) for text, loss in content["all_subsets"].items()}
-        return AllSubsets(losses), int(content["record"]["flags"]["num_layers"])
 
 
 def replay(truth: AllSubsets, num_layers: int, chance: float, num_starts: int, draws: int) -> dict[str, float]:
@@ -63,7 +54,8 @@ def main(argv: list[str] | None = None) -> None:
     args = build_parser().parse_args(argv)
     rows = []
     for path in args.records:
-        truth, num_layers = read_losses(path)
+        truth = AllSubsets(read_losses(path))
+        num_layers = max(map(max, truth.objective))
         for chance in args.chances:
             rows.append({"record": str(path), **replay(truth, num_layers, chance, args.starts, args.draws)})
     if args.out:

@@ -16,12 +16,18 @@ from measures import KINDS
 from models import Encoder, check_num_layers, load_encoder
 from models.segment_maps import CAPTIONS as MAP_CAPTIONS, SegmentMaps
 from search_strategy import rivals
+from search_strategy.climb import Objective
 from search_strategy.comparison_tables import panel_table, scores_table, searches_table, sizes_table
 from search_strategy.fine import FineSearch
 from search_strategy.proposals import Proposal, check_num_clip_layers, segments
-from search_strategy.results import describe_figures
+from search_strategy.results import describe_figures, read_losses
 
 logger = logging.getLogger("comflp")
+
+OF_LOSSES = (  # flags that losses depend on
+    *("num_layers", "num_clip_layers", "model", "tower", "repair", "loss_batch_size"),
+    *("dataset", "caption_column", "target_column", "max_pairs"),
+)
 
 
 def run(args: argparse.Namespace) -> None:
@@ -111,7 +117,14 @@ def compare(
 ) -> None:
     """The panel on validation, with the figures on test, in a file, a picture and tables."""
     truth = find_truth(args, fine, record)
-    outcomes = run_panel(args, fine, draws[0])
+
+    def objective(proposals: list[Proposal]) -> list[float]:
+        known = truth.objective if truth else {}
+        rest = [proposal for proposal in proposals if proposal not in known]  # greedy search asks for other sizes
+        known = known | dict(zip(rest, fine.objectives(rest), strict=True))
+        return [known[proposal] for proposal in proposals]
+
+    outcomes = run_panel(args, objective, draws[0])
     rows = [describe_outcome(outcome, truth, fine, test) for outcome in outcomes]
     if fine.maps:
         plain = fine.without_maps(), test.without_maps()
@@ -143,7 +156,9 @@ def compare(
 
 
 def find_truth(args: argparse.Namespace, fine: FineSearch, record: Record) -> rivals.AllSubsets | None:
-    """Every subset, evaluated, where there are few enough."""
+    """Every subset, evaluated or read, where there are few enough."""
+    if args.losses:
+        return rivals.AllSubsets(read_losses(args.losses, **{name: getattr(args, name) for name in OF_LOSSES}))
     if comb(args.num_layers, args.num_clip_layers) > args.max_subsets:
         return None
     subsets, before = rivals.all_subsets(args.num_layers, args.num_clip_layers), fine.layer_calls
@@ -155,14 +170,14 @@ def find_truth(args: argparse.Namespace, fine: FineSearch, record: Record) -> ri
     return truth
 
 
-def run_panel(args: argparse.Namespace, fine: FineSearch, matrices: dict[str, np.ndarray]) -> list[rivals.Outcome]:
+def run_panel(args: argparse.Namespace, objective: Objective, matrices: dict[str, np.ndarray]) -> list[rivals.Outcome]:
     outcomes = []
     for name, choose in rivals.strategies(matrices, args.num_clip_layers, args.refine).items():
-        outcomes.append(rivals.run_strategy(name, choose, fine.objectives, args.num_layers))
-        value = fine.objectives([outcomes[-1].proposal])[0]
+        outcomes.append(rivals.run_strategy(name, choose, objective, args.num_layers))
+        value = objective([outcomes[-1].proposal])[0]
         logger.info("%s: %.4f after %d layer calls", name, value, outcomes[-1].costs["layer_calls"])
     sizes = (args.num_layers, args.num_clip_layers, args.refine, args.num_random)
-    return outcomes + rivals.random_rivals(fine.objectives, *sizes, np.random.default_rng(args.seed))
+    return outcomes + rivals.random_rivals(objective, *sizes, np.random.default_rng(args.seed))
 
 
 def describe_outcome(
@@ -171,9 +186,9 @@ def describe_outcome(
     """One row of the comparison as it is written; of a draw also `runs`: mean and standard deviation over its runs."""
     figures = describe_both(fine, test, outcome.proposal)
     row = {"strategy": outcome.strategy, "segments": segments(outcome.proposal), **figures, **outcome.costs}
-    row |= describe_place(row["task_loss"], truth)
+    row |= describe_place(truth.objective[outcome.proposal] if truth else None, truth)
     if outcome.runs:
-        losses = fine.objectives([run.proposal for run in outcome.runs])
+        losses = (truth or fine).objectives([run.proposal for run in outcome.runs])
         of_runs = {"task_loss": losses, "layer_calls": [run.costs["layer_calls"] for run in outcome.runs]}
         of_runs |= {"rank": [truth.rank(loss) for loss in losses]} if truth else {}
         row["runs"] = {name: (float(np.mean(values)), float(np.std(values))) for name, values in of_runs.items()}
@@ -188,7 +203,7 @@ def describe_scratch(model: Path, truth: rivals.AllSubsets | None, fine: FineSea
     return {"strategy": name, "segments": None, **figures, **costs, **describe_place(figures["task_loss"], truth)}
 
 
-def describe_place(loss: float, truth: rivals.AllSubsets | None) -> dict:
+def describe_place(loss: float | None, truth: rivals.AllSubsets | None) -> dict:
     return {"rank": truth.rank(loss) if truth else None, "regret": float(truth.regret(loss)) if truth else None}
 
 

@@ -32,6 +32,7 @@ def build_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--all_k", **switch(False, "the best proposal for every number of layers too"))
     parser.add_argument("--max_subsets", **whole_number(5000, "evaluate all subsets up to so many"))
+    parser.add_argument("--losses", type=Path, help="a file of this script: its losses of all subsets are taken again")
     parser.add_argument("--num_random", **whole_number(20, "random proposals drawn"))
     add_common_flags(parser, streaming=True, tower=True, target_column=True)
     return parser

@@ -1,5 +1,6 @@
 """The result of a search as a file: its name, its rows, writing it, the newest one, and the winner in it."""
 
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import zip_longest
@@ -14,7 +15,7 @@ from common.forms import read_form
 from search_strategy.coarse import BEAM_SIZE, coarse_score
 from search_strategy.defaults import NUM_PROPOSALS, OBJECTIVE, REFINE_ROUNDS, SCORE
 from search_strategy.fine import Evaluation
-from search_strategy.proposals import Proposal, check_dropped_layers, kept_layers, segments
+from search_strategy.proposals import Proposal, check_dropped_layers, kept_layers, parse_clip_layers, segments
 from search_strategy.verify import ScoredProposals, Verification
 from tasks.base import LOSS_BATCH_SIZE, Scores
 
@@ -205,3 +206,14 @@ def read_result(path: Path, model: str, num_layers: int, num_clip_layers: int) -
         if flags.model and Path(flags.model).name != Path(model).name:
             raise ValueError(f"found the model {flags.model}, not {model}")
     return Result(path, dropped, content.winner.objective is not None, flags.dataset, record.date or "")
+
+
+def read_losses(path: Path, **flags: object) -> dict[Proposal, float]:
+    """The losses of all subsets, from a file of `compare_strategies.py`; ValueError where other `flags` made them."""
+    with reading(path, "expected a file of compare_strategies.py with the losses of all_subsets"):
+        content = json.loads(path.read_text())
+        made_by = content["record"]["flags"]
+        for name, asked in flags.items():
+            if made_by.get(name) != asked:
+                raise ValueError(f"was made with {name} {made_by.get(name)}, not {asked}")
+        return {parse_clip_layers(text): float(loss) for text, loss in content["all_subsets"].items()}

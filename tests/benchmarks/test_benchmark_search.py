@@ -61,4 +61,4 @@ def test_recorded_losses_are_climbed_again(tmp_path, capsys):
     (tmp_path / "compare.json").write_text("{}")
     with pytest.raises(SystemExit):
         replay_search.main(words)
-    assert "compare.json: is not a file of compare_strategies.py" in capsys.readouterr().err
+    assert "compare.json: expected a file of compare_strategies.py" in capsys.readouterr().err

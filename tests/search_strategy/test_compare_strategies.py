@@ -156,6 +156,22 @@ def test_models_from_scratch_stand_beside_them(flags, folder, matrices, losses, 
     assert "from scratch, 2 layers (small)" in capsys.readouterr().out
 
 
+def test_losses_of_all_subsets_are_taken_from_an_earlier_file(flags, folder, comparison, tmp_path, capsys):
+    earlier = json.loads(json.dumps(comparison[0]))
+    earlier["all_subsets"]["1,4"] = -1.0
+    (tmp_path / "earlier.json").write_text(json.dumps(earlier))
+    again = [*flags, "--losses", str(tmp_path / "earlier.json"), "--repair"]
+    script.main([*again, "false"])
+    content = json.loads((folder / "compare_clip4to2_left_out.json").read_text())
+    assert content["all_subsets"] == earlier["all_subsets"]
+    assert content["strategies"][0]["rank"] >= 1 and content["strategies"][0].keys() == earlier["strategies"][0].keys()
+    row = next(row for row in content["strategies"] if row["strategy"] == "ours (dc)")
+    assert row["segments"] == [[1, 1], [4, 4]] and row["rank"] == 1
+    with pytest.raises(SystemExit):
+        script.main([*again, "true"])
+    assert "earlier.json: " in (error := capsys.readouterr().err) and "was made with repair False, not True" in error
+
+
 def test_every_number_of_layers_has_its_best_proposal(comparison, losses):
     sizes = comparison[1]["sizes"]
     assert [row["layers_kept"] for row in sizes] == [4, 3, 2, 1]
