@@ -54,7 +54,7 @@ def main(argv: list[str] | None = None) -> None:
     args = build_parser().parse_args(argv)
     rows = []
     for path in args.records:
-        truth = AllSubsets(read_losses(path))
+        truth = AllSubsets(read_losses(path)[0])
         num_layers = max(map(max, truth.objective))
         for chance in args.chances:
             rows.append({"record": str(path), **replay(truth, num_layers, chance, args.starts, args.draws)})

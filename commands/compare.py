@@ -24,11 +24,6 @@ from search_strategy.results import describe_figures, read_losses
 
 logger = logging.getLogger("comflp")
 
-OF_LOSSES = (  # flags that losses depend on
-    *("num_layers", "num_clip_layers", "model", "tower", "repair", "loss_batch_size"),
-    *("dataset", "caption_column", "target_column", "max_pairs"),
-)
-
 
 def run(args: argparse.Namespace) -> None:
     """From the flags to the files under exp/<model>/ and printed tables."""
@@ -41,6 +36,7 @@ def run(args: argparse.Namespace) -> None:
     pairs = {split: load_pairs(args.dataset, split, **data_flags(args)) for split in ("validation", "test")}
     record.note_data(**pairs)
     record.note(model=encoder.identity())
+    losses = find_losses(args, encoder, pairs["validation"], record) if args.losses else None
     maps = None
     if args.repair:
         maps = SegmentMaps(encoder, draw_repair_captions(args, encoder)[:MAP_CAPTIONS], batch_size=args.text_batch_size)
@@ -52,13 +48,28 @@ def run(args: argparse.Namespace) -> None:
     path = folder / f"compare_clip{args.num_layers}to{args.num_layers - args.num_clip_layers}{part}.json"
     set_up_logging(path.with_suffix(".log"))  # all input is there: from here on, files are written
     draws = find_matrices(args, encoder, folder, record)
-    compare(args, fine, test, scratch, draws, record, path)
+    compare(args, fine, test, scratch, draws, losses, record, path)
     if args.all_k:
         path = folder / f"compare_clip{args.num_layers}_all_k{part}.json"
         sizes = compare_sizes(args, fine, test, draws[0]["dc"])
         write_json(path, {"sizes": sizes, "record": record.content()})
         plots.quality_curve(sizes, path.with_suffix(".png"))
         print(f"\n{sizes_table(sizes)}")
+
+
+def find_losses(
+    args: argparse.Namespace, encoder: Encoder, validation: ImageCaptionPairs, record: Record
+) -> dict[Proposal, float]:
+    """The losses of all subsets from the file of an earlier comparison of the same weights, pairs and ways."""
+    flags = ("num_layers", "num_clip_layers", "loss_batch_size", "image_column", "target_column", "repair")
+    flags += ("seed",) if args.repair else ()  # which draws the captions of the maps
+    data = {name: validation.identity().get(name) for name in ("captions", "images", "targets", "captions_sha256")}
+    made_of = {"model": {"weights_sha256": encoder.identity()["weights_sha256"]}, "validation": data}
+    made_of["flags"] = {name: getattr(args, name) for name in flags}
+    losses, earlier = read_losses(args.losses, made_of)
+    facts = ("date", "commit", "losses_of", "layer_calls_all_subsets", "pairs")
+    record.note(losses_of={name: earlier.get(name) for name in facts if name in earlier})
+    return losses
 
 
 Searches = tuple[FineSearch, FineSearch]
@@ -112,11 +123,12 @@ def compare(
     test: FineSearch,
     scratch: dict[Path, Searches],
     draws: list[dict[str, np.ndarray]],
+    losses: dict[Proposal, float] | None,
     record: Record,
     path: Path,
 ) -> None:
     """The panel on validation, with the figures on test, in a file, a picture and tables."""
-    truth = find_truth(args, fine, record)
+    truth = rivals.AllSubsets(losses) if losses else find_truth(args, fine, record)
 
     def objective(proposals: list[Proposal]) -> list[float]:
         known = truth.objective if truth else {}
@@ -156,9 +168,7 @@ def compare(
 
 
 def find_truth(args: argparse.Namespace, fine: FineSearch, record: Record) -> rivals.AllSubsets | None:
-    """Every subset, evaluated or read, where there are few enough."""
-    if args.losses:
-        return rivals.AllSubsets(read_losses(args.losses, **{name: getattr(args, name) for name in OF_LOSSES}))
+    """Every subset, evaluated, where there are at most `--max_subsets`."""
     if comb(args.num_layers, args.num_clip_layers) > args.max_subsets:
         return None
     subsets, before = rivals.all_subsets(args.num_layers, args.num_clip_layers), fine.layer_calls
@@ -186,6 +196,7 @@ def describe_outcome(
     """One row of the comparison as it is written; of a draw also `runs`: mean and standard deviation over its runs."""
     figures = describe_both(fine, test, outcome.proposal)
     row = {"strategy": outcome.strategy, "segments": segments(outcome.proposal), **figures, **outcome.costs}
+    # by the losses that were searched: those of a file may differ from `task_loss` in their last digits
     row |= describe_place(truth.objective[outcome.proposal] if truth else None, truth)
     if outcome.runs:
         losses = (truth or fine).objectives([run.proposal for run in outcome.runs])

@@ -15,7 +15,7 @@ from scipy.stats import rankdata
 from search_strategy.defaults import CENTRES, CHANCE, EVALUATIONS
 from search_strategy.proposals import Proposal, kept_layers
 
-CUTS = 0.3  # variance of a pair of layers that follow each other once the rest is dropped; that of a layer is 1
+PAIRS = 0.3  # prior variance of the weight of a pair of neighbouring kept layers; that of a dropped layer is 1
 LENGTH = 0.7  # in swaps: how far what is learned of one proposal reaches beyond what is learned of its layers and pairs
 NOISE = 0.05  # variance of what a proposal's standing owes to none of these; the standings have 1
 CONSIDERED = 100  # swaps around one proposal whose chance is worked out, the best by expectation; all of 12 layers
@@ -33,19 +33,19 @@ def climb(
 ) -> tuple[Proposal, int]:
     """The best proposal found, never worse than the best of `starts`, and the rounds begun.
 
-    A round evaluates what is most likely to be better than all that is known, as `Standings` of it foretell: among the
-    swaps of the best proposals so far, and of the best of these swaps, so that two at once lead out of a dead end. The
-    climb ends when none has a `chance` to be, or after `max_rounds`. With a `chance` of 0 it ends in a proposal that no
-    swap makes better. `objective` gives the value (smaller is better) of each proposal.
+    A round evaluates the proposals that are most likely to be better than all known ones, as `Standings` of these
+    foretell: of the swaps of the best known proposals, and of the swaps of the most promising of those, as two at once
+    can lead out of a dead end. The climb ends when none has a `chance` to be, or after `max_rounds`. With a `chance` of
+    0 it ends in a proposal that no swap makes better. `objective` gives the value (smaller is better) of each proposal.
     """
     known = dict(zip(starts, objective(list(starts)), strict=True))
     for rounds in range(max_rounds):
         standings = Standings(known, num_layers)
         promising = _swaps_around(_ranked(known)[:CENTRES], known, standings)
         promising |= _swaps_around(_ranked(promising)[:CENTRES], known, standings)
-        # rounded, so that equal ones are told apart by their layers and not by the processor
+        # rounded here and below, so that equal ones are told apart by their layers and not by the processor
         chances = dict(zip(promising, standings.chances(list(promising)).round(9), strict=True))
-        likeliest = sorted(chances, key=lambda swap: (-chances[swap], swap))[:EVALUATIONS]
+        likeliest = sorted(chances, key=lambda swap: -chances[swap])[:EVALUATIONS]
         tried = [swap for swap in likeliest if chances[swap] >= chance]
         if not tried:
             return _ranked(known)[0], rounds
@@ -80,8 +80,9 @@ class Standings:
 
     A proposal stands at the normal score of its rank: so hopeless proposals do not bend the model, and any scale of the
     objective will do. Two proposals that share s dropped layers, so that they are k - s swaps apart, and c pairs of
-    layers that follow each other once the rest is dropped (the embeddings and the end among them), have the covariance
-    s + `CUTS` c + exp(-(k - s) / `LENGTH`): a weight for each dropped layer and for each pair, and a part of their own.
+    neighbouring kept layers (the embeddings and the end are kept), have the covariance
+    s + `PAIRS` c + exp(-(k - s) / `LENGTH`): a weight for each dropped layer, one for each pair, and a part of the
+    proposal's own that is lost within a few swaps.
 
     Args:
         known: proposals of one size with their objectives, smaller is better.
@@ -90,14 +91,14 @@ class Standings:
     def __init__(self, known: dict[Proposal, float], num_layers: int):
         scores = ndtri((rankdata(list(known.values())) - 0.5) / len(known))
         self.num_layers, self.size, self.best = num_layers, len(next(iter(known))), scores.min()
-        self._before = self._mark(known)
+        self._before = self._kept_before(known)
         self._dropped = (self._before < 0).astype(float)
         self._factor = cho_factor(self._covariances(self._before) + NOISE * np.eye(len(known)))
         self._weights = cho_solve(self._factor, scores)
-        # (before, layer): what every pair of layers that follow each other is expected to add
+        # (L + 1, L + 2): what the pair [before, layer] is expected to add; layer L + 1 is the end
         self._pairs = np.zeros((num_layers + 1, num_layers + 2))
         rows, layers = np.nonzero(self._before >= 0)
-        np.add.at(self._pairs, (self._before[rows, layers], layers + 1), CUTS * self._weights[rows])
+        np.add.at(self._pairs, (self._before[rows, layers], layers + 1), PAIRS * self._weights[rows])
 
     def expect(self, swaps: Swaps) -> np.ndarray:
         """(spared, added): where each of the swaps is expected to stand.
@@ -106,9 +107,9 @@ class Standings:
         it, and one more if it adds one. So the sum over known proposals, for all swaps at once, is two products of
         matrices; the pairs of layers are summed apart.
         """
-        centre = self._mark([swaps.proposal])[0]
+        centre = self._kept_before([swaps.proposal])[0]
         shared = self._dropped @ (centre < 0)
-        here, less, more = (self._layers(shared + step) for step in (0, -1, 1))
+        here, less, more = (self._without_pairs(shared + step) for step in (0, -1, 1))
         spares, adds = self._dropped[:, swaps.spared - 1], self._dropped[:, swaps.added - 1]
         loses = (spares * (self._weights * (less - here))[:, None]).T @ (1 - adds)
         gains = ((1 - spares) * (self._weights * (more - here))[:, None]).T @ adds
@@ -116,17 +117,17 @@ class Standings:
 
     def chances(self, proposals: Sequence[Proposal]) -> np.ndarray:
         """(K,): the probability of each to stand before all known ones."""
-        covariances = self._covariances(self._mark(proposals))
+        covariances = self._covariances(self._kept_before(proposals))
         known = np.einsum("kn,nk->k", covariances, cho_solve(self._factor, covariances.T))
-        variance = self._layers(self.size) + CUTS * (self.num_layers + 1 - self.size)
+        variance = self._without_pairs(self.size) + PAIRS * (self.num_layers + 1 - self.size)
         deviations = np.sqrt(np.maximum(variance - known, 1e-12))
         return ndtr((self.best - covariances @ self._weights) / deviations)
 
     def _expect_pairs(self, swaps: Swaps) -> np.ndarray:
-        """(spared, added): the part of `expect` that is due to the pairs of layers that follow each other.
+        """(spared, added): the part of `expect` that is due to the pairs of neighbouring kept layers.
 
-        A spared layer parts the pair around it, and an added one joins the two pairs that it is in, one of which may be
-        new.
+        The spared layer splits the pair around it in two. After that, the two pairs that the added layer is in become
+        one; where it was next to the spared layer, one of them is new.
         """
         spared, added, pairs = swaps.spared[:, None], swaps.added, self._pairs
         kept = np.array([0, *added[::-1], self.num_layers + 1])
@@ -142,12 +143,13 @@ class Standings:
         """(K, N) to the known proposals."""
         shared = (before < 0).astype(float) @ self._dropped.T
         alike = np.stack([(before == known).sum(axis=1) for known in self._before], axis=1)
-        return self._layers(shared) + CUTS * (alike - shared)
+        return self._without_pairs(shared) + PAIRS * (alike - shared)
 
-    def _layers(self, shared: np.ndarray) -> np.ndarray:
+    def _without_pairs(self, shared: np.ndarray) -> np.ndarray:
+        """Covariance by the number of shared dropped layers alone."""
         return shared + np.exp((shared - self.size) / LENGTH)
 
-    def _mark(self, proposals: Collection[Proposal]) -> np.ndarray:
+    def _kept_before(self, proposals: Collection[Proposal]) -> np.ndarray:
         """(K, L + 1): for each layer, and the end, the last one kept before it (0: the embeddings); -1 if dropped."""
         dropped = np.array(list(proposals), dtype=int).reshape(len(proposals), self.size)
         before = np.tile(np.arange(self.num_layers + 1), (len(proposals), 1))
@@ -160,12 +162,13 @@ class Standings:
 def _swaps_around(
     centres: Collection[Proposal], known: Collection[Proposal], standings: Standings
 ) -> dict[Proposal, float]:
-    """The unknown swaps of every centre that are expected to stand best, with where they are."""
+    """Around each centre the `CONSIDERED` unknown swaps that are expected to stand best, with where they are."""
     found = {}
     for centre in centres:
         swaps = Swaps(centre, standings.num_layers)
         expected = standings.expect(swaps).ravel().round(9)
-        unknown = ((swaps[n], expected[n]) for n in np.argsort(expected, kind="stable") if swaps[n] not in known)
+        order = np.argsort(expected, kind="stable")
+        unknown = ((swap, expected[n]) for n in order if (swap := swaps[n]) not in known)
         found |= islice(unknown, CONSIDERED)
     return found
 

@@ -2,6 +2,7 @@
 
     python compare_strategies.py --num_layers 12 --num_clip_layers 6
     python compare_strategies.py --num_layers 12 --num_clip_layers 6 --draws 5 --scratch exp/depth6 exp/depth6_short
+    python compare_strategies.py --num_layers 12 --num_clip_layers 6 --refine 20 --losses compare_clip12to6.json
     python compare_strategies.py --num_layers 12 --num_clip_layers 6 --all_k true
 
 Makes the matrices of all measures that are missing, in one pass over the captions of a draw. Choices are made on
@@ -32,7 +33,9 @@ def build_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--all_k", **switch(False, "the best proposal for every number of layers too"))
     parser.add_argument("--max_subsets", **whole_number(5000, "evaluate all subsets up to so many"))
-    parser.add_argument("--losses", type=Path, help="a file of this script: its losses of all subsets are taken again")
+    parser.add_argument(
+        "--losses", type=Path, help="a file that this script wrote: take its losses of all subsets, evaluate none"
+    )
     parser.add_argument("--num_random", **whole_number(20, "random proposals drawn"))
     add_common_flags(parser, streaming=True, tower=True, target_column=True)
     return parser

@@ -9,8 +9,8 @@ OBJECTIVE = "task_loss"
 NUM_PROPOSALS = 10
 REFINE_ROUNDS = 200
 EVALUATIONS = 2  # a round: more of them share prefixes, fewer of them learn more from each other
-CENTRES = 5  # the best proposals so far, whose swaps are looked at: where the best is a dead end, others lead on
-CHANCE = 0.01  # of a swap to be better than the best: the search ends where none has as much
+CENTRES = 5  # the best proposals, then the most promising, whose swaps are looked at: some lead out of a dead end
+CHANCE = 0.008  # of a proposal to be better than the best: the search ends where none has as much
 OBJECTIVES = {
     "task_loss": "the loss that the model was trained with",
     "recall": "minus recall at 10, the mean of both directions",

@@ -1,9 +1,9 @@
-"""The result of a search as a file: its name, its rows, writing it, the newest one, and the winner in it."""
+"""Files of results: of a search its name, rows and winner, and the newest; of a comparison the losses of all subsets."""
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import zip_longest
+from math import comb
 from pathlib import Path
 from typing import NamedTuple
 
@@ -208,12 +208,28 @@ def read_result(path: Path, model: str, num_layers: int, num_clip_layers: int) -
     return Result(path, dropped, content.winner.objective is not None, flags.dataset, record.date or "")
 
 
-def read_losses(path: Path, **flags: object) -> dict[Proposal, float]:
-    """The losses of all subsets, from a file of `compare_strategies.py`; ValueError where other `flags` made them."""
-    with reading(path, "expected a file of compare_strategies.py with the losses of all_subsets"):
-        content = json.loads(path.read_text())
-        made_by = content["record"]["flags"]
-        for name, asked in flags.items():
-            if made_by.get(name) != asked:
-                raise ValueError(f"was made with {name} {made_by.get(name)}, not {asked}")
-        return {parse_clip_layers(text): float(loss) for text, loss in content["all_subsets"].items()}
+@dataclass(frozen=True)
+class _Comparison:
+    """Of a file of `compare_strategies.py`."""
+
+    all_subsets: dict[str, float]
+    record: dict
+
+
+def read_losses(path: Path, made_of: dict[str, dict] | None = None) -> tuple[dict[Proposal, float], dict]:
+    """The losses of all subsets that a comparison wrote, and its record.
+
+    made_of: parts of the record and what they must hold. ValueError for another file, or one that was made of others.
+    """
+    wrong = "expected a file of compare_strategies.py with the losses of all_subsets"
+    with reading(path, wrong, "pass the model, data and flags that it was made with"):
+        content = read_form(path, _Comparison)
+        for part, facts in (made_of or {}).items():
+            for name, expected in facts.items():
+                if (found := content.record.get(part, {}).get(name)) != expected:
+                    raise ValueError(f"found {name} {found}, not {expected}")
+        losses = {parse_clip_layers(text): loss for text, loss in content.all_subsets.items()}
+        sizes, num_layers = {len(proposal) for proposal in losses}, max(map(max, losses), default=0)
+        if len(sizes) != 1 or len(losses) != comb(num_layers, *sizes):
+            raise ValueError(f"found {len(losses)} subsets, which are not all of one size")
+    return losses, content.record

@@ -18,9 +18,11 @@ SHORTENED = {"--num_layers": "4", "--num_clip_layers": "2", "--iter_num": "8", "
 # All commands in one interpreter: each start of its own, with torch and transformers, takes seconds.
 SESSION = """
 import json, os, runpy, sys
+paths = sys.path[1:]
 for folder, words in json.loads(sys.argv[1]):
+    print("python", *words, file=sys.stderr)
     os.chdir(folder)
-    sys.argv, sys.path[0] = words, folder
+    sys.argv, sys.path[:] = words, [folder, *paths]
     runpy.run_path(words[0], run_name="__main__")
 """
 

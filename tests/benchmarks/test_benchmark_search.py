@@ -50,7 +50,7 @@ def test_recorded_losses_are_climbed_again(tmp_path, capsys):
     weights = np.random.default_rng(0).normal(size=8)
     losses = {p: float(weights[np.array(p) - 1].sum()) for p in combinations(range(1, 9), 3)}
     record = {"all_subsets": {",".join(map(str, p)): loss for p, loss in losses.items()}}
-    (tmp_path / "compare.json").write_text(json.dumps(record | {"record": {"flags": {"num_layers": 8}}}))
+    (tmp_path / "compare.json").write_text(json.dumps(record | {"record": {}}))
     out = tmp_path / "out.json"
     words = [str(tmp_path / "compare.json"), "--draws", "5", "--starts", "4", "--chances", "0.01", "0"]
     replay_search.main([*words, "--out", str(out)])

@@ -1,11 +1,13 @@
 """The two benchmark scripts at tiny sizes: they run, and what they print is right."""
 
 import json
+import os
 
 import pytest
 import torch
 
 from benchmarks import bench_measures, independence_floor
+from benchmarks.frame import in_own_process
 from measures.svcca import SVCCA
 
 TINY = ["--samples", "300", "--width", "12", "--layers", "4", "--dc_batch_sizes", "5", "--repeats", "1"]
@@ -26,6 +28,10 @@ def test_ours_agrees_with_the_plain_versions(tmp_path, capsys, monkeypatch):
     assert svcca["plain, per pair"]["note"] == "all 10 pairs"
     assert svcca["plain, per pair, NumPy"]["difference"] < 1e-12
     assert "plain, per pair, NumPy" in capsys.readouterr().out
+
+
+def test_a_process_of_its_own_is_another():
+    assert in_own_process(os.getpid) != os.getpid()
 
 
 def test_what_is_extrapolated_says_so(tmp_path):

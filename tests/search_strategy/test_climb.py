@@ -7,7 +7,7 @@ import pytest
 from scipy.stats import norm, rankdata, spearmanr
 
 from search_strategy import climb as climb_module
-from search_strategy.climb import CUTS, LENGTH, NOISE, Standings, Swaps, climb
+from search_strategy.climb import LENGTH, NOISE, PAIRS, Standings, Swaps, climb
 from search_strategy.defaults import EVALUATIONS
 
 STARTS = [(1, 2, 3, 4), (2, 4, 6, 8)]
@@ -90,15 +90,21 @@ def test_it_finds_the_best_of_an_additive_objective_with_few_evaluations(seed):
 
 
 def test_what_pairs_of_kept_layers_cost_is_learned(monkeypatch):
-    found = {0.0: 0, CUTS: 0}
+    found = {0.0: 0, PAIRS: 0}
     for weight in found:
-        monkeypatch.setattr(climb_module, "CUTS", weight)
+        monkeypatch.setattr(climb_module, "PAIRS", weight)
         for seed in range(24):
             table = pairs_table(10, 5, seed)
             starts = [list(table)[i] for i in np.random.default_rng(seed).choice(len(table), 10, replace=False)]
             best, _ = climb(remember(table)[0], starts, 10, max_rounds=100, chance=0.1)
             found[weight] += table[best] == min(table.values())
-    assert found[CUTS] >= 20 and found[CUTS] > found[0.0]
+    assert found[PAIRS] >= 20 and found[PAIRS] > found[0.0]
+
+
+def test_late_layers_are_tried_first_where_nothing_tells_swaps_apart():
+    objective, asked = remember(random_table(8, 4, 0))
+    climb(objective, [(2, 4, 6, 8)], 8, max_rounds=1)
+    assert asked[1] == [(2, 4, 6, 7), (2, 4, 5, 6)]
 
 
 def test_it_looks_two_swaps_far():
@@ -149,8 +155,8 @@ def plain_standings(known, others, num_layers):
 
     def covariance(some, more):
         shared = np.array([[len(set(a) & set(b)) for b in more] for a in some])
-        cuts = np.array([[len(followers(a, num_layers) & followers(b, num_layers)) for b in more] for a in some])
-        return shared + CUTS * cuts + np.exp((shared - len(some[0])) / LENGTH)
+        pairs = np.array([[len(followers(a, num_layers) & followers(b, num_layers)) for b in more] for a in some])
+        return shared + PAIRS * pairs + np.exp((shared - len(some[0])) / LENGTH)
 
     proposals = list(known)
     scores = norm.ppf((rankdata(list(known.values())) - 0.5) / len(known))

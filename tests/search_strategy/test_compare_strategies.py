@@ -156,20 +156,53 @@ def test_models_from_scratch_stand_beside_them(flags, folder, matrices, losses, 
     assert "from scratch, 2 layers (small)" in capsys.readouterr().out
 
 
-def test_losses_of_all_subsets_are_taken_from_an_earlier_file(flags, folder, comparison, tmp_path, capsys):
-    earlier = json.loads(json.dumps(comparison[0]))
-    earlier["all_subsets"]["1,4"] = -1.0
-    (tmp_path / "earlier.json").write_text(json.dumps(earlier))
-    again = [*flags, "--losses", str(tmp_path / "earlier.json"), "--repair"]
-    script.main([*again, "false"])
+@pytest.fixture
+def earlier(comparison, tmp_path):
+    """The comparison as a file whose best is another."""
+    content = json.loads(json.dumps(comparison[0]))
+    content["all_subsets"]["1,4"] = -1.0
+    path = tmp_path / "earlier.json"
+    path.write_text(json.dumps(content))
+    return path
+
+
+def test_losses_of_all_subsets_are_taken_from_an_earlier_file(flags, folder, earlier):
+    script.main([*flags, "--losses", str(earlier), "--repair", "false", "--seed", "0", "--refine", "9"])
     content = json.loads((folder / "compare_clip4to2_left_out.json").read_text())
-    assert content["all_subsets"] == earlier["all_subsets"]
-    assert content["strategies"][0]["rank"] >= 1 and content["strategies"][0].keys() == earlier["strategies"][0].keys()
-    row = next(row for row in content["strategies"] if row["strategy"] == "ours (dc)")
-    assert row["segments"] == [[1, 1], [4, 4]] and row["rank"] == 1
+    assert content["all_subsets"] == json.loads(earlier.read_text())["all_subsets"]
+    rows = {row["strategy"]: row for row in content["strategies"]}
+    assert rows["ours (dc)"]["segments"] == [[1, 1], [4, 4]] and rows["ours (dc)"]["rank"] == 1
+    assert rows["climb from a random proposal, mean of 5"]["runs"]["task_loss"] == [-1.0, 0.0]
+    assert content["record"]["losses_of"]["date"] == json.loads(earlier.read_text())["record"]["date"]
+
+
+@pytest.mark.parametrize(
+    ("part", "name", "value"),
+    [
+        ("model", "weights_sha256", "0"),
+        ("validation", "captions_sha256", "0"),
+        ("validation", "images", 3),
+        ("flags", "repair", True),
+        ("flags", "loss_batch_size", 21),
+        ("flags", "num_clip_layers", 1),
+        ("all_subsets", "1,4", None),
+    ],
+)
+def test_losses_of_another_comparison_are_refused(part, name, value, flags, earlier, folder, capsys):
+    content = json.loads(earlier.read_text())
+    if part == "all_subsets":
+        del content[part][name]
+    else:
+        content["record"][part][name] = value
+    earlier.write_text(json.dumps(content))
+    log = folder / "compare_clip4to2_left_out.log"
+    before = log.read_text()
     with pytest.raises(SystemExit):
-        script.main([*again, "true"])
-    assert "earlier.json: " in (error := capsys.readouterr().err) and "was made with repair False, not True" in error
+        script.main([*flags, "--repair", "false", "--losses", str(earlier)])
+    error = capsys.readouterr().err
+    assert "earlier.json: expected a file of compare_strategies.py" in error
+    assert ("found 5 subsets" if part == "all_subsets" else f"found {name} {value}, not") in error
+    assert log.read_text() == before
 
 
 def test_every_number_of_layers_has_its_best_proposal(comparison, losses):
