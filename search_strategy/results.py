@@ -1,4 +1,4 @@
-"""Files of results: of a search its name, rows and winner, and the newest; of a comparison the losses of all subsets."""
+"""Files of results: of a search its name, rows and winner, and the newest; of a comparison all losses."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
