@@ -3,12 +3,17 @@
 import json
 
 import numpy as np
+import pytest
 import torch
 
-from benchmarks import repair_ablation, repair_ranks
+from benchmarks import repair_ablation, repair_deployed, repair_ranks
 from benchmarks.repair_ablation import AllAtOnce, BiasAlone, NoGuard, ProjectionAlone, ReplaceMe, Way, repair_by
 from common import model_dir
 from common.matrix_files import MatrixSettings
+from data import load_pairs
+from models.repair import draw_captions, repaired
+from search_strategy.fine import FineSearch
+from search_strategy.rivals import all_subsets
 from tasks.distance import Distance
 
 
@@ -91,3 +96,46 @@ def test_captions_alone_are_scored_by_the_distance_to_the_full_model(clip, capti
     scores = task.score(other)
     torch.testing.assert_close(scores.figures["distance"], 1 - (full * other).sum(-1).mean().item())
     assert task.on_rows([1, 2]).score(full[1:3]).figures["distance"] < 1e-6
+
+
+def write_losses(path, losses):
+    path.write_text(json.dumps({"all_subsets": losses, "record": {}}))
+    return path
+
+
+def test_the_worst_of_one_pass_come_first_then_others_at_random(tmp_path):
+    subsets = all_subsets(4, 2)
+    names = [",".join(map(str, proposal)) for proposal in subsets]
+    left_out = write_losses(tmp_path / "left_out.json", dict.fromkeys(names, 1.0))
+    mended = write_losses(tmp_path / "repaired.json", dict.fromkeys(names, 0.5) | {"2,3": 1.5, "1,4": 1.2})
+    found = repair_deployed.choose_proposals(subsets, 3, 0, [left_out, mended], worst=2)
+    assert found[:2] == [(2, 3), (1, 4)]
+    assert len(set(found)) == 5
+    assert sorted(repair_deployed.choose_proposals(subsets, 100, 0, [], worst=2)) == subsets
+
+
+def test_what_is_deployed_is_scored_on_validation(tiny_clip, tiny_pairs, clip, captions, tmp_path, capsys):
+    places = ["--model", str(tiny_clip), "--dataset", str(tiny_pairs), "--exp_dir", str(tmp_path)]
+    repair_deployed.main([*places, "--num_clip_layers", "2", "--draws", "2", "--out", str(tmp_path / "out.json")])
+    content = json.loads((tmp_path / "out.json").read_text())
+    fine = FineSearch.from_pairs(clip, load_pairs(str(tiny_pairs), "validation"))
+    assert content["full_model"] == pytest.approx(fine.full_model().objective)
+    assert content["summary"]["proposals"] == len(content["rows"]) == 2
+    for row in content["rows"]:
+        model = repaired(clip, row["proposal"], draw_captions(captions, seed=0))
+        assert row["repaired"] == pytest.approx(fine.task.score(model.embeddings(fine.samples)).values.mean().item())
+        assert row["left_out"] == pytest.approx(fine.objectives([row["proposal"]])[0])
+    assert "largest rise" in capsys.readouterr().out
+
+
+def test_a_repair_that_hurts_is_counted():
+    rows = [
+        {"left_out": 2.0, "repaired": 1.5, "helped": True, "difference": -0.5, "interval": 0.1},
+        {"left_out": 3.0, "repaired": 3.0, "helped": False, "difference": 0.0, "interval": 0.0},
+        {"left_out": 2.0, "repaired": 2.1, "helped": True, "difference": 0.1, "interval": 0.2},
+        {"left_out": 2.0, "repaired": 2.25, "helped": True, "difference": 0.25, "interval": 0.2},
+    ]
+    found = repair_deployed.describe(rows, full=1.0)
+    assert found["proposals"] == 4
+    assert (found["left as they are"], found["worse"], found["worse beyond noise"]) == (1, 2, 1)
+    assert found["largest rise"] == 0.25
