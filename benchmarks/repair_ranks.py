@@ -6,15 +6,14 @@ For every matrix under exp/<model>/, and that of the repair itself, the Spearman
 and sum over segments) to minus the objective of all proposals, left out and repaired from one pass; and of those that
 keep layer 1, which says most of the loss by itself. SVCCA measures what a linear map can restore, so it should foretell
 the second. Also how many proposals are worse repaired than left out, by how much, and of how many the paired 95 %
-interval says so; and how well captions alone would choose, by the distance to the full model's embeddings.
+interval says so.
 """
 
 import argparse
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
-from torch import Tensor
 
 from benchmarks.frame import Bench, make_parser
 from common import format_table, script, whole_number
@@ -22,25 +21,8 @@ from models.repair import draw_captions
 from models.segment_maps import CAPTIONS, SegmentMaps
 from search_strategy.coarse import SCORES, coarse_score
 from search_strategy.fine import Evaluation
-from search_strategy.rivals import AllSubsets, all_subsets, compare_pairs
+from search_strategy.rivals import all_subsets, compare_pairs
 from search_strategy.verify import spearman
-from tasks.base import Scores, Task
-from tasks.distance import Distance
-
-
-class WithDistance(Task):
-    """A task whose figures have the distance to the full model's embeddings too."""
-
-    def __init__(self, task: Task, distance: Distance):
-        self.task, self.distance = task, distance
-        self.objective, self.batch_size = task.objective, task.batch_size
-
-    def score(self, embeddings: Tensor) -> Scores:
-        values, figures = self.task.score(embeddings)
-        return Scores(values, figures | {"distance": self.distance.score(embeddings).values.mean().item()})
-
-    def on_rows(self, rows: Sequence[int]) -> "WithDistance":
-        return WithDistance(self.task.on_rows(rows), self.distance.on_rows(rows))
 
 
 def read_matrices(folder: Path, num_layers: int) -> Iterator[tuple[str, np.ndarray]]:
@@ -85,18 +67,6 @@ def describe_change(left_out: list[Evaluation], repaired: list[Evaluation], full
     }
 
 
-def describe_distance(found: list[Evaluation]) -> dict:
-    """How the distance, for which captions are enough, orders the proposals, beside the objective."""
-    losses, distances = np.array([(evaluation.objective, evaluation.figures["distance"]) for evaluation in found]).T
-    nearest = found[int(distances.argmin())]
-    truth = AllSubsets({evaluation.dropped_layers: evaluation.objective for evaluation in found})
-    return {
-        "spearman_to_objective": spearman(distances, losses),
-        "nearest": nearest.dropped_layers,
-        "rank_of_nearest": truth.rank(nearest.objective),
-    }
-
-
 def build_parser() -> argparse.ArgumentParser:
     parser = make_parser("What each measure foretells: the loss left out, or repaired.")
     parser.add_argument("--num_clip_layers", **whole_number(6, "layers to drop"))
@@ -115,7 +85,6 @@ def main(argv: list[str] | None = None) -> None:
     with record.timed("maps"):
         maps = SegmentMaps(encoder, draw_captions(train.captions, args.seed, args.captions))
     fine = bench.fine_search(pairs, maps=maps)
-    fine.task = WithDistance(fine.task, Distance(encoder.embeddings(fine.samples)))
     subsets = all_subsets(encoder.num_layers, args.num_clip_layers)
     with record.timed("repaired"):
         repaired = fine.evaluate(subsets)
@@ -126,13 +95,11 @@ def main(argv: list[str] | None = None) -> None:
     change = describe_change(left_out, repaired, fine.full_model().objective)
     both = zip(subsets, left_out, repaired, strict=True)
     proposals = [(proposal, plain.objective, mended.objective) for proposal, plain, mended in both]
-    distance = {"left_out": describe_distance(left_out), "repaired": describe_distance(repaired)}
-    bench.write(ranks=ranks, change=change, distance=distance, proposals=proposals)
+    bench.write(ranks=ranks, change=change, proposals=proposals)
     headers = ("matrix", "score", "left out", "repaired", "left out, layer 1 kept", "repaired, layer 1 kept")
     print("Spearman correlation of the coarse scores to minus the loss:")
     print(format_table([tuple(row.values()) for row in ranks], headers, ("", "", *[".2f"] * 4)))
-    by_captions = {f"captions alone, {way}, {name}": of[name] for way, of in distance.items() for name in of}
-    for name, value in (change | by_captions).items():
+    for name, value in change.items():
         print(f"{name.replace('_', ' ')}: {value if not isinstance(value, float) else round(value, 4)}")
 
 

@@ -11,6 +11,10 @@ done
 for dropped in 6 8 3; do  # each repaired
     python search_strategy/compare_strategies.py --num_layers 12 --num_clip_layers $dropped $data --text_batch_size 64
 done
+# Captions alone, beside the losses; and what is deployed, the worst of one pass first (an hour)
+losses=results/all-mpnet-base-v2/compare_clip12to6_max300
+python -m benchmarks.captions_alone --losses ${losses}_left_out.json --repair false $data --out exp/captions_alone.json
+python -m benchmarks.repair_deployed --losses ${losses}_left_out.json $losses.json --worst 20 --draws 20 $data --out exp/repair_deployed.json
 python search_strategy/compare_strategies.py --num_layers 6 --num_clip_layers 3 --model exp/all-MiniLM-L6-v2 --dataset exp/debian_pairs \
     --caption_column query --target_column text --max_pairs 300
 [ -d exp/debian_300 ] || python -m tools.fetch_debian_pairs --output_dir exp/debian_300 --held_out 300

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from benchmarks import repair_ablation, repair_deployed, repair_ranks
+from benchmarks import captions_alone, repair_ablation, repair_deployed, repair_ranks
 from benchmarks.repair_ablation import AllAtOnce, BiasAlone, NoGuard, ProjectionAlone, ReplaceMe, Way, repair_by
 from common import model_dir
 from common.matrix_files import MatrixSettings
@@ -14,7 +14,6 @@ from data import load_pairs
 from models.repair import draw_captions, repaired
 from search_strategy.fine import FineSearch
 from search_strategy.rivals import all_subsets
-from tasks.distance import Distance
 
 
 def changed(before, after) -> set[str]:
@@ -82,20 +81,7 @@ def test_ranks_are_of_all_proposals_left_out_and_repaired(tiny_clip, tiny_pairs,
     assert ranks.keys() == {(name, score) for name in ("dc", "repair") for score in ("mean", "sum")}
     assert ranks["dc", "mean"] is None
     assert -1 <= ranks["repair", "sum"] <= 1
-    for way, column in (("left_out", 1), ("repaired", 2)):
-        found = content["distance"][way]
-        losses = {tuple(row[0]): row[column] for row in content["proposals"]}
-        assert found["rank_of_nearest"] == 1 + sum(loss < losses[tuple(found["nearest"])] for loss in losses.values())
-        assert -1 <= found["spearman_to_objective"] <= 1
     assert "Spearman" in capsys.readouterr().out
-
-
-def test_captions_alone_are_scored_by_the_distance_to_the_full_model(clip, captions):
-    full, other = clip.embeddings(captions), clip.drop((2,)).embeddings(captions)
-    task = repair_ranks.WithDistance(Distance(full), Distance(full))
-    scores = task.score(other)
-    torch.testing.assert_close(scores.figures["distance"], 1 - (full * other).sum(-1).mean().item())
-    assert task.on_rows([1, 2]).score(full[1:3]).figures["distance"] < 1e-6
 
 
 def write_losses(path, losses):
@@ -139,3 +125,20 @@ def test_a_repair_that_hurts_is_counted():
     assert found["proposals"] == 4
     assert (found["left as they are"], found["worse"], found["worse beyond noise"]) == (1, 2, 1)
     assert found["largest rise"] == 0.25
+
+
+def test_captions_alone_are_compared_with_the_losses_of_the_file(tiny_clip, tiny_pairs, clip, tmp_path, capsys):
+    subsets = all_subsets(4, 2)
+    samples = load_pairs(str(tiny_pairs), "validation", images=False).captions
+    full = clip.embeddings(samples)
+    distances = {p: 1 - (full * clip.drop(p).embeddings(samples)).sum(-1).mean().item() for p in subsets}
+    names = {",".join(map(str, proposal)): -distance for proposal, distance in distances.items()}
+    losses = write_losses(tmp_path / "losses.json", names)
+    places = ["--model", str(tiny_clip), "--dataset", str(tiny_pairs), "--exp_dir", str(tmp_path)]
+    captions_alone.main([*places, "--losses", str(losses), "--repair", "false", "--out", str(tmp_path / "out.json")])
+    content = json.loads((tmp_path / "out.json").read_text())
+    assert content["spearman"] == pytest.approx(-1)
+    near = content["nearest"][0]
+    assert near["distance"] == pytest.approx(min(distances.values()), abs=1e-6)
+    assert near["rank"] == 6
+    assert "rank by loss" in capsys.readouterr().out
