@@ -78,6 +78,7 @@ class LaterSums:
     def explained(self, changes: Tensor) -> np.ndarray:
         """(J,): the share of each later state's variance explained with these changes; below 0: worse than the mean."""
         cross, gram = self._sums.cross, self._sums.gram
+        # |lacks - inputs X|^2 = |lacks|^2 - 2 <X, inputs' lacks> + <X, inputs' inputs X>
         left = self._lacking - 2 * (changes * cross).sum((1, 2)) + (changes * (gram @ changes)).sum((1, 2))
         variance = self._squares - self._totals.square().sum(1) / self._sums.samples
         return torch.where(variance > 0, 1 - left / variance, 0).cpu().numpy()

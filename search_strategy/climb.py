@@ -119,6 +119,7 @@ class Standings:
         """(K,): the probability of each to stand before all known ones."""
         covariances = self._covariances(self._kept_before(proposals))
         known = np.einsum("kn,nk->k", covariances, cho_solve(self._factor, covariances.T))
+        # of a proposal with itself: it has a pair more than kept layers
         variance = self._without_pairs(self.size) + PAIRS * (self.num_layers + 1 - self.size)
         deviations = np.sqrt(np.maximum(variance - known, 1e-12))
         return ndtr((self.best - covariances @ self._weights) / deviations)
@@ -133,6 +134,7 @@ class Standings:
         kept = np.array([0, *added[::-1], self.num_layers + 1])
         place = np.searchsorted(kept, spared)
         left, right = kept[place - 1], kept[place]
+        # the kept layers before and after each added one, from the last; next to the spared layer, that is kept now
         before = np.where(added == right, spared, kept[-3::-1])
         after = np.where(added == left, spared, kept[:1:-1])
         parted = pairs[left, spared] + pairs[spared, right] - pairs[left, right]
@@ -142,6 +144,7 @@ class Standings:
     def _covariances(self, before: np.ndarray) -> np.ndarray:
         """(K, N) to the known proposals."""
         shared = (before < 0).astype(float) @ self._dropped.T
+        # equal entries: a layer that both drop (-1), or a pair that both have
         alike = np.stack([(before == known).sum(axis=1) for known in self._before], axis=1)
         return self._without_pairs(shared) + PAIRS * (alike - shared)
 
