@@ -15,51 +15,32 @@ import numpy as np
 from tqdm import tqdm
 
 from benchmarks.frame import Bench, make_parser
+from benchmarks.repair_ranks import describe_change, print_change
 from common import format_table, script, show_progress, whole_number
-from models.repair import draw_captions, repair
+from models.repair import draw_captions, repaired
 from search_strategy.fine import Evaluation, FineSearch
 from search_strategy.proposals import Proposal, segments
 from search_strategy.results import read_losses
-from search_strategy.rivals import all_subsets, compare_pairs
+from search_strategy.rivals import all_subsets
 
 
 def choose_proposals(subsets: list[Proposal], draws: int, seed: int, losses: list[Path], worst: int) -> list[Proposal]:
     """Those that the one-pass repair made worst, then as many others at random."""
     first = []
     if losses:
-        left_out, repaired = (read_losses(path)[0] for path in losses)
-        first = sorted(subsets, key=lambda proposal: left_out[proposal] - repaired[proposal])[:worst]
+        before, after = (read_losses(path)[0] for path in losses)
+        first = sorted(subsets, key=lambda proposal: before[proposal] - after[proposal])[:worst]
     others = [
         subsets[row] for row in np.random.default_rng(seed).permutation(len(subsets)) if subsets[row] not in first
     ]
     return first + others[:draws]
 
 
-def compare_repair(fine: FineSearch, before: Evaluation, captions: list[str]) -> dict:
-    """A proposal left out and repaired: both losses, and how sure the difference is."""
-    model, what = repair(fine.encoder, before.dropped_layers, captions)
+def evaluate_deployed(fine: FineSearch, proposal: Proposal, captions: list[str]) -> Evaluation:
+    model = repaired(fine.encoder, proposal, captions)
     scores = fine.task.score(model.embeddings(fine.samples))
     values = scores.values.cpu().numpy()
-    return {
-        "proposal": before.dropped_layers,
-        "left_out": before.objective,
-        "repaired": float(values.mean()),
-        "helped": any(cut.step for cut in what.cuts),
-        **compare_pairs(values, before.values),
-    }
-
-
-def describe(rows: list[dict], full: float) -> dict:
-    rises = np.array([row["repaired"] - row["left_out"] for row in rows])
-    lost = np.array([row["left_out"] - full for row in rows])
-    return {
-        "proposals": len(rows),
-        "left as they are": sum(not row["helped"] for row in rows),
-        "worse": int((rises > 0).sum()),
-        "worse beyond noise": sum(row["difference"] > row["interval"] for row in rows),
-        "largest rise": float(rises.max()),
-        "median share won back": float(np.median(-rises / lost)),
-    }
+    return Evaluation(proposal, float(values.mean()), scores.figures, values)
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -82,21 +63,16 @@ def main(argv: list[str] | None = None) -> None:
     bench.record.note_data(data=pairs)
     subsets = all_subsets(encoder.num_layers, args.num_clip_layers)
     proposals = choose_proposals(subsets, args.draws, args.seed, args.losses, args.worst)
-    full, rows = fine.full_model().objective, []
-    for before in tqdm(fine.evaluate(proposals), desc="proposals", disable=not show_progress()):
-        rows.append(compare_repair(fine, before, captions))
-        # as it grows: a run that is stopped has what it has made
-        bench.write(full_model=full, rows=rows, summary=describe(rows, full))
-    worst = sorted(rows, key=lambda row: row["left_out"] - row["repaired"])[:10]
+    full, left_out, found, rows = fine.full_model().objective, fine.evaluate(proposals), [], []
+    for before in tqdm(left_out, desc="proposals", disable=not show_progress()):
+        found.append(evaluate_deployed(fine, before.dropped_layers, captions))
+        rows.append((before.dropped_layers, before.objective, found[-1].objective))
+        change = describe_change(left_out[: len(found)], found, full)
+        bench.write(change=change, proposals=rows)  # as it grows: a run that is stopped has what it has made
+    least = [(str(segments(p)), *both) for p, *both in sorted(rows, key=lambda row: row[1] - row[2])[:10]]
     print(f"full model: {full:.4f}; the proposals that gained least:")
-    cells = [
-        (str(segments(r["proposal"])), r["left_out"], r["repaired"], r["difference"], r["interval"]) for r in worst
-    ]
-    print(
-        format_table(cells, ("dropped", "left out", "repaired", "difference", "+-"), ("", ".3f", ".3f", "+.3f", ".3f"))
-    )
-    for name, value in describe(rows, full).items():
-        print(f"{name}: {round(value, 4)}")
+    print(format_table(least, ("dropped", "left out", "repaired")))
+    print_change(change)
 
 
 if __name__ == "__main__":

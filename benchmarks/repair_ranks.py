@@ -59,12 +59,17 @@ def describe_change(left_out: list[Evaluation], repaired: list[Evaluation], full
         "worse_beyond_noise": sum(rise["difference"] > rise["interval"] for rise in rises),
         "largest_rise": float((after - before).max()),
         "median_share_won_back": float(np.median(won_back)),
-        "median_share_won_back_keeping_layer_1": float(np.median(won_back[keeping])),
+        "median_share_won_back_keeping_layer_1": float(np.median(won_back[keeping])) if any(keeping) else None,
         "best_left_out": left_out[int(before.argmin())].dropped_layers,
         "best_repaired": repaired[int(after.argmin())].dropped_layers,
         "best_objective_left_out": float(before.min()),
         "best_objective_repaired": float(after.min()),
     }
+
+
+def print_change(change: dict) -> None:
+    for name, value in change.items():
+        print(f"{name.replace('_', ' ')}: {round(value, 4) if isinstance(value, float) else value}")
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -99,8 +104,7 @@ def main(argv: list[str] | None = None) -> None:
     headers = ("matrix", "score", "left out", "repaired", "left out, layer 1 kept", "repaired, layer 1 kept")
     print("Spearman correlation of the coarse scores to minus the loss:")
     print(format_table([tuple(row.values()) for row in ranks], headers, ("", "", *[".2f"] * 4)))
-    for name, value in change.items():
-        print(f"{name.replace('_', ' ')}: {value if not isinstance(value, float) else round(value, 4)}")
+    print_change(change)
 
 
 if __name__ == "__main__":

@@ -12,7 +12,7 @@ from common import model_dir
 from common.matrix_files import MatrixSettings
 from data import load_pairs
 from models.repair import draw_captions, repaired
-from search_strategy.fine import FineSearch
+from search_strategy.fine import Evaluation, FineSearch
 from search_strategy.rivals import all_subsets
 
 
@@ -105,26 +105,23 @@ def test_what_is_deployed_is_scored_on_validation(tiny_clip, tiny_pairs, clip, c
     repair_deployed.main([*places, "--num_clip_layers", "2", "--draws", "2", "--out", str(tmp_path / "out.json")])
     content = json.loads((tmp_path / "out.json").read_text())
     fine = FineSearch.from_pairs(clip, load_pairs(str(tiny_pairs), "validation"))
-    assert content["full_model"] == pytest.approx(fine.full_model().objective)
-    assert content["summary"]["proposals"] == len(content["rows"]) == 2
-    for row in content["rows"]:
-        model = repaired(clip, row["proposal"], draw_captions(captions, seed=0))
-        assert row["repaired"] == pytest.approx(fine.task.score(model.embeddings(fine.samples)).values.mean().item())
-        assert row["left_out"] == pytest.approx(fine.objectives([row["proposal"]])[0])
+    assert content["change"]["proposals"] == len(content["proposals"]) == 2
+    for proposal, left_out, mended in content["proposals"]:
+        model = repaired(clip, proposal, draw_captions(captions, seed=0))
+        assert mended == pytest.approx(fine.task.score(model.embeddings(fine.samples)).values.mean().item())
+        assert left_out == pytest.approx(fine.objectives([proposal])[0])
     assert "largest rise" in capsys.readouterr().out
 
 
 def test_a_repair_that_hurts_is_counted():
-    rows = [
-        {"left_out": 2.0, "repaired": 1.5, "helped": True, "difference": -0.5, "interval": 0.1},
-        {"left_out": 3.0, "repaired": 3.0, "helped": False, "difference": 0.0, "interval": 0.0},
-        {"left_out": 2.0, "repaired": 2.1, "helped": True, "difference": 0.1, "interval": 0.2},
-        {"left_out": 2.0, "repaired": 2.25, "helped": True, "difference": 0.25, "interval": 0.2},
-    ]
-    found = repair_deployed.describe(rows, full=1.0)
-    assert found["proposals"] == 4
-    assert (found["left as they are"], found["worse"], found["worse beyond noise"]) == (1, 2, 1)
-    assert found["largest rise"] == 0.25
+    before = [(2.0, 2.2), (3.0, 3.2), (2.0, 2.2), (2.0, 2.2)]  # two samples each
+    after = [(1.5, 1.7), (3.0, 3.2), (1.9, 2.5), (2.25, 2.45)]
+    left_out, mended = (
+        [Evaluation((2,), sum(pair) / 2, {}, np.array(pair)) for pair in pairs] for pairs in (before, after)
+    )
+    found = repair_ranks.describe_change(left_out, mended, 1.0)
+    assert (found["proposals"], found["worse"], found["worse_beyond_noise"]) == (4, 2, 1)
+    assert found["largest_rise"] == pytest.approx(0.25)
 
 
 def test_captions_alone_are_compared_with_the_losses_of_the_file(tiny_clip, tiny_pairs, clip, tmp_path, capsys):
