@@ -10,13 +10,15 @@ from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import torch
 from transformers import CLIPModel
 
 from common import Record, add_common_flags, data_flags, set_up, show_progress, tower_dir, write_json
 from data import ImageCaptionPairs, load_pairs
 from models import Clip, load_encoder
-from search_strategy.fine import FineSearch
+from search_strategy.fine import Evaluation, FineSearch
+from search_strategy.rivals import compare_pairs
 from training.batches import Split
 
 
@@ -72,6 +74,31 @@ def fresh_clip(clip: Clip, *, width: int, seed: int = 0, **sizes: int | str) -> 
     torch.manual_seed(seed)
     model = CLIPModel(config).eval().to(clip.device)
     return Clip(model, clip.processor, f"fresh {config.text_config.num_hidden_layers} x {width}")
+
+
+def describe_change(left_out: list[Evaluation], repaired: list[Evaluation], full: float) -> dict:
+    """How much of the lost objective repair wins back, and how often it hurts."""
+    before, after = (np.array([evaluation.objective for evaluation in found]) for found in (left_out, repaired))
+    worse, won_back = after > before, (before - after) / (before - full)
+    rises = [compare_pairs(mended.values, plain.values) for plain, mended in zip(left_out, repaired, strict=True)]
+    keeping = [1 not in evaluation.dropped_layers for evaluation in left_out]
+    return {
+        "proposals": len(before),
+        "worse": int(worse.sum()),
+        "worse_beyond_noise": sum(rise["difference"] > rise["interval"] for rise in rises),
+        "largest_rise": float((after - before).max()),
+        "median_share_won_back": float(np.median(won_back)),
+        "median_share_won_back_keeping_layer_1": float(np.median(won_back[keeping])) if any(keeping) else None,
+        "best_left_out": left_out[int(before.argmin())].dropped_layers,
+        "best_repaired": repaired[int(after.argmin())].dropped_layers,
+        "best_objective_left_out": float(before.min()),
+        "best_objective_repaired": float(after.min()),
+    }
+
+
+def print_change(change: dict) -> None:
+    for name, value in change.items():
+        print(f"{name.replace('_', ' ')}: {round(value, 4) if isinstance(value, float) else value}")
 
 
 def in_own_process(function: Callable, *args: object) -> object:

@@ -14,8 +14,7 @@ from pathlib import Path
 import numpy as np
 from tqdm import tqdm
 
-from benchmarks.frame import Bench, make_parser
-from benchmarks.repair_ranks import describe_change, print_change
+from benchmarks.frame import Bench, describe_change, make_parser, print_change
 from common import format_table, script, show_progress, whole_number
 from models.repair import draw_captions, repaired
 from search_strategy.fine import Evaluation, FineSearch

@@ -15,13 +15,13 @@ from pathlib import Path
 
 import numpy as np
 
-from benchmarks.frame import Bench, make_parser
+from benchmarks.frame import Bench, describe_change, make_parser, print_change
 from common import format_table, script, whole_number
 from models.repair import draw_captions
 from models.segment_maps import CAPTIONS, SegmentMaps
 from search_strategy.coarse import SCORES, coarse_score
 from search_strategy.fine import Evaluation
-from search_strategy.rivals import all_subsets, compare_pairs
+from search_strategy.rivals import all_subsets
 from search_strategy.verify import spearman
 
 
@@ -45,31 +45,6 @@ def rank_matrix(name: str, matrix: np.ndarray, left_out: list[Evaluation], repai
         ranks |= {f"{way}_keeping_layer_1": spearman(values[keeping], -of[keeping]) for way, of in losses.items()}
         rows.append({"matrix": name, "score": score, **ranks})
     return rows
-
-
-def describe_change(left_out: list[Evaluation], repaired: list[Evaluation], full: float) -> dict:
-    """How much of the lost objective repair wins back, and how often it hurts."""
-    before, after = (np.array([evaluation.objective for evaluation in found]) for found in (left_out, repaired))
-    worse, won_back = after > before, (before - after) / (before - full)
-    rises = [compare_pairs(mended.values, plain.values) for plain, mended in zip(left_out, repaired, strict=True)]
-    keeping = [1 not in evaluation.dropped_layers for evaluation in left_out]
-    return {
-        "proposals": len(before),
-        "worse": int(worse.sum()),
-        "worse_beyond_noise": sum(rise["difference"] > rise["interval"] for rise in rises),
-        "largest_rise": float((after - before).max()),
-        "median_share_won_back": float(np.median(won_back)),
-        "median_share_won_back_keeping_layer_1": float(np.median(won_back[keeping])) if any(keeping) else None,
-        "best_left_out": left_out[int(before.argmin())].dropped_layers,
-        "best_repaired": repaired[int(after.argmin())].dropped_layers,
-        "best_objective_left_out": float(before.min()),
-        "best_objective_repaired": float(after.min()),
-    }
-
-
-def print_change(change: dict) -> None:
-    for name, value in change.items():
-        print(f"{name.replace('_', ' ')}: {round(value, 4) if isinstance(value, float) else value}")
 
 
 def build_parser() -> argparse.ArgumentParser:

@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from benchmarks import captions_alone, repair_ablation, repair_deployed, repair_ranks
+from benchmarks.frame import describe_change
 from benchmarks.repair_ablation import AllAtOnce, BiasAlone, NoGuard, ProjectionAlone, ReplaceMe, Way, repair_by
 from common import model_dir
 from common.matrix_files import MatrixSettings
@@ -119,7 +120,7 @@ def test_a_repair_that_hurts_is_counted():
     left_out, mended = (
         [Evaluation((2,), sum(pair) / 2, {}, np.array(pair)) for pair in pairs] for pairs in (before, after)
     )
-    found = repair_ranks.describe_change(left_out, mended, 1.0)
+    found = describe_change(left_out, mended, 1.0)
     assert (found["proposals"], found["worse"], found["worse_beyond_noise"]) == (4, 2, 1)
     assert found["largest_rise"] == pytest.approx(0.25)
 
