@@ -121,7 +121,7 @@ class SegmentMaps:
     def _fit(self, wanted: Mapping[int, Sequence[int]]) -> None:
         """The maps from each layer p to the states h_b in wanted[p], as many in a pass as `MAP_BYTES` of sums allow."""
         parts: list[dict[int, Sequence[int]]] = []
-        size = MAP_BYTES
+        size = MAP_BYTES  # so the first layer opens a part
         for p, later in wanted.items():
             size += self._sums_bytes(p, len(later))
             if size > MAP_BYTES:
@@ -179,6 +179,7 @@ class SegmentMaps:
             batches = zip(left, self.judge.contexts, strict=True)
             left = [runner.run(runner.state(before, p, layer), context, layer) for before, context in batches]
             size = sum(tensor.nbytes for before in left for tensor in before)
+            # without gaps: once a state was too large, none after it is kept
             if place == len(path) and place * size <= PATH_BYTES:
                 path.append((layer, left))
         end = self.encoder.num_layers + 1

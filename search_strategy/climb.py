@@ -15,6 +15,7 @@ from scipy.stats import rankdata
 from search_strategy.defaults import CENTRES, CHANCE, EVALUATIONS
 from search_strategy.proposals import Proposal, kept_layers
 
+# chosen by `benchmarks.replay_search` on the losses of all subsets of six models (RESULTS.md, section 2)
 PAIRS = 0.3  # prior variance of the weight of a pair of neighbouring kept layers; that of a dropped layer is 1
 LENGTH = 0.7  # in swaps: how far what is learned of one proposal reaches beyond what is learned of its layers and pairs
 NOISE = 0.05  # variance of what a proposal's standing owes to none of these; the standings have 1
@@ -110,6 +111,7 @@ class Standings:
         centre = self._kept_before([swaps.proposal])[0]
         shared = self._dropped @ (centre < 0)
         here, less, more = (self._without_pairs(shared + step) for step in (0, -1, 1))
+        # a known proposal that has both of the layers, or neither, shares as many as before
         spares, adds = self._dropped[:, swaps.spared - 1], self._dropped[:, swaps.added - 1]
         loses = (spares * (self._weights * (less - here))[:, None]).T @ (1 - adds)
         gains = ((1 - spares) * (self._weights * (more - here))[:, None]).T @ adds
