@@ -86,7 +86,6 @@ SCRIPTS = {  # module and flags
     "export": ("export_clip", "--to text --output_dir exported"),
     "icons": ("examples.icon_search", "--clip_layers 2-3 --top 2"),
     "build": ("tools.build_clip", "--output_dir {exp}/built --num_merges 10"),
-    "deepen": ("tools.deepen_clip", "--output_dir {exp}/deep"),
 }
 
 NAN, INF = float("nan"), float("inf")
@@ -264,7 +263,7 @@ BROKEN_MODELS = [
         Situation(f"{value} in {tensor}", script, fills(tensor, value), f"NaN or infinity in 1 weights .{tensor}")
         for value, tensor, script in (
             (NAN, LAST, "dc"), (INF, "text_projection.weight", "dc"), (NAN, "visual_projection.weight", "search"),
-            (NAN, "logit_scale", "evaluate"), (-INF, LAST, "train"), (NAN, LAST, "icons"), (NAN, LAST, "export"), (NAN, LAST, "deepen"),
+            (NAN, "logit_scale", "evaluate"), (-INF, LAST, "train"), (NAN, LAST, "icons"), (NAN, LAST, "export"),
         )
     ),
     Situation("a tensor is missing", "dc", weights(lambda state: state.pop(LAST)), f"missing .{LAST}"),
@@ -324,7 +323,7 @@ LEFT_OVER = [
     *(Situation(f"a matrix of a killed run, {ending}", "coarse", all_of(matrix(), lambda ground, ending=ending: puts(f".{ground.matrix.stem.replace('dc_', 'clip4to2_beam_dc_')}_coarse.{DEAD}{ending}", b"", "results")(ground)), "winner", 0) for ending in (".json", ".png")),
     *(
         Situation(f"a full disk: {script}", script, largest_file(size), "cannot be written", leaves=leaves)
-        for script, size, leaves in (("dc", 1000, "npy$"), ("search", 2000, "log$"), ("export", 3000, "^$"), ("build", 3000, "^$"), ("deepen", 3000, "^$"), ("train", 9000, "exp/out"), ("evaluate", 2000, "^$"), ("icons", 9000, "^$"))
+        for script, size, leaves in (("dc", 1000, "npy$"), ("search", 2000, "log$"), ("export", 3000, "^$"), ("build", 3000, "^$"), ("train", 9000, "exp/out"), ("evaluate", 2000, "^$"), ("icons", 9000, "^$"))
     ),
     Situation("a full disk: another epoch", "resume", states(largest_file(9000)), "cannot be written", leaves="exp/out"),
 ]
@@ -351,8 +350,7 @@ FLAGS = [
             ("search", "--loss_batch_size 3000000000000", "--loss_batch_size"), ("search", "--topk_num -1", "--topk_num"), *(("train", f"--{flag} inf", f"--{flag}: expected a finite number") for flag in ("lr", "temperature", "distill_weight", "weight_decay")),
             ("train", "--lr nan", "--lr"), ("train", "--clip_layers 2,2", "repeats layer 2"), ("train", "--clip_layers 9-10", "layer 9"), ("train", "--clip_layers x", "cannot read"), ("train", "--batch_size 0", "--batch_size"), ("train", "--num_workers 100000", "--num_workers: expected a number in 0..256"),
             ("train", "--max_epoch -1", "--max_epoch"), ("train", "--output_dir {model}/config.json", "config.json is a file"), ("build", "--heads 3", "--heads 3 does not divide --width 128"), ("build", "--width 15", "does not divide --width 15"),
-            ("build", "--patch_size 64", "--patch_size 64"), ("build", "--max_length 1", "--max_length 1"), ("build", "--image_size 30", "--image_size 30"), ("deepen", "--output_dir {model}", "not empty"), ("deepen", "--output_dir {model}/config.json", "config.json"),
-            ("deepen", "--copies 0", "--copies"), ("evaluate", "--labels {model}/model.safetensors", "model.safetensors: expected one"), ("evaluate", "--labels {root}/nothing", "nothing"), ("export", "--output_dir {model}", "something else than an export"),
+            ("build", "--patch_size 64", "--patch_size 64"), ("build", "--max_length 1", "--max_length 1"), ("build", "--image_size 30", "--image_size 30"), ("evaluate", "--labels {model}/model.safetensors", "model.safetensors: expected one"), ("evaluate", "--labels {root}/nothing", "nothing"), ("export", "--output_dir {model}", "something else than an export"),
         )
     ),
     Situation("--exp_dir in a loop of links", "dc", all_of(loop, flags("--exp_dir {root}/loop")), "loop"),
@@ -427,7 +425,6 @@ STRANGE_RESULTS = [
     Situation("a search result is /dev/zero", "winner", flags("--search_result /dev/zero"), "/dev/zero: expected a search result"),
     *(Situation(f"--output_dir {name!r}", "train", lambda ground, name=name: ground.flags.extend(["--output_dir", name]), "expected the name of a folder below") for name in ("", ".", "..", "../x")),
     Situation("--output_dir of 300 letters", "train", lambda ground: ground.flags.extend(["--output_dir", "a" * 300]), "File name too long"),
-    Situation("a copy of 4 billion layers", "deepen", flags("--copies 1000000000"), "--copies 1000000000 makes 4000000000 layers"),
 ]
 # fmt: on
 
