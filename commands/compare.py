@@ -39,7 +39,8 @@ def run(args: argparse.Namespace) -> None:
     losses = find_losses(args, encoder, pairs["validation"], record) if args.losses else None
     maps = None
     if args.repair:
-        maps = SegmentMaps(encoder, draw_repair_captions(args, encoder)[:MAP_CAPTIONS], batch_size=args.text_batch_size)
+        captions = draw_repair_captions(args, encoder, record)[:MAP_CAPTIONS]
+        maps = SegmentMaps(encoder, captions, batch_size=args.text_batch_size)
     fine, test = make_searches(args, encoder, pairs, folder, maps)
     scratch = {
         path: make_searches(args, load_encoder(str(path), args.tower, device), pairs, folder) for path in args.scratch

@@ -8,13 +8,14 @@ from pathlib import Path
 import numpy as np
 
 from common import Record, data_flags, format_table, is_main_process, set_up, set_up_logging, show_progress, tower_dir
+from common.cli import caption_flags
 from common.matrix_files import MatrixSettings, read_matrix, warn_of_other_weights
 from common.matrix_flags import searched_matrices
 from common.plots import heat_map
 from data import ImageCaptionPairs, load_pairs
 from measures.combine import combine
 from models import Encoder, check_num_layers, load_encoder
-from models.repair import draw_captions, repair
+from models.repair import CAPTIONS, draw_captions, repair
 from models.segment_maps import CAPTIONS as MAP_CAPTIONS, SegmentMaps
 from search_strategy import results
 from search_strategy.coarse import coarse_search, missed_by
@@ -105,7 +106,7 @@ def prepare(
             warn_of_other_weights(of_matrix, folder, identity)
     maps, captions = None, []
     if args.repair:
-        captions = draw_repair_captions(args, encoder)
+        captions = draw_repair_captions(args, encoder, record)
         with record.timed("maps"):
             maps = SegmentMaps(encoder, captions[:MAP_CAPTIONS], batch_size=args.text_batch_size)
     with record.timed("image_embeddings"):
@@ -223,8 +224,9 @@ def make_fine_search(
     return FineSearch.from_pairs(encoder, pairs, folder / "cache", progress=show_progress(), **sizes, **options)
 
 
-def draw_repair_captions(args: argparse.Namespace, encoder: Encoder) -> list:
+def draw_repair_captions(args: argparse.Namespace, encoder: Encoder, record: Record) -> list:
     """Samples of train, of validation where there is none, that repairs are fitted to; the first are a draw too."""
-    options = {"images": encoder.tower == "vision", "or_validation": True}
-    samples = encoder.samples(load_pairs(args.dataset, "train", **data_flags(args) | options))
-    return encoder.readable(draw_captions(samples, args.seed), None, args.dataset)
+    with record.warnings():
+        pairs = load_pairs(args.dataset, "train", **caption_flags(args, CAPTIONS))
+        record.note_data(train=pairs)
+        return encoder.readable(draw_captions(encoder.samples(pairs), args.seed), None, args.dataset)

@@ -17,6 +17,7 @@ from PIL import Image
 from transformers import SiglipModel
 
 from commands.search import draw_repair_captions
+from common import Record
 from common.analysis import draw_samples, measure_captions
 from common.matrix_files import MatrixSettings
 from data import DataOptions, load_pairs
@@ -253,9 +254,11 @@ def test_a_broken_image_is_passed_over_by_analysis_and_repair(folders, with_a_br
     assert len({picture.row for picture in drawn}) == 150
     with pytest.warns(UserWarning, match="skipped 1 of 151 images"):
         assert np.isfinite(measure_captions(encoder, samples, settings)).all()
-    args = argparse.Namespace(dataset=with_a_broken_image, seed=0, **dict.fromkeys(vars(DataOptions())))
-    with pytest.warns(UserWarning, match="skipped 1 of 181 images"):
-        captions = draw_repair_captions(args, encoder)
+    flags = {"dataset": with_a_broken_image, "seed": 0, "streaming": False, "tower": "vision"}
+    args = argparse.Namespace(**dict.fromkeys(vars(DataOptions())) | flags)
+    record = Record(args, "cpu")
+    captions = draw_repair_captions(args, encoder, record)
+    assert "skipped 1 of 181 images" in record.content()["warnings"][0]
     assert len(captions) == 180
     assert repaired(encoder, [2], captions[:40]).num_layers == encoder.num_layers - 1
 

@@ -219,3 +219,10 @@ def test_a_first_try_on_few_pairs_has_a_name_of_its_own(run):
     result = run("--topk_num", "2", "--refine", "0", "--max_pairs", "25")
     assert result["record"]["data"]["captions"] == result["record"]["data"]["images"] == 25
     assert list(run.folder.glob("clip4to2_beam_dc_*_max25_*.json"))
+
+
+def test_captions_of_a_stream_are_read_as_far_as_the_repair_needs(run, monkeypatch):
+    monkeypatch.setattr("commands.search.CAPTIONS", 25)
+    flags = ["--select_measure", "rand", "--topk_num", "2", "--refine", "0"]
+    assert run(*flags)["record"]["train"]["captions"] == 60
+    assert run(*flags, "--streaming", "true")["record"]["train"]["captions"] == 25
