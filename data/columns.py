@@ -2,10 +2,13 @@
 
 import ast
 import contextlib
+import io
 import json
 import re
+import tokenize
 import warnings
 from collections.abc import Iterable, Sequence
+from itertools import pairwise
 from pathlib import Path
 
 import datasets
@@ -130,16 +133,32 @@ def _lines(text: str) -> list[str]:
 
 
 def _structure_in(text: str) -> list | dict | None:
-    """The list or struct that a text is the JSON or the Python form of; None for other text."""
+    """The list or struct that a text is the JSON or the Python form of; None for other text.
+
+    Raises ValueError for what NumPy has written and nobody can read again.
+    """
     text = text.strip()
     if not re.match(r"""\[\s*(["'{].*)?\]$|\{\s*["'].*\}$""", text, re.DOTALL):
         return None
-    for read in (json.loads, ast.literal_eval):
+    for read in (json.loads, lambda text: ast.literal_eval(_with_commas(text))):
         # nested deep either raises other things than ValueError; of Python's signs the other may warn
         with contextlib.suppress(Exception), warnings.catch_warnings(action="ignore"):
             written = read(text)
             return written if isinstance(written, list | dict) else None
+    if "array(" in text:
+        raise ValueError(f"expected captions to be text or lists of text; found NumPy's arrays as text: {text[:100]}")
     return None
+
+
+def _with_commas(text: str) -> str:
+    """A list as NumPy writes an array, ['a cat' 'a dog'], with the commas that keep Python from joining the two."""
+    tokens = [token[:2] for token in tokenize.generate_tokens(io.StringIO(text).readline) if token.type != tokenize.NL]
+    written = tokens[:1]
+    for before, token in pairwise(tokens):
+        if before[0] == token[0] == tokenize.STRING or (before[1], token[1]) == ("}", "{"):
+            written.append((tokenize.OP, ","))
+        written.append(token)
+    return tokenize.untokenize(written)
 
 
 # --- images

@@ -22,6 +22,7 @@ ALIASES = {
     **dict.fromkeys(("test", "testing"), "test"),
 }
 HELD_OUT_PERCENT = 10  # of the captions, for each split that is cut from train
+ROWS_TO_TELL = 1000  # of a stream, whether its column `split` has the names of splits
 
 
 class ChosenRows(NamedTuple):
@@ -89,10 +90,11 @@ def column_names(rows: Rows) -> list[str]:
 def _split_by_column(rows: Rows, column: str) -> Mapping[str, Rows]:
     """The rows of each value of a column, where these are names of splits; nothing for other values."""
     if isinstance(rows, datasets.IterableDataset):
-        first = next(iter(rows), {}).get(column)
-        if str(first).lower() not in ALIASES:
-            return {}
-        return {name: rows.filter(_is_in(column, name)) for name in SPLITS}
+        values = [str(row[column]).lower() for row in rows.take(ROWS_TO_TELL)]
+        seen = {ALIASES[value] for value in values if value in ALIASES}
+        # of a longer stream the others may yet come
+        names = [name for name in SPLITS if seen and (name in seen or len(values) == ROWS_TO_TELL)]
+        return {name: rows.filter(_is_in(column, name)) for name in names}
     indices = defaultdict(list)
     for row, value in enumerate(rows[column]):
         indices[str(value)].append(row)

@@ -4,6 +4,7 @@ import csv
 import io
 import json
 import tarfile
+import warnings
 
 import datasets
 import numpy as np
@@ -255,6 +256,7 @@ STRUCT = datasets.Features({"raw": TEXT, "tokens": datasets.List(TEXT)})
         (lambda c: {"TEXT": "\n".join(c)}, TEXT),
         (lambda c: {"Caption": json.dumps(c)}, TEXT),
         (lambda c: {"raw": repr(c)}, TEXT),
+        (lambda c: {"raw": str(np.array(c))}, TEXT),
         (lambda c: {"text": json.dumps([{"raw": text} for text in c])}, TEXT),
     ],
 )
@@ -383,6 +385,18 @@ def test_a_stream_gives_the_first_captions(tmp_path, form):
         load_pairs(str(path), "all", streaming=True, max_pairs=12)
 
 
+def test_a_streams_split_column_counts_as_in_a_table(tmp_path):
+    splits = ["extra", "extra", *["train"] * 4, "val", "val", "test", "test"]
+    for names in (splits, ["val"] * 8 + ["test"] * 2):
+        rows = [{"caption": f"caption {n}", "split": name} for n, name in enumerate(names)]
+        datasets.Dataset.from_list(rows).to_parquet(tmp_path / "pairs.parquet")
+        with warnings.catch_warnings(record=True):  # validation in the place of train
+            options = {"images": False, "or_validation": True, "max_pairs": 20}
+            table, stream = (load_pairs(str(tmp_path), "train", streaming=way, **options) for way in (False, True))
+        wanted = [f"caption {n}" for n, name in enumerate(names) if name == ("train" if "train" in names else "val")]
+        assert stream.captions == table.captions == wanted
+
+
 @pytest.mark.parametrize(
     ("columns", "asked"),
     [
@@ -478,3 +492,10 @@ def test_a_split_without_rows_is_named(tmp_path):
         datasets.Dataset.from_dict({"caption": captions}, features).to_parquet(tmp_path / f"{split}.parquet")
     with pytest.raises(ValueError, match="no rows in test.parquet"):
         load_pairs(str(tmp_path), "test", images=False)
+
+
+def test_arrays_that_numpy_has_written_are_refused(tmp_path):
+    written = str([{"raw": "a cat", "tokens": np.arange(2)}])
+    datasets.Dataset.from_dict({"caption": [written] * 10}).to_parquet(tmp_path / "pairs.parquet")
+    with pytest.raises(ValueError, match=r"found NumPy's arrays as text: \[\{'raw': 'a cat'"):
+        load_pairs(str(tmp_path), "all", images=False)
