@@ -23,7 +23,9 @@ IMAGE_COLUMNS = (
     *("jpeg", "webp", "filepath", "image_name", "filename", "img_path"),
 )
 URL_COLUMNS = ("url", "image_url", "img_url", "coco_url", "flickr_url")
-CAPTIONS_ALONE = "captions alone do for the analyses, --objective embedding (search) and --images false (fine-tuning)"
+CAPTIONS_ALONE = (
+    "captions alone do for the analyses, --objective embedding (search) and --images false (fine-tuning, evaluation)"
+)
 
 
 # --- names
@@ -202,7 +204,7 @@ def _refuse_urls(paths: Sequence[str | None], column: str, dataset: str) -> None
     if url:
         raise ValueError(
             f"{dataset}: the column {column} holds addresses ({url[:80]}), not images: download them first, for example "
-            f"with img2dataset; {CAPTIONS_ALONE}"
+            "with img2dataset"
         )
 
 

@@ -25,7 +25,7 @@ from search_strategy.proposals import Proposal, check_dropped_layers, parse_clip
 from search_strategy.results import newest_result, read_result
 from tasks.distance import Distance
 from tasks.image_retrieval import retrieval_task
-from training.batches import Split, TrainingData, load_split
+from training.batches import Split, TrainingData, load_split, selection_score
 from training.loop import Trainer
 from training.losses import Objective
 from training.report import ModelCard, draw_curves, figures_table, model_figures
@@ -253,6 +253,18 @@ def log_start(stage: Stage, start: Start, train: ImageCaptionPairs, validation: 
     )
 
 
+def warn_if_worse(models: dict[str, dict]) -> None:
+    """Where the last of these figures, of the fine-tuned model, are worse than those of what it was before."""
+    *_, before, after = [None, *models]
+    if before in ("pruned", "repaired") and selection_score(models[after]) < selection_score(models[before]):
+        logger.warning(
+            "warning: on test the %s model is worse than the %s one: train with a smaller --lr or more pairs, or keep that "
+            "one with --max_epoch 0",
+            after,
+            before,
+        )
+
+
 def write_report(trainer: Trainer, start: Start, record: Record) -> None:
     """After training: the mean of epochs if asked for, figures of all models on test, curves, the final model card."""
     validation, choice = trainer.use_average(), start.choice
@@ -267,6 +279,7 @@ def write_report(trainer: Trainer, start: Start, record: Record) -> None:
     if trainer.history:
         trained = model_figures(trainer.encoder, test, trainer.settings.freeze_vision)
         models["fine-tuned" if choice else "trained"] = trained
+        warn_if_worse(models)
         draw_curves(trainer.history, folder / "curves.png")
     files.write_text(folder / "README.md", trainer.card.text(validation, models))
     content = {

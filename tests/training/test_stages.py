@@ -5,6 +5,7 @@ import argparse
 import pytest
 
 from models import load_clip
+from training import stages
 from training.batches import TrainingData, load_split
 from training.settings import parse_schedule
 from training.stages import plan_stages, search
@@ -53,3 +54,15 @@ def test_a_stage_drops_the_best_layers_by_validation(tiny_clip, tiny_pairs, imag
     else:
         losses = {n: -(text * validation.teacher_text).sum().item() for n, text in kept.items()}
     assert dropped == (min(losses, key=losses.get),)
+
+
+@pytest.mark.parametrize(("before", "after", "warned"), [(0.5, 0.4, True), (0.5, 0.5, False), (0.4, 0.5, False)])
+def test_a_training_that_makes_the_model_worse_is_warned_of(before: float, after: float, warned: bool, caplog):
+    models = {"full": {"mean_recall": 0.9}, "pruned": {"mean_recall": 0.1}}
+    models |= {"repaired": {"mean_recall": before}, "fine-tuned": {"mean_recall": after}}
+    stages.warn_if_worse(models)
+    assert ("the fine-tuned model is worse than the repaired one" in caplog.text) == warned
+    caplog.clear()
+    distances = {"pruned": {"feature_distance": -before}, "fine-tuned": {"feature_distance": -after}}
+    stages.warn_if_worse(distances)
+    assert ("worse than the pruned one" in caplog.text) == warned
