@@ -4,6 +4,7 @@
 """
 
 import inspect
+import math
 from collections.abc import Iterable
 from typing import NamedTuple
 
@@ -18,7 +19,7 @@ PER_LAYER_LISTS = (
 )
 # Where the modules of a block keep the block's place in the stack, from 0 (caches need it).
 LAYER_INDEX_NAMES = ("layer_idx", "layer_id")
-# With this in its config a block divides its attention by its place (GPT-2, ImageGPT).
+# With this in its config a block divides its attention by its place, from 1 (GPT-2, ImageGPT).
 SCALE_BY_PLACE = "scale_attn_by_inverse_layer_idx"
 TIME_FIRST = ("xlnet",)  # model types whose states are (T, n, d)
 
@@ -128,14 +129,21 @@ def describe_cut(model: PreTrainedModel, path: str, depth: int, kept: list[int])
 
 def _renumber(block: nn.Module, old: int, new: int) -> None:
     for module in block.modules():
-        if old != new and getattr(module, SCALE_BY_PLACE, False):
-            raise ValueError(
-                f"cannot move layer {old + 1} to the place of layer {new + 1}: with {SCALE_BY_PLACE} its attention is "
-                "divided by its place in the stack; drop the last layers, or prune a model without this setting"
-            )
+        if getattr(module, SCALE_BY_PLACE, False):
+            _scale_queries(module, (new + 1) / (old + 1))
         for name in LAYER_INDEX_NAMES:
             if getattr(module, name, None) == old:
                 setattr(module, name, new)
+
+
+@torch.no_grad()
+def _scale_queries(attention: nn.Module, factor: float) -> None:
+    """Let an attention that is divided by its place give the same at another: what that changes is in its queries."""
+    queries = getattr(attention, "q_attn", attention.c_attn)  # where they have no layer of their own, they come first
+    for parameter in queries.parameters():  # (d, outputs) and (outputs,)
+        parameter[..., : attention.split_size] *= factor
+    if hasattr(attention, "scaling"):  # it holds the quotient, in some versions
+        attention.scaling /= factor
 
 
 def _tower_configs(model: PreTrainedModel, path: str, depth: int) -> list[PreTrainedConfig]:
@@ -193,8 +201,8 @@ def _check_config_describes(model: PreTrainedModel, path: str) -> None:
                 f"found {found.get(list_path)}"
             )
     expected, found = (_numbers_by_place(m.get_submodule(path)) for m in (model, rebuilt))
-    for attribute in expected:
-        if found.get(attribute) != expected[attribute]:
+    for attribute, number in expected.items():
+        if not math.isclose(found.get(attribute, math.inf), number):
             raise ValueError(
                 f"the config of {name} cannot describe what is left of the model: {path}.{attribute} depends on the "
                 "layer's place"
