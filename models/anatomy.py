@@ -22,6 +22,7 @@ LAYER_INDEX_NAMES = ("layer_idx", "layer_id")
 # With this in its config a block divides its attention by its place, from 1 (GPT-2, ImageGPT).
 SCALE_BY_PLACE = "scale_attn_by_inverse_layer_idx"
 TIME_FIRST = ("xlnet",)  # model types whose states are (T, n, d)
+FIRST_DIFFERS = ("modernbert",)  # model types whose first block has other parameters: no norm before its attention
 
 
 class Found(NamedTuple):
@@ -66,6 +67,11 @@ def find_stack(model: PreTrainedModel, tower: str | None) -> Found:
     return fitting[0]
 
 
+def count_fixed(config: PreTrainedConfig) -> int:
+    """How many blocks, from the first, are no layers that can be dropped, but a part of what makes h_0."""
+    return int(config.model_type in FIRST_DIFFERS)
+
+
 def _is_inside(path: str, outer_paths: Iterable[str]) -> bool:
     return any(path.startswith(f"{outer}.") for outer in outer_paths)
 
@@ -87,21 +93,23 @@ def _models_around(model: PreTrainedModel, path: str) -> list[PreTrainedModel]:
 
 def _explain_refusal(found: Found) -> str | None:
     """Why these blocks are no stack of layers; None where they are one."""
-    blocks, config = found.blocks, found.tower.config
+    config = found.tower.config
+    first = count_fixed(config)
+    blocks = list(found.blocks)[first:]
     shapes = [{name: tuple(p.shape) for name, p in block.named_parameters()} for block in blocks]
     if not any(shapes) or not any(True for _ in blocks[0].children()):
         return "no blocks made of modules with parameters"
-    for layer, (block, shape) in enumerate(zip(blocks, shapes, strict=True), start=1):
+    for layer, (block, shape) in enumerate(zip(blocks, shapes, strict=True), start=first + 1):
         if type(block) is not type(blocks[0]):
-            return f"block 1 is a {type(blocks[0]).__name__}, block {layer} a {type(block).__name__}"
+            return f"block {first + 1} is a {type(blocks[0]).__name__}, block {layer} a {type(block).__name__}"
         if shape != shapes[0]:
             name = next(n for n in {**shapes[0], **shape} if shape.get(n) != shapes[0].get(n))
-            return f"{name} is {shapes[0].get(name)} in block 1, {shape.get(name)} in block {layer}"
+            return f"{name} is {shapes[0].get(name)} in block {first + 1}, {shape.get(name)} in block {layer}"
     if config.model_type in TIME_FIRST:
         return f"the states of {config.model_type} are (T, n, d), not (n, T, d)"
     key = _depth_key(config, found.path)
-    if key is not None and getattr(config, key) != len(blocks):
-        return f"{len(blocks)} blocks, config.{key} is {getattr(config, key)}"
+    if key is not None and getattr(config, key) != len(found.blocks):
+        return f"{len(found.blocks)} blocks, config.{key} is {getattr(config, key)}"
     return None
 
 

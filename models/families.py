@@ -5,11 +5,12 @@ from importlib import import_module
 from transformers import PreTrainedConfig
 
 from models import checkpoint
+from models.anatomy import count_fixed
 from models.encoders import Encoder
 from models.open_clip_folder import find_open_clip, read_open_clip
 
 # (model_type of the checkpoint, tower) -> module and function(name, device, weights) that loads it
-SENTENCE_ENCODERS = ("bert", "camembert", "distilbert", "electra", "mpnet", "roberta", "xlm-roberta")
+SENTENCE_ENCODERS = ("bert", "camembert", "distilbert", "electra", "modernbert", "mpnet", "roberta", "xlm-roberta")
 FAMILIES = {
     ("clip", "text"): ("models.clip", "load_clip"),
     ("clip", "vision"): ("models.vision", "load_vision"),
@@ -33,7 +34,6 @@ REFUSED = {
     "deberta-v2": "in some of its checkpoints a convolution changes the state between two layers",
     "deepseek_v3": f"{BLOCKS_DIFFER}: the first are no mixtures of experts",
     "longformer": "it pads its texts to its attention windows, so that states have more positions than tokens",
-    "modernbert": f"{BLOCKS_DIFFER}: the first has no norm before its attention",
     "qwen3_next": f"{BLOCKS_DIFFER}: there are two kinds of attention",
     "siglip2": "it takes images of any shape (NaFlex), which no class here batches; SigLIP 2 of a fixed size is siglip",
     "t5": f"{BLOCKS_DIFFER}: the first holds the relative positions of all",
@@ -74,9 +74,12 @@ def read_tower_config(name: str, tower: str = "text") -> PreTrainedConfig:
 
 def check_num_layers(num_layers: int, name: str, tower: str = "text") -> None:
     """Raise ValueError unless the model has so many layers, as far as its configuration says."""
-    found = read_tower_config(name, tower).num_hidden_layers
+    config = read_tower_config(name, tower)
+    fixed = count_fixed(config)
+    found = config.num_hidden_layers - fixed
     if num_layers != found:
-        raise ValueError(f"--num_layers is {num_layers}, but the {tower} tower of {name} has {found} layers")
+        behind = " behind its first, which stays" if fixed else ""
+        raise ValueError(f"--num_layers is {num_layers}, but the {tower} tower of {name} has {found} layers{behind}")
 
 
 def read_config(name: str) -> PreTrainedConfig:

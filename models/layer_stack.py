@@ -22,7 +22,7 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from models.anatomy import describe_cut, find_stack
+from models.anatomy import count_fixed, describe_cut, find_stack
 
 # The positional and keyword arguments of one block beside its input.
 BlockArguments = tuple[tuple, dict]
@@ -32,7 +32,8 @@ class LayerStack:
     """The stack of identical blocks in a Hugging Face model, or in one tower of it.
 
     A stack is an `nn.ModuleList` of blocks of one class, with parameters of equal names and shapes, as long as the
-    config's number of layers. What a block gets beside its input must not come out of another block.
+    config's number of layers. What a block gets beside its input must not come out of another block. The first block of
+    a ModernBERT is unlike the others: it stays, h_0 is its output, and layer 1 is the block after it.
 
     Args:
         model: any `PreTrainedModel`; referred to, not copied, and left in the mode, dtype and device it has.
@@ -41,7 +42,7 @@ class LayerStack:
 
     Attributes:
         path: dotted path of the stack, such as "text_model.encoder.layers".
-        layers: the `nn.ModuleList`; layer 1 is `layers[0]`.
+        layers: the blocks, an `nn.ModuleList`; layer 1 is `layers[0]`.
         tower: the module that takes the inputs: the innermost model around the stack with a forward for them.
 
     Raises:
@@ -53,7 +54,9 @@ class LayerStack:
         if not isinstance(model, PreTrainedModel):
             raise TypeError(f"expected a Hugging Face model (PreTrainedModel), found {type(model).__name__}")
         found = find_stack(model, tower)
-        self.model, self.path, self.tower, self.layers = model, found.path, found.tower, found.blocks
+        self.model, self.path, self.tower = model, found.path, found.tower
+        self._num_fixed = count_fixed(found.tower.config)
+        self.layers = nn.ModuleList(list(found.blocks)[self._num_fixed :])
         self._returns_tensor = False  # unknown before the first forward pass
         self._compiled: list[Callable] = []
 
@@ -114,7 +117,7 @@ class LayerStack:
             ValueError: a layer out of range.
         """
         # hooks, by which `folding` reads a layer, are not seen by a compiled one
-        modules = self._compiled if self._compiled and self.layers.training else self.layers
+        modules = self._compiled if self._compiled and self.layers[0].training else self.layers
         for i in self._indices(layers):
             args, kwargs = context[i]
             output = modules[i](hidden, *args, **kwargs)
@@ -153,15 +156,15 @@ class LayerStack:
         Raises:
             ValueError: a layer out of range or repeated, no layer left, or a config that cannot describe the result.
         """
-        dropped = self._dropped_indices(dropped_layers)
-        kept = [i for i in range(self.num_layers) if i not in dropped]
+        dropped, fixed = self._dropped_indices(dropped_layers), self._num_fixed
+        kept = [*range(fixed), *(fixed + i for i in range(self.num_layers) if i not in dropped)]
         # deepcopy takes an entry of its memo instead of a copy: the weights of dropped layers are never copied.
         memo = {id(self.layers[i]): nn.Identity() for i in dropped}
         model = copy.deepcopy(self.model, memo)
         layers = model.get_submodule(self.path)
         for i in reversed(dropped):  # from the back, so that the numbers before stay right
-            del layers[i]
-        describe_cut(model, self.path, self.num_layers, kept)
+            del layers[fixed + i]
+        describe_cut(model, self.path, fixed + self.num_layers, kept)
         return model
 
     def _check_positions(self, h_0: Tensor, given: Tensor | None) -> None:

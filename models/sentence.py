@@ -40,6 +40,7 @@ model = SentenceTransformer(folder)"""
     def __init__(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, form: Form, name: str):
         self.model, self.tokenizer, self.form, self.name = model, tokenizer, form, name
         self.stack = LayerStack(model)
+        self._last_norm = getattr(model, "final_norm", nn.Identity())  # of a pre-norm tower (ModernBERT)
 
     # --- texts
 
@@ -70,7 +71,7 @@ model = SentenceTransformer(folder)"""
         return hidden[torch.arange(hidden.shape[0], device=hidden.device), last]
 
     def features(self, hidden: Tensor, batch: Batch) -> Tensor:
-        return self.own_pool(hidden, batch)
+        return self.own_pool(self._last_norm(hidden), batch)
 
     @property
     def projection(self) -> nn.Linear:
@@ -78,7 +79,7 @@ model = SentenceTransformer(folder)"""
 
     def deployed(self, inputs: dict[str, Tensor]) -> Tensor:
         batch = Batch(np.empty(0), inputs, inputs["attention_mask"].bool())  # a traced batch has no number of rows
-        return self.projection(self.features(self.model(**inputs).last_hidden_state, batch))
+        return self.projection(self.own_pool(self.model(**inputs).last_hidden_state, batch))
 
     # --- model
 

@@ -20,6 +20,8 @@ from transformers import (
     ElectraModel,
     MetaClip2Config,
     MetaClip2Model,
+    ModernBertConfig,
+    ModernBertModel,
     MPNetConfig,
     MPNetModel,
     PreTrainedTokenizerFast,
@@ -53,6 +55,15 @@ MODELS = {
         )
     ),
     "electra": lambda: ElectraModel(ElectraConfig(**WIDTH, **TOKENS, embedding_size=8, max_position_embeddings=LENGTH)),
+    "modernbert": lambda: ModernBertModel(  # four layers behind the first block
+        ModernBertConfig(
+            **WIDTH | {"num_hidden_layers": 5},
+            **TOKENS,
+            max_position_embeddings=LENGTH,
+            local_attention=4,
+            global_attn_every_n_layers=2,
+        )
+    ),
     "mpnet": lambda: MPNetModel(MPNetConfig(**WIDTH, **TOKENS, **AFTER_PADDING)),
     "roberta": lambda: RobertaModel(RobertaConfig(**WIDTH, **TOKENS, **AFTER_PADDING)),
     "xlm-roberta": lambda: XLMRobertaModel(XLMRobertaConfig(**WIDTH, **TOKENS, **AFTER_PADDING)),

@@ -24,6 +24,8 @@ from transformers import (
     LlamaConfig,
     LlamaForCausalLM,
     LlamaModel,
+    ModernBertConfig,
+    ModernBertModel,
     PreTrainedConfig,
     PreTrainedModel,
     RoFormerConfig,
@@ -84,6 +86,11 @@ def gpt2_config() -> GPT2Config:
     return GPT2Config(n_embd=16, n_layer=NUM_LAYERS, n_head=2, n_positions=10, **TOKENS)
 
 
+def modernbert_config() -> ModernBertConfig:
+    depth = {"num_hidden_layers": NUM_LAYERS + 1, "layer_types": ["full_attention", *LAYER_TYPES]}
+    return ModernBertConfig(**WIDTH | depth, **TOKENS, local_attention=2)
+
+
 def umt5_config() -> UMT5Config:
     return UMT5Config(d_model=16, d_kv=8, d_ff=24, num_layers=NUM_LAYERS, num_decoder_layers=2, num_heads=2, **TOKENS)
 
@@ -99,6 +106,7 @@ class Case(NamedTuple):
     path: str
     final_norm: str | None = None  # module of the tower between h_L and last_hidden_state
     norm_in_hidden_states: bool = False  # Hugging Face shows the last hidden state after the final norm
+    fixed: int = 0  # blocks before layer 1
 
 
 CASES = {
@@ -135,6 +143,10 @@ CASES = {
     "dinov3": Case(lambda: DINOv3ViTModel(dinov3_config()), None, IMAGES, "model.layer", "norm"),
     # its blocks return tuples
     "roformer": Case(lambda: RoFormerModel(RoFormerConfig(**WIDTH, **TOKENS)), None, CAPTIONS, "encoder.layer"),
+    # its first block is unlike the others
+    "modernbert": Case(
+        lambda: ModernBertModel(modernbert_config()), None, CAPTIONS, "layers", "final_norm", True, fixed=1
+    ),
     # its tower keeps a config object of its own
     "umt5": Case(lambda: UMT5EncoderModel(umt5_config()), None, CAPTIONS, "encoder.block", "final_layer_norm", True),
 }

@@ -189,7 +189,6 @@ def test_missing_models_and_models_of_another_kind_are_errors(tmp_path):
         ("clap", "text", "it has sounds in the place of images"),
         ("deepseek_v3", "text", "the first are no mixtures of experts"),
         ("longformer", "text", "states have more positions than tokens"),
-        ("modernbert", "text", "the first has no norm before its attention"),
         ("siglip2", "text", "it takes images of any shape"),
         ("vision-text-dual-encoder", "text", "with two kinds of blocks"),
         ("xlnet", "text", "the position before the sample"),

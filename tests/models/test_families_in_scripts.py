@@ -24,6 +24,7 @@ KINDS = {
     "siglip vision": ["--tower", "vision"],
     "sentence": ["--target_column", "text", "--caption_column", "caption"],
     "sentence alone": ["--objective", "embedding"],
+    "modernbert": ["--target_column", "text", "--caption_column", "caption"],
 }
 
 
@@ -32,7 +33,8 @@ def models(tmp_path_factory, tiny_pairs, tiny_clip) -> dict:
     words = {word for caption in load_pairs(str(tiny_pairs), "test", images=False).captions for word in caption.split()}
     root = tmp_path_factory.mktemp("families")
     siglip, sentence = write_siglip(root / "siglip", words), write_sentence_encoder(root / "sentence", words)
-    return {"clip": tiny_clip, "siglip": siglip, "sentence": sentence}
+    modernbert = write_sentence_encoder(root / "modernbert", words, "modernbert")
+    return {"clip": tiny_clip, "siglip": siglip, "sentence": sentence, "modernbert": modernbert}
 
 
 @pytest.fixture(scope="module")
@@ -49,9 +51,9 @@ def text_pairs(tiny_pairs, tmp_path_factory):
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_matrix_and_a_search(models, tiny_pairs, text_pairs, tmp_path, capsys, kind):
     family, flags = models[kind.split()[0]], KINDS[kind]
-    data = text_pairs if kind == "sentence" else tiny_pairs
+    data = text_pairs if "--target_column" in flags else tiny_pairs
     common = ["--model", str(family), "--dataset", str(data), "--exp_dir", str(tmp_path), "--device", "cpu"]
-    columns = flags if "--tower" in flags else flags[2:] if kind == "sentence" else []
+    columns = flags if "--tower" in flags else flags[2:] if "--target_column" in flags else []
     dc_analysis.main([*common, *columns])
     layers = 2 if kind == "clip vision" else 4
     sizes = ["--num_layers", str(layers), "--num_clip_layers", str(layers // 2), "--repair", "false"]
@@ -65,9 +67,9 @@ def test_a_matrix_and_a_search(models, tiny_pairs, text_pairs, tmp_path, capsys,
     assert "winner: drop" in capsys.readouterr().out
 
 
-@pytest.mark.parametrize("kind", ["siglip", "siglip vision", "sentence"])
+@pytest.mark.parametrize("kind", ["siglip", "siglip vision", "sentence", "modernbert"])
 def test_a_search_of_repaired_proposals(models, tiny_pairs, text_pairs, tmp_path, kind):
-    data = text_pairs if kind == "sentence" else tiny_pairs
+    data = text_pairs if "--target_column" in KINDS[kind] else tiny_pairs
     common = [
         "--model",
         str(models[kind.split()[0]]),
@@ -84,10 +86,11 @@ def test_a_search_of_repaired_proposals(models, tiny_pairs, text_pairs, tmp_path
     assert json.loads(result.read_text())["winner"]["task_loss"] > 0
 
 
-@pytest.mark.parametrize("kind", ["clip vision", "siglip", "siglip vision", "sentence"])
+@pytest.mark.parametrize("kind", ["clip vision", "siglip", "siglip vision", "sentence", "modernbert"])
 def test_a_training_that_starts_from_the_repaired_model(models, tiny_pairs, text_pairs, tmp_path, kind):
     AcceleratorState._reset_state(reset_partial_state=True)
-    data, layers = text_pairs if kind == "sentence" else tiny_pairs, 2 if kind == "clip vision" else 4
+    data = text_pairs if "--target_column" in KINDS[kind] else tiny_pairs
+    layers = 2 if kind == "clip vision" else 4
     flags = [
         "--model",
         str(models[kind.split()[0]]),
@@ -143,14 +146,14 @@ def test_flags_of_towers_that_do_not_go_together(models, tmp_path, capsys, flags
     assert re.search(message, capsys.readouterr().err)
 
 
-@pytest.mark.parametrize("kind", ["siglip", "sentence"])
+@pytest.mark.parametrize("kind", ["siglip", "sentence", "modernbert"])
 def test_the_text_tower_of_any_family_runs_in_onnx_runtime(models, tiny_pairs, tmp_path, kind):
     onnxruntime = pytest.importorskip("onnxruntime")
     pytest.importorskip("onnxscript")
     common = ["--model", str(models[kind]), "--dataset", str(tiny_pairs), "--exp_dir", str(tmp_path)]
     export_clip.main([*common, "--to", "onnx", "--output_dir", "onnx"])  # compares all captions in batches of 1, 7, 64
     session = onnxruntime.InferenceSession(tmp_path / "onnx" / ONNX_NAME, providers=["CPUExecutionProvider"])
-    names = {"siglip": ["input_ids"], "sentence": ["input_ids", "attention_mask"]}[kind]
+    names = ["input_ids"] if kind == "siglip" else ["input_ids", "attention_mask"]
     assert [entry.name for entry in session.get_inputs()] == names
 
 

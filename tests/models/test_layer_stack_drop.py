@@ -85,7 +85,7 @@ def test_skipping_layers_equals_the_pruned_model_saved_and_loaded(case, dropped,
         assert smaller_stack.num_layers == len(kept)
         assert torch.equal(outputs(case, smaller_stack), expected)
         states = smaller_stack.tower(**case.inputs, output_hidden_states=True).hidden_states
-        assert len(states) == len(kept) + 1
+        assert len(states) == case.fixed + len(kept) + 1
 
 
 @every_case
@@ -106,12 +106,12 @@ def test_the_original_is_left_unchanged(case):
 def test_every_config_of_the_tower_says_the_new_number(case, tmp_path):
     model, stack = build(case)
     kind = type(stack.tower.config)
-    assert {config.num_hidden_layers for config in all_configs(model, kind)} == {NUM_LAYERS}
+    assert {config.num_hidden_layers for config in all_configs(model, kind)} == {case.fixed + NUM_LAYERS}
     pruned = stack.drop([2])
     pruned.save_pretrained(tmp_path)
     loaded = type(model).from_pretrained(tmp_path)
     for smaller in (pruned, loaded):
-        assert {config.num_hidden_layers for config in all_configs(smaller, kind)} == {NUM_LAYERS - 1}
+        assert {config.num_hidden_layers for config in all_configs(smaller, kind)} == {case.fixed + NUM_LAYERS - 1}
 
 
 def test_a_sub_config_that_is_a_copy_is_updated_too():

@@ -13,7 +13,7 @@ from transformers import AutoModel, AutoTokenizer
 
 import clip_finetune_train
 from data import load_pairs
-from models import load_encoder
+from models import check_num_layers, load_encoder
 from models.sentence_form import identity_map, is_identity
 from training.towers import TrainedTowers
 
@@ -178,8 +178,19 @@ def test_fresh_weights_are_not_the_saved_ones(folder):
     assert not torch.allclose(fresh.embeddings(TEXTS), load_encoder(str(folder)).embeddings(TEXTS), atol=1e-2)
 
 
-def test_sentence_transformers_gives_the_same_embeddings(folder, tmp_path):
+def test_the_first_layer_of_modernbert_is_not_counted(words, tmp_path):
+    folder = write_sentence_encoder(tmp_path / "full", words, "modernbert")
+    with pytest.raises(ValueError, match="has 4 layers behind its first, which stays"):
+        check_num_layers(5, str(folder))
+    pruned = load_encoder(str(folder)).drop([1, 2])
+    pruned.save(tmp_path / "pruned")
+    check_num_layers(2, str(tmp_path / "pruned"))
+
+
+@pytest.mark.parametrize("kind", ["mpnet", "modernbert"])
+def test_sentence_transformers_gives_the_same_embeddings(words, tmp_path, kind):
     package = pytest.importorskip("sentence_transformers")
+    folder = write_sentence_encoder(tmp_path / "full", words, kind)
     write_json(folder / "sentence_bert_config.json", {"max_seq_length": LENGTH})
     encoder = load_encoder(str(folder)).drop([2])
     with torch.no_grad():
