@@ -45,7 +45,6 @@ def build_parser() -> argparse.ArgumentParser:
     add_training_flags(parser)
     add = parser.add_argument_group("machine").add_argument
     add("--precision", **choice(PRECISIONS, "fp32", "of the forward pass"))
-    add("--compile", **switch(False, "compile the text layers"))
     add("--num_workers", type=bounded(int, 0, 256), default=0, help="processes that decode images ahead (default: 0)")
     add("--report_to", **choice(TRACKERS, "none"))
     add_common_flags(parser, tower=True, target_column=True)
@@ -62,7 +61,6 @@ def add_training_flags(parser: argparse.ArgumentParser) -> None:
     add("--distill_mode", **choice(DISTILL_MODES, None, "what else is trained for, default none"))
     add("--distill_weight", type=bounded(float, 0), help="beside the contrastive loss (default: feature 4, others 1)")
     add("--temperature", type=bounded(float, 1e-6), default=1.0, help="of logit and affinity (default: 1)")
-    add("--negatives", **whole_number(0, "images beyond the batch for each caption", 0))
     add = parser.add_argument_group("optimisation").add_argument
     add("--max_epoch", **whole_number(50, "0: no training, the repaired model alone", 0))
     add("--batch_size", **whole_number(256, "pairs in a batch over all processes"))

@@ -4,7 +4,7 @@ import argparse
 import importlib.util
 import logging
 from collections.abc import Iterator
-from dataclasses import fields, replace
+from dataclasses import fields
 
 from accelerate import PartialState
 
@@ -79,16 +79,14 @@ def broken_rules(args: argparse.Namespace, device: str) -> Iterator[str]:
         yield "--images false trains by --distill_mode feature"
     if args.tower == "vision" and not args.images:
         yield "--tower vision needs images: pass --images true"
-    if args.tower == "vision" and (args.clip_mode == "scratch" or args.negatives):
-        yield "--clip_mode scratch and --negatives are for --tower text"
+    if args.tower == "vision" and args.clip_mode == "scratch":
+        yield "--clip_mode scratch is for --tower text"
     if args.augment and (args.tower == "vision" or args.distill_mode != "none"):
         yield "--augment true changes what the full model has embedded: pass --tower text and --distill_mode none"
     if args.target_column and not args.images:
         yield "--images false takes captions alone: leave out --target_column"
     if not args.images and not args.freeze_vision:
         yield "--images false needs --freeze_vision true"
-    if args.negatives and not (args.freeze_vision and args.images):
-        yield "--negatives are taken from image embeddings that stay: pass --freeze_vision true and --images true"
     if args.clip_mode == "scratch" and (args.clip_layers or args.search_result):
         yield "--clip_mode scratch drops no trained layers: leave out --clip_layers and --search_result"
     if args.clip_mode == "scratch" and not args.max_epoch:
@@ -131,11 +129,8 @@ def load_start(args: argparse.Namespace, device: str) -> tuple[Encoder | None, E
 def make_run(args: argparse.Namespace, full: Encoder | None, embedder: Encoder) -> Run:
     """Data, loss and settings. `embedder`: the model whose embeddings of images and captions are taken."""
     settings = Settings(**{field.name: getattr(args, field.name) for field in fields(Settings)})
-    objective = Objective(args.distill_mode, args.distill_weight, args.temperature, args.negatives)
+    scale = full.logit_scale if full else 1.0
+    objective = Objective(args.distill_mode, args.distill_weight, args.temperature, scale)
     cache_dir = tower_dir(args.exp_dir, args.model, args.tower) / "cache"
     data = load_data(full, embedder, args.dataset, data_flags(args), settings, objective, args.images, cache_dir)
-    images = data.train.image_embeddings
-    if args.negatives and images is not None and args.negatives > len(images):
-        raise ValueError(f"--negatives {args.negatives}: the training pairs have {len(images)} images")
-    scale = full.logit_scale if full else 1.0
-    return Run(data, replace(objective, image_embeddings=images, teacher_scale=scale), settings)
+    return Run(data, objective, settings)

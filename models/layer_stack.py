@@ -58,7 +58,6 @@ class LayerStack:
         self._num_fixed = count_fixed(found.tower.config)
         self.layers = nn.ModuleList(list(found.blocks)[self._num_fixed :])
         self._returns_tensor = False  # unknown before the first forward pass
-        self._compiled: list[Callable] = []
 
     @property
     def num_layers(self) -> int:
@@ -116,17 +115,11 @@ class LayerStack:
         Raises:
             ValueError: a layer out of range.
         """
-        # hooks, by which `folding` reads a layer, are not seen by a compiled one
-        modules = self._compiled if self._compiled and self.layers[0].training else self.layers
         for i in self._indices(layers):
             args, kwargs = context[i]
-            output = modules[i](hidden, *args, **kwargs)
+            output = self.layers[i](hidden, *args, **kwargs)
             hidden = output if isinstance(output, Tensor) else output[0]  # the rest is attentions, caches
         return hidden
-
-    def compile(self) -> None:
-        """Let `run` use compiled layers in training, for inputs of any length; the model itself stays as it is."""
-        self._compiled = [torch.compile(layer, dynamic=True) for layer in self.layers]
 
     def hidden_states(self, **inputs) -> list[Tensor]:
         """The L+1 hidden states h_0 .. h_L, each (n, T, d); `inputs` and mode as in `start`.

@@ -98,9 +98,8 @@ class PairBatches(Dataset):
     """Batches of pairs by row numbers, assembled by indexing tensors.
 
     A batch has `inputs` and `mask`, as in `models.encoders.Batch`, cut to its longest sample; `image_rows` and
-    `caption_numbers` (n,), equal where the image or the caption is the same; `target_rows` (n,), the numbers of the
-    targets; and where they are there `image_embeddings` (n, d), the targets, `pixel_values` (n, 3, H, W),
-    `teacher_text` (n, d).
+    `caption_numbers` (n,), equal where the image or the caption is the same; and where they are there
+    `image_embeddings` (n, d), the targets, `pixel_values` (n, 3, H, W), `teacher_text` (n, d).
 
     The samples of a text tower are captions, and its targets images; those of an image tower the other way round.
 
@@ -142,7 +141,7 @@ class PairBatches(Dataset):
             samples = self._encoder.batch(self._encoder.prepare(changed), range(len(rows))).to("cpu")
         else:
             samples = self._all.select(rows)
-        batch = {"inputs": samples.inputs, "mask": samples.mask, "image_rows": image_rows, "target_rows": target_rows}
+        batch = {"inputs": samples.inputs, "mask": samples.mask, "image_rows": image_rows}
         batch["caption_numbers"] = self._caption_numbers[rows]
         if self._image_embeddings is not None:
             batch["image_embeddings"] = self._image_embeddings[target_rows]

@@ -86,7 +86,6 @@ class Trainer(SavedRun):
             train_vision=not settings.freeze_vision,
             freeze_embeddings=settings.freeze_embeddings,
             freeze_logit_scale=settings.freeze_logit_scale or captions_alone,
-            compiled=settings.compile,
             bfloat16=settings.precision == "bf16",
         )
         # its stack learns how its layers return, before anything is drawn
@@ -170,7 +169,7 @@ class Trainer(SavedRun):
     def _step(self, batch: dict, generator: np.random.Generator) -> Tensor:
         # LayerDrop (Fan et al. 2020): each layer is left out by chance, in this step alone
         keep = generator.random(self.towers.num_layers) >= self.settings.layerdrop
-        loss = self.objective(self._wrapped(batch, keep.tolist()), batch, generator)
+        loss = self.objective(self._wrapped(batch, keep.tolist()), batch)
         self.accelerator.backward(loss)
         if self.accelerator.sync_gradients and self.settings.max_grad_norm:
             self.accelerator.clip_grad_norm_(self._wrapped.parameters(), self.settings.max_grad_norm)

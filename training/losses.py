@@ -6,7 +6,6 @@ the processes' gradients, which data-parallel training takes, is the gradient of
 
 from dataclasses import dataclass
 
-import numpy as np
 import torch
 from accelerate import PartialState, utils
 from torch import Tensor, nn
@@ -50,24 +49,15 @@ class Similarities:
     bias: Tensor | None = None  # added to the scaled similarities in SigLIP's loss; None: the loss is CLIP's
 
 
-def contrastive_loss(batch: Similarities, negatives: Tensor | None = None, hidden: Tensor | None = None) -> Tensor:
+def contrastive_loss(batch: Similarities) -> Tensor:
     """CLIP's symmetric cross entropy (Radford et al. 2021), or with a bias SigLIP's sigmoid loss (Zhai et al. 2023);
-    with `negatives` (m, d), image embeddings that every caption is also compared with, but for those of which `hidden`
-    (m,) is true. Nats.
+    nats.
     """
     logits = batch.scale * batch.text @ batch.image.T
     if batch.same is not None:  # no negatives of each other
         others = batch.same & ~torch.eye(len(logits), dtype=torch.bool, device=logits.device)
         logits = logits.masked_fill(others, -torch.inf)  # no share in any softmax, nor in the sum of sigmoids
-    if negatives is None:
-        return symmetric_cross_entropy(logits) if batch.bias is None else sigmoid_loss(logits + batch.bias)
-    extra = (batch.scale * batch.text @ negatives.T).masked_fill(hidden, -torch.inf)
-    if batch.bias is not None:
-        return sigmoid_loss(logits + batch.bias) - nn.functional.logsigmoid(-extra - batch.bias).sum() / len(logits)
-    # (n, n + m): each caption among more images; images are not compared with more captions
-    target = torch.arange(len(logits), device=logits.device)
-    text_to_image = nn.functional.cross_entropy(torch.cat([logits, extra], dim=1), target)
-    return (text_to_image + nn.functional.cross_entropy(logits.T, target)) / 2
+    return symmetric_cross_entropy(logits) if batch.bias is None else sigmoid_loss(logits + batch.bias)
 
 
 def feature_distance(batch: Similarities, temperature: float = 1.0) -> Tensor:
@@ -120,25 +110,20 @@ class Objective:
     Args:
         distill_mode: one of `DISTILLATION`, or `none`.
         distill_weight, temperature: of the distillation.
-        negatives: how many images beside those of the batch every caption is compared with.
-        image_embeddings: (m, d), where they are drawn from.
         teacher_scale: the teacher's factor on cosine similarities.
     """
 
     distill_mode: str = "none"
     distill_weight: float = 1.0
     temperature: float = 1.0
-    negatives: int = 0
-    image_embeddings: Tensor | None = None
     teacher_scale: float = 1.0
 
     def settings(self) -> dict:
         """What the result of a training depends on."""
-        names = ("distill_mode", "distill_weight", "temperature", "negatives")
-        return {name: getattr(self, name) for name in names}
+        return {name: getattr(self, name) for name in ("distill_mode", "distill_weight", "temperature")}
 
-    def __call__(self, outputs: Outputs, batch: dict[str, Tensor], generator: np.random.Generator) -> Tensor:
-        """The loss over all processes' rows. `generator`: equal in all processes."""
+    def __call__(self, outputs: Outputs, batch: dict[str, Tensor]) -> Tensor:
+        """The loss over all processes' rows."""
         text, image, scale, bias = outputs
         gathered = Similarities(
             text=gather(text),
@@ -153,18 +138,10 @@ class Objective:
         )
         if image is None:
             return feature_distance(gathered)
-        loss = contrastive_loss(gathered, *self._negatives(batch["target_rows"], generator))
+        loss = contrastive_loss(gathered)
         if self.distill_mode != "none":
             loss = loss + self.distill_weight * DISTILLATION[self.distill_mode](gathered, self.temperature)
         return loss
-
-    def _negatives(self, target_rows: Tensor, generator: np.random.Generator) -> tuple[Tensor, Tensor] | tuple[()]:
-        """Random image embeddings, and which of them are of images in the batch; nothing where none are asked for."""
-        if not self.negatives:
-            return ()
-        drawn = torch.from_numpy(generator.choice(len(self.image_embeddings), self.negatives, replace=False))
-        embeddings = self.image_embeddings[drawn].to(target_rows.device)
-        return embeddings, torch.isin(drawn.to(target_rows.device), gather(target_rows))
 
 
 def _share_image_or_caption(batch: dict[str, Tensor]) -> Tensor:

@@ -7,7 +7,7 @@ import argparse
 from dataclasses import asdict, dataclass
 from typing import NamedTuple
 
-MAY_CHANGE = ("num_workers", "compile", "keep_epochs", "average", "report_to")  # in a run that goes on
+MAY_CHANGE = ("num_workers", "keep_epochs", "average", "report_to")  # in a run that goes on
 PRECISIONS = {
     "fp32": "as the weights are",
     "bf16": "faster where the processor has it",
@@ -59,7 +59,6 @@ class Settings:
     freeze_logit_scale: bool = False
     precision: str = "fp32"
     num_workers: int = 0
-    compile: bool = False
     keep_epochs: int | None = 2  # how many of the last epochs a training can go on from; None: all
     average: Average | None = None
     report_to: str = "none"

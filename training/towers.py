@@ -39,7 +39,6 @@ class TrainedTowers(nn.Module):
         train_vision: bool = False,
         freeze_embeddings: bool = False,
         freeze_logit_scale: bool = False,
-        compiled: bool = False,
         bfloat16: bool = False,
     ):
         super().__init__()
@@ -65,9 +64,7 @@ class TrainedTowers(nn.Module):
             # Under autocast to bf16 the fused attention's backward pass on a CPU takes more than all the rest of the
             # step.
             encoder.model.set_attn_implementation("eager")
-        self._encoder, self._at_once = encoder, compiled
-        if compiled:
-            encoder.stack.compile()
+        self._encoder = encoder
 
     @property
     def num_layers(self) -> int:
@@ -94,9 +91,9 @@ class TrainedTowers(nn.Module):
     def _embed(self, batch: Batch, kept: Sequence[int]) -> Tensor:
         """(n, d), L2-normalised. On a CPU in parts of similar length, so that little is computed for padding.
 
-        On a GPU, and where every new shape may be compiled anew, all at once.
+        On a GPU all at once.
         """
-        if batch.mask.is_cuda or self._at_once:
+        if batch.mask.is_cuda:
             return self._run(batch, kept)
         parts = batch.lengths.argsort(stable=True).chunk(LENGTH_PARTS)  # rows, the short samples first
         return torch.cat([self._run(batch.select(rows), kept) for rows in parts])[torch.cat(parts).argsort()]

@@ -134,7 +134,7 @@ def test_an_evaluation_beside_the_pruned_model(models, tiny_pairs, text_pairs, t
     ("flags", "message"),
     [
         ("--tower vision --images false --distill_mode feature", "--tower vision needs images"),
-        ("--tower vision --negatives 3", "--clip_mode scratch and --negatives are for --tower text"),
+        ("--tower vision --clip_mode scratch", "--clip_mode scratch is for --tower text"),
         ("--images false --target_column text", "--images false takes captions alone"),
         ("--tower vision --clip_mode finetune", "no search result: .*vision.*--tower vision; or pass --clip_layers"),
     ],

@@ -28,14 +28,12 @@ def new_trainer(tiny_clip, tiny_pairs, tmp_path) -> Callable[..., Trainer]:
         dropout: float = 0.0,
         images: bool = True,
         distill_mode: str = "none",
-        negatives: int = 0,
         **changed,
     ) -> Trainer:
         AcceleratorState._reset_state(reset_partial_state=True)
-        settings, objective = replace(SETTINGS, **changed), Objective(distill_mode, negatives=negatives)
-        full = load_encoder(str(tiny_clip))
+        settings, full = replace(SETTINGS, **changed), load_encoder(str(tiny_clip))
+        objective = Objective(distill_mode, teacher_scale=full.logit_scale)
         data = load_data(full, full, str(tiny_pairs), {}, settings, objective, images, tmp_path / "cache")
-        objective = replace(objective, image_embeddings=data.train.image_embeddings, teacher_scale=full.logit_scale)
         encoder = full.drop(DROPPED)
         for layer in encoder.stack.layers:
             layer.self_attn.dropout = dropout

@@ -98,8 +98,8 @@ def test_nothing_is_dropped_by_default(new_trainer, monkeypatch):
 
 
 def test_a_resumed_training_ends_with_the_same_bits(new_trainer, tmp_path):
-    """With everything random: dropout from the global state, dropped layers and negatives from their own."""
-    flags = {"dropout": 0.3, "layerdrop": 0.3, "negatives": 7, "distill_mode": "affinity", "grad_accum": 2}
+    """With everything random: dropout from the global state, dropped layers from their own."""
+    flags = {"dropout": 0.3, "layerdrop": 0.3, "distill_mode": "affinity", "grad_accum": 2}
     new_trainer("whole", **flags).train()
     interrupted = new_trainer("parts", **flags)
     train_epoch = interrupted.train_epoch

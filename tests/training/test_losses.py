@@ -27,10 +27,10 @@ def plain_cross_entropy(scores: list[float], right: int) -> float:
     return -scores[right] + math.log(sum(math.exp(score) for score in scores))
 
 
-def plain_contrastive(batch: Similarities, negatives: list[torch.Tensor] = ()) -> float:
+def plain_contrastive(batch: Similarities) -> float:
     total = 0.0
     for i in range(N):
-        scores = [float(batch.scale * batch.text[i] @ image) for image in [*batch.image, *negatives]]
+        scores = [float(batch.scale * batch.text[i] @ image) for image in batch.image]
         total += plain_cross_entropy(scores, i)
         total += plain_cross_entropy([float(batch.scale * text @ batch.image[i]) for text in batch.text], i)
     return total / (2 * N)
@@ -40,15 +40,9 @@ def test_contrastive_loss_is_that_of_a_plain_loop():
     assert contrastive_loss(similarities()).item() == pytest.approx(plain_contrastive(similarities()), rel=1e-12)
 
 
-def test_negatives_count_for_captions_alone_and_hidden_ones_not_at_all():
-    negatives, hidden = unit_rows(4, 99), torch.tensor([False, True, False, True])
-    expected = plain_contrastive(similarities(), [negatives[0], negatives[2]])
-    assert contrastive_loss(similarities(), negatives, hidden).item() == pytest.approx(expected, rel=1e-12)
-
-
 def test_with_a_bias_every_pair_is_right_or_wrong_on_its_own():
-    """As SigLIP: with negatives of which some are hidden, and pairs that share a caption."""
-    batch, negatives, hidden = similarities(), unit_rows(3, 99), torch.tensor([False, True, False])
+    """As SigLIP, with pairs that share a caption."""
+    batch = similarities()
     same = torch.eye(N, dtype=torch.bool)
     same[1, 4] = same[4, 1] = True
     total = 0.0
@@ -57,10 +51,8 @@ def test_with_a_bias_every_pair_is_right_or_wrong_on_its_own():
             if i == j or not same[i, j]:
                 logit = float(batch.scale * batch.text[i] @ batch.image[j]) - 3.0
                 total += math.log(1 + math.exp(-logit if i == j else logit))
-        for j in (0, 2):
-            total += math.log(1 + math.exp(float(batch.scale * batch.text[i] @ negatives[j]) - 3.0))
     biased = replace(batch, same=same, bias=torch.tensor(-3.0).double())
-    assert contrastive_loss(biased, negatives, hidden).item() == pytest.approx(total / N, rel=1e-12)
+    assert contrastive_loss(biased).item() == pytest.approx(total / N, rel=1e-12)
 
 
 @pytest.mark.parametrize("mode", DISTILLATION)
@@ -107,21 +99,8 @@ def test_objective_adds_the_weighted_distance_and_is_that_alone_without_images()
         "image_embeddings": batch.image,
         "caption_numbers": torch.arange(N),
         "image_rows": torch.arange(N),
-        "target_rows": torch.arange(N),
     }
-    outputs, generator = Outputs(batch.text, batch.image, batch.scale), np.random.default_rng(0)
-    both = Objective("feature", distill_weight=3.0)(outputs, rows, generator)
-    alone = Objective("feature", distill_weight=3.0)(Outputs(batch.text, None, batch.scale), rows, generator)
+    both = Objective("feature", distill_weight=3.0)(Outputs(batch.text, batch.image, batch.scale), rows)
+    alone = Objective("feature", distill_weight=3.0)(Outputs(batch.text, None, batch.scale), rows)
     assert both.item() == pytest.approx((contrastive_loss(batch) + 3 * feature_distance(batch)).item())
     assert alone.item() == pytest.approx(feature_distance(batch).item())
-
-
-def test_negatives_drawn_are_never_images_of_the_batch():
-    images = unit_rows(8, 5)
-    rows = {"image_embeddings": images[:N], "caption_numbers": torch.arange(N), "image_rows": torch.arange(N)}
-    rows["target_rows"] = rows["image_rows"]
-    batch = similarities()
-    objective = Objective(negatives=8, image_embeddings=images)  # all there are: the two beside the batch count
-    loss = objective(Outputs(batch.text, images[:N], batch.scale), rows, np.random.default_rng(0))
-    expected = plain_contrastive(Similarities(batch.text, images[:N], batch.scale), list(images[N:]))
-    assert loss.item() == pytest.approx(expected, rel=1e-12)

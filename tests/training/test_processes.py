@@ -74,7 +74,7 @@ def test_a_training_killed_at_any_moment_loses_at_most_the_running_epoch(process
             assert sorted(path.name for path in left) == sorted(path.name for path in expected)
 
 
-@pytest.mark.parametrize("flags", ["--negatives 10 --layerdrop 0.5", "--freeze_vision false --distill_mode feature"])
+@pytest.mark.parametrize("flags", ["--layerdrop 0.5", "--freeze_vision false --distill_mode feature"])
 def test_two_processes_give_the_losses_of_one(processes, argv, tmp_path, flags: str):
     argv = [*argv, *flags.split(), "--max_epoch", "2"]
     stderr = tmp_path / "stderr"
@@ -90,7 +90,7 @@ def test_two_processes_give_the_losses_of_one(processes, argv, tmp_path, flags: 
     for process in both:
         process.join(120)
         assert process.exitcode == 0, stderr.read_text()
-    assert "processes: 2" in (tmp_path / "two" / "train.log").read_text()
-    assert len((tmp_path / "two" / "train.log").read_text().splitlines()) == 8  # of the main process alone
+    log = (tmp_path / "two" / "train.log").read_text()
+    assert log.count("processes: 2") == log.count("drops the layers") == 1  # the main process alone writes it
     for ours, theirs in zip(history(tmp_path / "two"), history(tmp_path / "one"), strict=True):
         assert ours == pytest.approx(theirs, rel=1e-5)
