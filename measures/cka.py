@@ -37,7 +37,7 @@ class CKA(SummedMeasure):
         debiased = self.options["debiased"]
         check_samples(self.samples, self.min_samples)
         hsic = self._squared_products()
-        smallest = 1e-13 * hsic.diagonal()
+        smallest = 1e-13 * hsic.diagonal()  # what is left of less, when the bias is taken off, is rounding
         if debiased:
             hsic = self._remove_bias(hsic)
         constant = hsic.diagonal() <= smallest

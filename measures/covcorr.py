@@ -30,6 +30,7 @@ class CovCorr(SummedMeasure):
         covariances = torch.stack([self._sums.own(layer).flatten() for layer in range(len(self._sums.widths))])
         centred = covariances - covariances.mean(1, keepdim=True)  # (L+1, d d)
         norms = torch.linalg.vector_norm(centred, dim=1)
+        # entries that are all equal but for rounding have no correlation
         constant = norms <= 1e-14 * torch.linalg.vector_norm(covariances, dim=1)
         constant[self._sums.constant_layers()] = True
         directions = centred / torch.where(constant, 1.0, norms).unsqueeze(1)

@@ -40,6 +40,7 @@ class Repair:
     @without_gradients
     def update(self, tensors: Sequence[Tensor]) -> None:
         """Add samples. Nothing of a layer but its sums is kept: (F + 1) (F + 1 + (L - i) D) numbers."""
+        # layer i has 2 + L - i tensors, all of them L (L + 5) / 2: solved for L
         num_layers = (isqrt(25 + 8 * len(tensors)) - 5) // 2
         if num_layers < 1 or num_layers * (num_layers + 5) != 2 * len(tensors):
             raise ValueError(f"expected L (L + 5) / 2 tensors for some number of layers L; found {len(tensors)}")

@@ -132,7 +132,7 @@ def _end_position(ids: list[int], config: PreTrainedConfig) -> int:
     if _is_legacy(config):
         return int(np.argmax(ids))
     end = config.text_config.eos_token_id
-    return ids.index(end) if end in ids else 0
+    return ids.index(end) if end in ids else 0  # the argmax of nothing found, as in CLIP's own forward pass
 
 
 def _is_legacy(config: PreTrainedConfig) -> bool:

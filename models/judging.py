@@ -9,8 +9,8 @@ from torch import Tensor, nn
 
 from models.encoders import Encoder
 
-STEPS = (1.0, 0.75, 0.5, 0.25)  # of the way from the old weights to the new ones
-SHARPNESS = 20.0  # of the similarities that are compared
+STEPS = (1.0, 0.75, 0.5, 0.25)  # from the old weights to the new ones; few, since a choice among many fits the judges
+SHARPNESS = 20.0  # of the similarities that are compared: sentence-transformers' scale (CLIP's reaches 100)
 JUDGED_CALLS = 4096  # of layers that the judging of a cut may take, times the layers that there are
 
 

@@ -33,9 +33,9 @@ logger = logging.getLogger("comflp")
 TOKENS_A_FEATURE = 10  # below this the maps fit the captions rather than the language
 CAPTIONS = 4000  # of train, for the repair of one proposal
 HELD_OUT = 10  # one caption in so many judges the repairs,
-MOST_HELD_OUT = 128  # and no more than these
+MOST_HELD_OUT = 128  # and no more than these, which every step that is tried sends through the model
 FEWEST_CAPTIONS = 2 * HELD_OUT
-STATE_BYTES = 1 << 29  # of hidden states that wait between two cuts, for each model
+STATE_BYTES = 1 << 29  # of hidden states that wait between two cuts, for each model; the rest is computed again
 
 Weigh = Callable[[Batch], Tensor]  # (n, T): how much each token counts
 

@@ -33,7 +33,7 @@ from tasks.retrieval import Retrieval
 
 EMBEDDING_BYTES = 1 << 30  # of embeddings held at a time; more proposals are run in parts
 STATE_BYTES = 1 << 29  # of hidden states kept from one call to the next
-MOST_TO_KEEP_STATES = 100  # proposals in a call whose states may serve a later one, as in a refinement
+MOST_TO_KEEP_STATES = 100  # proposals in a call whose states may serve a later one: a refinement's, not those of all
 
 
 @dataclass(frozen=True)

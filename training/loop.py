@@ -51,6 +51,7 @@ def make_accelerator(settings: Settings, cpu: bool, output_dir: Path) -> Acceler
         log_with=None if settings.report_to == "none" else settings.report_to,
         project_dir=output_dir,
         dataloader_config=DataLoaderConfiguration(split_batches=True),
+        # a layer that LayerDrop leaves out has no gradient to wait for
         kwargs_handlers=[DistributedDataParallelKwargs(find_unused_parameters=settings.layerdrop > 0)],
     )
 
