@@ -26,8 +26,8 @@ from transformers import PreTrainedModel
 
 from models.layer_stack import LayerStack
 
-# positions in a forward pass: so many stay in the cache of a CPU (512 captions take 1.3 to 1.5 times as long each); on a
-# GPU, which was not measured, enough to keep it busy
+# positions in a forward pass: so many stay in the cache of a CPU (512 captions take 1.3 to 1.5 times as long each); a
+# GPU, on which this was not measured, has enough to do
 CPU_TOKENS, GPU_TOKENS = 1536, 16384
 
 

@@ -144,8 +144,8 @@ def p_values_of_worse(values: np.ndarray, winner: np.ndarray) -> np.ndarray:
 
     The winner was picked as the best of K on the same pairs, so by luck alone it is ahead of each. With m others in the
     running the chance that one of them is ahead of a given proposal by so many standard errors is at most m times that
-    of one (Bonferroni), and this is the p-value. In the running are those within three standard errors of the winner, as by chance 999 of
-    1,000 equal ones are. A pair's loss is taken as it is, with the negatives of its batch.
+    of one (Bonferroni), and this is the p-value. In the running are those within three standard errors of the winner,
+    as by chance 999 of 1,000 equal ones are. A pair's loss is taken as it is, with the negatives of its batch.
 
     `values`: (K, n) per pair, smaller is better; `winner`: (n,) likewise. Returns (K,), 1 where nothing is different.
     """
