@@ -12,8 +12,11 @@ for dropped in 6 8 3; do  # each repaired
     python search_strategy/compare_strategies.py --num_layers 12 --num_clip_layers $dropped $data --text_batch_size 64
 done
 # Captions alone, beside the losses; and what is deployed, the worst of one pass first (an hour)
+for depth in 9 6 4; do
+    losses=results/all-mpnet-base-v2/compare_clip12to${depth}_max300_left_out.json
+    python -m benchmarks.captions_alone --losses $losses --repair false $data --out exp/captions_alone_12to$depth.json
+done
 losses=results/all-mpnet-base-v2/compare_clip12to6_max300
-python -m benchmarks.captions_alone --losses ${losses}_left_out.json --repair false $data --out exp/captions_alone.json
 python -m benchmarks.repair_deployed --losses ${losses}_left_out.json $losses.json --worst 20 --draws 20 $data --out exp/repair_deployed.json
 python search_strategy/compare_strategies.py --num_layers 6 --num_clip_layers 3 --model exp/all-MiniLM-L6-v2 --dataset exp/debian_pairs \
     --caption_column query --target_column text --max_pairs 300
