@@ -15,7 +15,7 @@ demo: .venv/run
 	rm -rf exp/$(OUT) exp/$(OUT).states
 	$(BIN)/python clip_finetune_train.py --output_dir $(OUT) --resume_epoch 0 --num_layers 12 --num_clip_layers 6 --max_epoch 1 --max_pairs 12000
 	$(BIN)/python evaluate_clip.py --model exp/iconclip exp/$(OUT)
-	$(BIN)/python -m examples.icon_search "a red heart left of a blue star" --pruned exp/$(OUT)
+	$(BIN)/python -m examples.icon_search "a blue cake under a large orange heart" --pruned exp/$(OUT)
 
 test: .venv/dev lint
 	$(BIN)/python -m pytest

@@ -15,7 +15,7 @@ from fresh weights.
 import argparse
 from pathlib import Path
 
-from common.cli import add_common_flags, bounded, choice, new_parser, positive_int, script, switch, whole_number
+from common.cli import Parser, add_common_flags, bounded, choice, positive_int, script, switch, whole_number
 from training.settings import DISTILL_MODES, PRECISIONS, Settings, parse_average, parse_schedule
 
 CLIP_MODES = {"finetune": "from the weights that stay", "scratch": "from fresh weights"}
@@ -28,7 +28,7 @@ def all_or_number(text: str) -> int | None:
 
 
 def build_parser() -> argparse.ArgumentParser:
-    parser = new_parser(__doc__)
+    parser = Parser(__doc__)
     add = parser.add_argument
     add("--output_dir", required=True, help="folder under exp/ for this run")
     add("--resume_epoch", **whole_number(0, "go on after this epoch; 0: a new run", 0))

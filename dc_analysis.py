@@ -11,12 +11,12 @@ mean over batches: the biased form of the original is near 1 for small ones, wha
 import argparse
 from collections.abc import Sequence
 
-from common.cli import new_parser, script
+from common.cli import Parser, script
 from common.matrix_flags import add_analysis_flags
 
 
 def build_parser() -> argparse.ArgumentParser:
-    parser = new_parser(__doc__)
+    parser = Parser(__doc__)
     add_analysis_flags(parser, __file__)
     return parser
 

@@ -14,11 +14,11 @@ import argparse
 from pathlib import Path
 
 from common import SPLITS, add_common_flags, script, switch
-from common.cli import new_parser, plain_text
+from common.cli import Parser, plain_text
 
 
 def build_parser() -> argparse.ArgumentParser:
-    parser = new_parser(__doc__)
+    parser = Parser(__doc__)
     parser.add_argument("--split", choices=(*SPLITS, "all"), default="test", help="all: every row (default: test)")
     what = "false: captions alone, by the distance of their embeddings to the first model's"
     parser.add_argument("--images", **switch(True, what))

@@ -16,7 +16,7 @@ requirements-export.txt.
 
 import argparse
 
-from common.cli import add_common_flags, choice, new_parser, script, switch, whole_number
+from common.cli import Parser, add_common_flags, choice, script, switch, whole_number
 
 KINDS = {
     "onnx": "the text encoder for ONNX Runtime",
@@ -27,7 +27,7 @@ ID_TYPES = {"int64": "as transformers' tokenizers give them", "int32": "as some 
 
 
 def build_parser() -> argparse.ArgumentParser:
-    parser = new_parser(__doc__)
+    parser = Parser(__doc__)
     parser.add_argument("--to", required=True, **choice(KINDS, None))
     parser.add_argument("--output_dir", help="folder under exp/ (default: <model>/<to>)")
     parser.add_argument("--ids", **choice(ID_TYPES, None, "type of the ids, for onnx, default int64"))

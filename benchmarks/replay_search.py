@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 
 from common import bounded, format_table, script, whole_number, write_json
-from common.cli import new_parser
+from common.cli import Parser
 from search_strategy.climb import climb
 from search_strategy.defaults import CHANCE, REFINE_ROUNDS
 from search_strategy.proposals import random_proposals
@@ -38,7 +38,7 @@ def replay(truth: AllSubsets, num_layers: int, chance: float, num_starts: int, d
 
 
 def build_parser() -> argparse.ArgumentParser:
-    parser = new_parser(__doc__)
+    parser = Parser(__doc__)
     parser.add_argument("records", type=Path, nargs="+", help="files of compare_strategies.py")
     parser.add_argument(
         "--chances", type=bounded(float, 0, 1), nargs="+", default=[CHANCE], help="at which a climb ends"

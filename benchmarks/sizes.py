@@ -22,7 +22,7 @@ from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 
 from common import ROOT, format_table, positive_int, script, switch, whole_number, write_json
-from common.cli import new_parser
+from common.cli import Parser
 
 SIZES = {  # layers, width, heads, activation of the text tower
     "b32": (12, 512, 8, "quick_gelu"),
@@ -44,7 +44,7 @@ STEPS = {  # the script with its flags, and where its record is
 
 
 def build_parser() -> argparse.ArgumentParser:
-    parser = new_parser(__doc__)
+    parser = Parser(__doc__)
     parser.add_argument("--size", choices=tuple(SIZES), default="b32", help="of the text tower (default: b32)")
     parser.add_argument("--steps", nargs="+", choices=tuple(STEPS), default=list(STEPS), help="default: all")
     parser.add_argument("--captions", **whole_number(9600, "for SVCCA", 32))

@@ -43,7 +43,7 @@ def run(args: argparse.Namespace) -> None:
     if args.clip_mode == "finetune" and not args.schedule:
         folder = tower_dir(args.exp_dir, args.model, args.tower)
         numbers = args.num_layers, args.num_clip_layers
-        choice = choose_layers(args.clip_layers, args.search_result, folder, args.model, *numbers)
+        choice = choose_layers(args.clip_layers, args.search_result, folder, args.model, *numbers, args.dataset)
     full, encoder = load_start(args, device)
     training = make_run(args, full, full or encoder)
     before = full

@@ -28,6 +28,7 @@ from tasks.retrieval import RECALL_AT
 logger = logging.getLogger("comflp")
 
 MAX_LAYERS_TO_CHECK = 200  # up to here the exact search takes a moment, so the log can say what another mode missed
+FEWEST_PAIRS = 100  # of validation; below, one pair is more than a percent of recall
 FEWEST_RANKED = 10  # below, a rank correlation of 0.6 comes by chance once in twenty times
 SCORE_FORMAT = ".6f"  # biased DC of few samples differs in the fourth decimal and later
 
@@ -111,6 +112,8 @@ def prepare(
             maps = SegmentMaps(encoder, captions[:MAP_CAPTIONS], batch_size=args.text_batch_size)
     with record.timed("image_embeddings"):
         fine = make_fine_search(args, encoder, pairs, folder, objective=args.objective, maps=maps)
+    if fine.num_samples < FEWEST_PAIRS:
+        logger.warning("%d pairs of validation are few: much of what tells proposals apart is chance", fine.num_samples)
     return fine, captions
 
 
@@ -163,6 +166,7 @@ def print_table(proposals: list[dict], verification: Verification | None, object
     columns |= {heading: (".1f", values) for heading, values in zip(headings, recalls, strict=True)}
     notes = [p["found_by"] + (", within noise" if p["within_noise"] else "") for p in shown]
     columns["found by"] = ("", ["", *notes])
+    columns = {heading: column for heading, column in columns.items() if any(value is not None for value in column[1])}
     formats, values = zip(*columns.values(), strict=True)
     print(format_table(list(zip(*values, strict=True)), list(columns), formats))
 
@@ -173,6 +177,8 @@ def _percent(recall: dict[str, float] | None) -> list[float | None]:
 
 def print_winner(row: dict, objective: str, path: Path) -> None:
     if "refitted" in row:
+        if row["refitted"]["objective"] > row["left_out"]["objective"]:
+            logger.warning("its repair makes the winner worse: give it more captions of train, or pass --repair false")
         ways = ("left out", row["left_out"]), ("repaired by one pass", row), ("repaired cut by cut", row["refitted"])
         values = ", ".join(f"{way} {found['objective']:.4f}" for way, found in ways)
         print(f"{objective} of the winner: {values}")

@@ -91,7 +91,7 @@ def draw_samples(encoder: Encoder, samples: Sequence, settings: MatrixSettings) 
         repeats = f" times --repeats {settings.repeats}" if settings.repeats > 1 else ""
         raise ValueError(
             f"--batch_size {settings.batch_size} times --iter_num {settings.iter_num}{repeats} is {needed} captions; "
-            f"the train split of {settings.dataset} has {len(drawn)}: ask for fewer"
+            f"the train split of {settings.dataset} has {len(drawn)}: ask for fewer with --batch_size and --iter_num"
         )
     size = needed // settings.repeats
     return [drawn[start : start + size] for start in range(0, needed, size)]

@@ -22,9 +22,14 @@ from common.run import note_command
 LARGEST_INT = 2**31 - 1  # that torch takes everywhere
 
 
-def new_parser(doc: str) -> argparse.ArgumentParser:
-    """A parser whose `--help` begins with the docstring of its script, commands to paste included."""
-    return argparse.ArgumentParser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
+class Parser(argparse.ArgumentParser):
+    """A parser whose `--help` begins with the docstring of its script; a wrong flag is one line, without the usage."""
+
+    def __init__(self, doc: str):
+        super().__init__(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
+
+    def error(self, message: str) -> NoReturn:
+        self.exit(2, f"{self.prog}: error: {message}; --help says more\n")
 
 
 def boolean(text: str) -> bool:

@@ -148,7 +148,10 @@ def read_matrix(settings: MatrixSettings, folder: Path, num_layers: int, model: 
     path = settings.path(folder)
     how = _how_to_make(settings, folder, model)
     if not path.exists():
-        raise FileNotFoundError(f"matrix not found: {path}; there are {found_matrices(folder)}; to make it, {how}")
+        found = found_matrices(folder)
+        raise FileNotFoundError(
+            f"matrix not found: {path}; there are {found} (--bs and --iter choose); to make it, {how}"
+        )
     with (
         files.reading(path, "not a readable .npy file", f"to make it again, {how}"),
         files.check_regular(path).open("rb") as file,

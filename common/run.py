@@ -89,10 +89,13 @@ def set_up_logging(log_file: Path | None = None, append: bool = False) -> None:
     if log_file is not None and is_main_process():
         log_file.parent.mkdir(parents=True, exist_ok=True)
         handlers.append(logging.FileHandler(log_file, mode="a" if append else "w", encoding="utf-8"))
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", handlers=handlers, force=True)
+    logging.addLevelName(logging.INFO, "")
+    logging.addLevelName(logging.WARNING, "warning: ")
+    form = "%(asctime)s %(levelname)s%(message)s"
+    logging.basicConfig(level=logging.INFO, format=form, handlers=handlers, force=True)
     logging.captureWarnings(False)  # else the next line does nothing where a caller has put back its own way of warning
     logging.captureWarnings(True)
-    warnings.formatwarning = lambda message, *_, **__: f"warning: {' '.join(str(message).split())}"
+    warnings.formatwarning = lambda message, *_, **__: " ".join(str(message).split())
     for library in ("httpx", "huggingface_hub", "datasets", "transformers", "accelerate", "matplotlib"):
         logging.getLogger(library).setLevel(logging.ERROR)
     if not show_progress():
@@ -180,7 +183,7 @@ class Record(Stopwatch):
             text = " ".join(str(message).split())
             if text not in noted:
                 noted.append(text)
-                logger.warning("warning: %s", text)
+                logger.warning("%s", text)
 
         with warnings.catch_warnings():
             warnings.simplefilter("always", UserWarning)

@@ -36,6 +36,13 @@ class ImageFiles(Sequence):
         """The bytes of the image file; empty where there are none."""
         return read_bytes(self._rows[int(self._indices[index])][self._column])
 
+    def name(self, index: int) -> str:
+        """Where the image is, for messages."""
+        row = int(self._indices[index])
+        path = (self._rows[row][self._column] or {}).get("path")
+        missing = ", which is not there" if path and not self.encoded(index) else ""
+        return f"{path}{missing}" if path else f"that of row {row + 1}"
+
     def __getitem__(self, index: int) -> Image.Image | None:
         """The image in RGB, or None where it cannot be decoded."""
         return decode(self.encoded(index))

@@ -101,7 +101,8 @@ class ImageCaptionPairs:
         if not broken.any():
             return self
         of_broken = broken[self.image_index]
-        check_skipped(int(broken.sum()), len(broken), "image", "cannot be decoded", self.source)
+        why = f"cannot be decoded, the first of them {self.images.name(int(broken.argmax()))}"
+        check_skipped(int(broken.sum()), len(broken), "image", why, self.source)
         if of_broken.mean() > MAX_SKIPPED:  # one image may have many captions
             check_skipped(
                 int(of_broken.sum()), len(self), "caption", "have an image that cannot be decoded", self.source
@@ -244,7 +245,8 @@ def _cut(pairs: ImageCaptionPairs, chosen: ChosenRows) -> ImageCaptionPairs:
     if not len(kept):
         raise ValueError(
             f"{pairs.source}: no rows for the split {pairs.split}; it has the splits train, and by their hashes none "
-            f"of its {len(pairs)} captions was cut from it; give more pairs, or a split {pairs.split}"
+            f"of its {len(pairs)} captions was cut from it; give more pairs, or a split {pairs.split}: a file of that name in "
+            "a folder, or a column `split`"
         )
     return kept
 

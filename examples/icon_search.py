@@ -1,7 +1,7 @@
 """Find pictures by words, with the full and the pruned text encoder side by side.
 
-    python -m examples.icon_search "a red heart left of a blue star"
-    python -m examples.icon_search "a red heart above a blue star" "a blue heart above a red star" --output two.png
+    python -m examples.icon_search "a blue cake under a large orange heart"
+    python -m examples.icon_search "a purple apple above a green cake" "a purple cake above a green apple" --top 4
 
 Only the text encoder was pruned, so both search the same image embeddings. The pruned model is `--pruned`, else
 exp/clip12to6_exp1 where it is there; else the full model without the layers of `--clip_layers`, or without those that
@@ -63,7 +63,7 @@ def load_pruned(args: argparse.Namespace, full: Clip, device: str) -> tuple[Clip
         return load_clip(path, device), Path(path).name
     folder = files.model_dir(args.exp_dir, full.name)
     number = len(parse_clip_layers(args.clip_layers)) if args.clip_layers else full.num_layers // 2
-    choice = choose_layers(args.clip_layers, None, folder, full.name, full.num_layers, number)
+    choice = choose_layers(args.clip_layers, None, folder, full.name, full.num_layers, number, args.dataset)
     ranges = (f"{first}-{last}" if first < last else f"{first}" for first, last in segments(choice.dropped_layers))
     return full.drop(choice.dropped_layers), f"without layers {', '.join(ranges)}, not fine-tuned"
 

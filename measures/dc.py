@@ -37,7 +37,7 @@ class DC:
     def __init__(self, *, estimator: str = "biased") -> None:
         checks.check_option("estimator", estimator, ["biased", "unbiased"])
         self.options = {"estimator": estimator}
-        self.min_samples = 4 if estimator == "unbiased" else 2
+        self.min_samples = 4 if estimator == "unbiased" else 3  # of two samples it is 1, whatever they are
         self.samples = 0
         self.draws = 0
         self._widths: list[int] | None = None
@@ -49,7 +49,7 @@ class DC:
 
     @checks.without_gradients
     def update(self, hidden_states: Sequence[Tensor]) -> None:
-        """Add one draw: one (n, d_i) tensor for each layer, n >= 2 (unbiased: 4). ValueError for unfit input."""
+        """Add one draw: one (n, d_i) tensor for each layer, n >= 3 (unbiased: 4). ValueError for unfit input."""
         states = checks.check_hidden_states(hidden_states, self._widths, min_rows=self.min_samples)
         draw = _stack(states)
         # one look at all layers; which of them it is, is asked only where one is wrong

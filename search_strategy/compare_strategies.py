@@ -19,12 +19,12 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from common.cli import add_common_flags, new_parser, script, switch, whole_number
+from common.cli import Parser, add_common_flags, script, switch, whole_number
 from search_strategy.fine_flags import add_fine_flags, add_size_flags
 
 
 def build_parser() -> argparse.ArgumentParser:
-    parser = new_parser(__doc__)
+    parser = Parser(__doc__)
     add_size_flags(parser)
     add_fine_flags(parser)
     parser.add_argument("--draws", **whole_number(1, "of the captions of every matrix, by seed"))

@@ -10,7 +10,7 @@ from typing import NamedTuple
 import numpy as np
 
 from common import Record, write_json
-from common.files import DEFAULT_DATASET, DEFAULT_MODEL, reading, real_path, safe_name, shorten
+from common.files import DEFAULT_DATASET, DEFAULT_MODEL, plain, reading, real_path, safe_name, shorten
 from common.forms import read_form
 from search_strategy.coarse import BEAM_SIZE, coarse_score
 from search_strategy.defaults import NUM_PROPOSALS, OBJECTIVE, REFINE_ROUNDS, SCORE
@@ -136,8 +136,9 @@ class Result(NamedTuple):
     date: str
 
 
-def newest_result(folder: Path, model: str, num_layers: int, num_clip_layers: int) -> Result:
-    """The verified result with the latest date in its record, for these two numbers.
+def newest_result(folder: Path, model: str, num_layers: int, num_clip_layers: int, dataset: str) -> Result:
+    """The verified result with the latest date in its record, for these two numbers; of a search on this data set
+    rather than on another.
 
     Files of before there were dates are the oldest; of equals the last one written counts. Raises FileNotFoundError,
     with the command that makes one, where there is none, and ValueError where a file is no result.
@@ -154,7 +155,8 @@ def newest_result(folder: Path, model: str, num_layers: int, num_clip_layers: in
         raise FileNotFoundError(
             f"no search result: looked for {pattern}{coarse}; run: python {command}; or pass --clip_layers"
         )
-    return max(verified, key=lambda result: (result.date, result.path.stat().st_mtime_ns))
+    dataset = str(plain(dataset))  # as records have it
+    return max(verified, key=lambda found: (found.dataset == dataset, found.date, found.path.stat().st_mtime_ns))
 
 
 @dataclass(frozen=True)
@@ -194,7 +196,10 @@ class _File:
 def read_result(path: Path, model: str, num_layers: int, num_clip_layers: int) -> Result:
     """Raises ValueError where the file is not the result of a search of this model for these two numbers."""
     wrong = "expected a search result with a winner and its dropped_layers, a list of layers"
-    with reading(path, wrong, "name another with --search_result, or pass --clip_layers"):
+    hint = "name another with --search_result, or pass --clip_layers"
+    if not path.exists():
+        raise FileNotFoundError(f"search result not found: {path}; {hint}")
+    with reading(path, wrong, hint):
         content = read_form(path, _File)
         for name, asked in (("num_layers", num_layers), ("num_clip_layers", num_clip_layers)):
             if getattr(content, name) not in (None, asked):

@@ -14,7 +14,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from common.cli import add_common_flags, choice, new_parser, script, switch, whole_number
+from common.cli import Parser, add_common_flags, choice, script, switch, whole_number
 from common.matrix_flags import add_search_flags
 from search_strategy.coarse import BEAM_SIZE, SCORES, SEARCH_MODES
 from search_strategy.defaults import NUM_PROPOSALS, OBJECTIVE, OBJECTIVES, SCORE, SEARCH_MODE
@@ -22,7 +22,7 @@ from search_strategy.fine_flags import add_fine_flags, add_size_flags
 
 
 def build_parser() -> argparse.ArgumentParser:
-    parser = new_parser(__doc__)
+    parser = Parser(__doc__)
     add_size_flags(parser)
     coarse = parser.add_argument_group("coarse search")
     modes = {name: mode.__doc__ for name, mode in SEARCH_MODES.items()}

@@ -22,7 +22,8 @@ class Distance(Task):
         self.full, self.batch_size = full, batch_size
 
     def score(self, embeddings: Tensor) -> Scores:
-        return Scores(1 - (embeddings * self.full).sum(-1).double(), {})
+        # not below 0, as rounding has it where both are equal
+        return Scores((1 - (embeddings * self.full).sum(-1).double()).clamp_min(0), {})
 
     def on_rows(self, rows: Sequence[int]) -> "Distance":
         return Distance(self.full[torch.as_tensor(rows)], self.batch_size)

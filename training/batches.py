@@ -12,6 +12,7 @@ from torch.utils.data import BatchSampler, DataLoader, Dataset
 from data import ImageCaptionPairs, load_pairs
 from models import Encoder
 from models.embedding_cache import cached_embeddings
+from tasks.distance import Distance
 from tasks.image_retrieval import retrieval_task
 from training.augment import Augmentation
 
@@ -35,11 +36,11 @@ class Split:
         return self.pairs.images is None and self.pairs.targets is None
 
     def figures(self, encoder: Encoder, frozen_vision: bool = True) -> dict[str, float]:
-        """Task loss and recall; without images the mean distance 2 - 2 cos to the teacher's text embeddings."""
+        """Task loss and recall; without images the mean distance 1 - cos to the teacher's text embeddings."""
         if self.captions_alone:
-            text = encoder.embeddings(encoder.samples(self.pairs))
-            distance = (text - self.teacher_text.to(text.device)).square().sum(-1).mean()
-            return {"feature_distance": distance.item()}
+            distance = Distance(self.teacher_text.to(encoder.device))
+            scores = distance.score(encoder.embeddings(encoder.samples(self.pairs)))
+            return {"feature_distance": scores.values.mean().item()}
         images = self.image_embeddings
         if images is None or not frozen_vision:
             images = encoder.image_embeddings(self.pairs.images)

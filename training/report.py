@@ -50,7 +50,7 @@ def figures_table(models: dict[str, dict[str, float]], tablefmt: str = "simple")
     """A row for each model; recall in percent."""
     names = [name for name in COLUMNS if any(name in figures for figures in models.values())]
     rows = [[model, *(figures[name] * COLUMNS[name][1] for name in names)] for model, figures in models.items()]
-    formats = ["", *(".1f" if name in RECALLS else ".3f" for name in names)]
+    formats = ["", *(".1f" if name in RECALLS else ".4f" if name == "feature_distance" else ".3f" for name in names)]
     return tabulate(rows, ["model", *(COLUMNS[name][0] for name in names)], tablefmt, floatfmt=formats)
 
 

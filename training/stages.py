@@ -7,6 +7,7 @@ climbing from them.
 
 import logging
 from dataclasses import asdict, dataclass, replace
+from itertools import pairwise
 from pathlib import Path
 from typing import NamedTuple
 
@@ -33,6 +34,11 @@ from training.settings import Settings
 from training.states import check_output_dir, hold
 
 logger = logging.getLogger("comflp")
+
+REMEDIES = {  # where a step made the model worse
+    "repaired": "give it more captions of train, or pass --repair false",
+    "fine-tuned": "train with a smaller --lr or more pairs, or keep the one before with --max_epoch 0",
+}
 
 
 class Stage(NamedTuple):
@@ -140,9 +146,16 @@ def fresh_encoder(name: str, device: str, num_clip_layers: int, full: Encoder | 
 
 
 def choose_layers(
-    clip_layers: str | None, search_result: Path | None, folder: Path, model: str, num_layers: int, num_clip_layers: int
+    clip_layers: str | None,
+    search_result: Path | None,
+    folder: Path,
+    model: str,
+    num_layers: int,
+    num_clip_layers: int,
+    dataset: str,
 ) -> Choice:
-    """The layers of `clip_layers`, else the winner of `search_result`, else of the newest verified search in `folder`.
+    """The layers of `clip_layers`, else the winner of `search_result`, else of the newest verified search in `folder`,
+    on this data set where there is one.
 
     None of them where `num_clip_layers` is 0. Raises ValueError where they are not a proposal for those two numbers,
     and FileNotFoundError where there is no result.
@@ -154,7 +167,7 @@ def choose_layers(
             check_dropped_layers(parse_clip_layers(clip_layers), num_layers, num_clip_layers), "--clip_layers"
         )
     asked = model, num_layers, num_clip_layers
-    result = read_result(search_result, *asked) if search_result else newest_result(folder, *asked)
+    result = read_result(search_result, *asked) if search_result else newest_result(folder, *asked, dataset)
     return Choice(result.dropped_layers, files.plain(result.path), result.dataset)
 
 
@@ -191,7 +204,7 @@ def prune(before: Encoder, choice: Choice, data: TrainingData, output_dir: Path,
         return Start(before.drop(choice.dropped_layers, name), choice, before)
     captions = draw_captions(before.samples(data.train.pairs), seed)
     model, report = repair(before, choice.dropped_layers, captions)
-    return Start(model.drop((), name), choice, before, model, report)
+    return Start(model.drop((), name), choice, before, report and model, report)
 
 
 def train_stage(run: Run, stage: Stage, start: Start, record: Record) -> None:
@@ -242,7 +255,7 @@ def log_start(stage: Stage, start: Start, train: ImageCaptionPairs, validation: 
     if start.choice and start.choice.dropped_layers:
         logger.info("drops the layers %s, from %s", segments(start.choice.dropped_layers), start.choice.origin)
         if start.choice.dataset not in (None, files.plain(train.source)):
-            logger.warning("warning: that search was on %s, this training is on %s", start.choice.dataset, train.source)
+            logger.warning("that search was on %s, this training is on %s", start.choice.dataset, train.source)
     for cut in start.repair.cuts if start.repair else ():
         logger.info("repair of %s", cut)
     for pairs in (train, validation):
@@ -254,15 +267,10 @@ def log_start(stage: Stage, start: Start, train: ImageCaptionPairs, validation: 
 
 
 def warn_if_worse(models: dict[str, dict]) -> None:
-    """Where the last of these figures, of the fine-tuned model, are worse than those of what it was before."""
-    *_, before, after = [None, *models]
-    if before in ("pruned", "repaired") and selection_score(models[after]) < selection_score(models[before]):
-        logger.warning(
-            "warning: on test the %s model is worse than the %s one: train with a smaller --lr or more pairs, or keep that "
-            "one with --max_epoch 0",
-            after,
-            before,
-        )
+    """Where a step made the model worse: what it was before and after are neighbours in `models`."""
+    for before, after in pairwise(models):
+        if after in REMEDIES and selection_score(models[after]) < selection_score(models[before]):
+            logger.warning("on test the %s model is worse than the %s one: %s", after, before, REMEDIES[after])
 
 
 def write_report(trainer: Trainer, start: Start, record: Record) -> None:
@@ -279,8 +287,8 @@ def write_report(trainer: Trainer, start: Start, record: Record) -> None:
     if trainer.history:
         trained = model_figures(trainer.encoder, test, trainer.settings.freeze_vision)
         models["fine-tuned" if choice else "trained"] = trained
-        warn_if_worse(models)
         draw_curves(trainer.history, folder / "curves.png")
+    warn_if_worse(models)
     files.write_text(folder / "README.md", trainer.card.text(validation, models))
     content = {
         "dropped_layers": list(choice.dropped_layers) if choice else [],

@@ -355,7 +355,7 @@ WRONG_FLAGS = [
     ("svcca", "--mode mean", r"--mode: invalid choice: 'mean'"),
     ("dc", "--batch_size 0", r"--batch_size: expected a number of at least 1, got '0'"),
     ("dc", "--baseline yes", r"--baseline: expected true or false, got 'yes'"),
-    ("dc", "--batch_size 1", r"--batch_size is 1; with these flags dc needs at least 2 captions"),
+    ("dc", "--batch_size 2", r"--batch_size is 2; with these flags dc needs at least 3 captions"),
     ("dc", "--batch_size 3 --estimator unbiased", r"--batch_size is 3; with these flags dc needs at least 4"),
     ("dc", "--mode seq --pool eos", r"--pool eos: --mode seq pools nothing"),
     ("svcca", "--mode T --pool eos", r"--pool eos: --mode T pools nothing"),

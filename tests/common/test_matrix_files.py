@@ -213,7 +213,7 @@ def test_a_missing_matrix_is_named_with_those_there_and_the_command_that_makes_i
         read_matrix(settings, tmp_path / "m", 2, "m")
     message = str(caught.value)
     assert f"matrix not found: {tmp_path / 'm' / 'dc_mat_mean_bs8_iter10.npy'};" in message
-    assert "there are dc_mat_seq_bs4_iter10.npy;" in message
+    assert "there are dc_mat_seq_bs4_iter10.npy (--bs and --iter choose);" in message
     made, model, exp_dir = settings_of_command(message.partition("to make it, run: ")[2])
     assert (made.tag, model, exp_dir) == (settings.tag, "m", tmp_path)
 

@@ -199,8 +199,20 @@ def test_broken_images_are_none_and_can_be_left_out(tmp_path):
         kept = pairs.without_images(broken)
     assert len(kept) == 199 and "caption 150" not in kept.captions
     assert kept.image_index.tolist() == list(range(199)) and kept.images[150] is not None
-    with pytest.raises(ValueError, match="100 of 200 images cannot be decoded"):
+    with pytest.raises(
+        ValueError, match="100 of 200 images cannot be decoded, the first of them that of row 1; at most"
+    ):
         pairs.without_images(np.arange(200) < 100)
+
+
+def test_a_missing_image_is_named(tmp_path):
+    Image.new("RGB", (8, 8)).save(tmp_path / "0.png")
+    (tmp_path / "pairs.csv").write_text("filepath,title,split\n0.png,a,test\n1.png,b,test\n", encoding="utf-8")
+    pairs = load_pairs(str(tmp_path / "pairs.csv"), "test")
+    with pytest.raises(
+        ValueError, match=r"1 of 2 images cannot be decoded, the first of them .*1\.png, which is not there;"
+    ):
+        pairs.without_images(np.array([image is None for image in pairs.images]))
 
 
 def test_a_broken_image_counts_with_all_its_captions(tmp_path):

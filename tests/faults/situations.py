@@ -210,7 +210,7 @@ RESULTS_OF_OTHERS = [
             "another model": {"record.flags.model": "exp/another"},
         }.items()
     ),
-    Situation("a search result named is missing", "winner", flags("--search_result {root}/nothing.json"), "nothing.json: expected a search result"),
+    Situation("a search result named is missing", "winner", flags("--search_result {root}/nothing.json"), "search result not found: .*nothing.json; name another"),
     Situation("a search result is a folder", "winner", lambda ground: turns_into_folder("clip4to2_a_b.json", "results")(ground), NO_RESULT),
 ]
 
@@ -420,7 +420,7 @@ STRANGE_RESULTS = [
         Situation(f"a search result: {what}", "winner", result(content), NO_RESULT)
         for what, content in {"a layer of 31 digits": {"winner.dropped_layers": [10**30, 2]}, "1e400 layers": '{"num_layers": 1e400, "winner": {"dropped_layers": [2, 3]}}', "a mark of byte order": b"\xef\xbb\xbf{}", "two winners": '{"winner": {"dropped_layers": [2, 3]}, "winner": 5}', "an objective of true": {"winner.objective": True}}.items()
     ),
-    Situation("a search result is a link to nothing", "winner", lambda ground: (ground.results / "clip4to2_a_b.json").symlink_to("nothing"), NO_RESULT),
+    Situation("a search result is a link to nothing", "winner", lambda ground: (ground.results / "clip4to2_a_b.json").symlink_to("nothing"), "search result not found: .*clip4to2_a_b.json"),
     Situation("a search result is a named pipe", "winner", lambda ground: turns_into_pipe("clip4to2_a_b.json", "results")(ground), NO_RESULT),
     Situation("a search result is /dev/zero", "winner", flags("--search_result /dev/zero"), "/dev/zero: expected a search result"),
     *(Situation(f"--output_dir {name!r}", "train", lambda ground, name=name: ground.flags.extend(["--output_dir", name]), "expected the name of a folder below") for name in ("", ".", "..", "../x")),

@@ -164,10 +164,13 @@ def test_broken_images_are_nan_rows_and_left_out_of_the_pairs(clip, pairs):
         def select(self, kept):
             return [self[i] for i in kept]
 
+        def name(self, index):
+            return f"picture {index}"
+
     broken = OneBroken(pairs.images)
     doubled = type(pairs)(pairs.captions * 2, np.arange(120), broken, "doubled", "test")
     assert torch.isnan(clip.image_embeddings(broken)).any(1).nonzero().tolist() == [[5]]
-    with pytest.warns(UserWarning, match="skipped 1 of 120 images"):
+    with pytest.warns(UserWarning, match=r"skipped 1 of 120 images \(cannot be decoded, the first of them picture 5\)"):
         usable, embeddings = clip.embed_pairs(doubled)
     assert len(usable) == 119 and embeddings.shape[0] == 119 and not embeddings.isnan().any()
 

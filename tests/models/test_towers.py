@@ -188,6 +188,9 @@ def test_images_that_cannot_be_decoded_are_left_out(folders, pairs):
         def select(self, kept):
             return [self[i] for i in kept]
 
+        def name(self, row):
+            return f"picture {row}"
+
     broken = type(pairs)(pairs.captions * 2, np.arange(120), OneBroken(), "doubled", "test")
     with pytest.warns(UserWarning, match="skipped 1 of 120 images"):
         usable, targets = load_encoder(str(folders["clip"]), "vision").embed_pairs(broken)

@@ -36,31 +36,40 @@ def test_names_fit_a_file_system():
     assert tag("a") == "combine_a"
 
 
-def write_result(folder, tag: str, date: str | None = None, verified: bool = True, age: int = 0) -> None:
+def write_result(
+    folder, tag: str, date: str | None = None, verified: bool = True, age: int = 0, dataset: str = "icons"
+) -> None:
     path = result_path(folder, 12, 6, "beam", tag)
     winner = {"dropped_layers": [1, 2, 3, 4, 5, 6], "objective": 2.0 if verified else None}
-    record = {"flags": {"dataset": "icons"}} | ({"date": date} if date else {})
+    record = {"flags": {"dataset": dataset}} | ({"date": date} if date else {})
     path.write_text(json.dumps({"num_layers": 12, "num_clip_layers": 6, "winner": winner, "record": record}))
     os.utime(path, (age, age))
 
 
 def test_the_newest_verified_result_counts_by_the_date_in_its_record(tmp_path):
     with pytest.raises(FileNotFoundError, match="no search result: .*--num_clip_layers 6 .*--model m; or pass"):
-        newest_result(tmp_path, "m", 12, 6)
+        newest_result(tmp_path, "m", 12, 6, "icons")
     write_result(tmp_path, "coarse", "2026-11-09T00:00:00+00:00", verified=False)
     with pytest.raises(
         FileNotFoundError, match="clip12to6_beam_coarse.json is of the coarse search alone; run: python"
     ):
-        newest_result(tmp_path, "m", 12, 6)
+        newest_result(tmp_path, "m", 12, 6, "icons")
     write_result(tmp_path, "undated", age=8)
     write_result(tmp_path, "undated_but_copied_later", age=9)
-    assert newest_result(tmp_path, "m", 12, 6).path.stem == "clip12to6_beam_undated_but_copied_later"
+    assert newest_result(tmp_path, "m", 12, 6, "icons").path.stem == "clip12to6_beam_undated_but_copied_later"
     write_result(tmp_path, "late", "2026-11-08T10:00:00+00:00", age=1)
     write_result(tmp_path, "early", "2026-11-08T09:00:00+00:00", age=5)
     (tmp_path / "clip12to4_beam_other.json").write_text("{}")
-    newest = newest_result(tmp_path, "m", 12, 6)
+    newest = newest_result(tmp_path, "m", 12, 6, "icons")
     assert newest.path.stem == "clip12to6_beam_late"
     assert (newest.dropped_layers, newest.dataset) == ((1, 2, 3, 4, 5, 6), "icons")
+
+
+def test_a_result_on_the_same_data_counts_before_a_newer_one_on_others(tmp_path):
+    write_result(tmp_path, "own", "2026-11-08T10:00:00+00:00", dataset="mine.csv")
+    write_result(tmp_path, "newer", "2026-11-09T10:00:00+00:00")
+    stems = [newest_result(tmp_path, "m", 12, 6, dataset).path.stem for dataset in ("mine.csv", "icons", "third")]
+    assert stems == ["clip12to6_beam_own", "clip12to6_beam_newer", "clip12to6_beam_newer"]
 
 
 @pytest.mark.parametrize(
