@@ -20,8 +20,6 @@ from search_strategy.verify import ScoredProposals, Verification
 from tasks.base import LOSS_BATCH_SIZE, Scores
 
 NOISE = 0.05  # a proposal whose p-value is greater is within noise of the winner
-
-
 CHOICES = {  # flags of a search that are in the name of its result, and their defaults
     "score": SCORE,
     "objective": OBJECTIVE,
@@ -32,6 +30,7 @@ CHOICES = {  # flags of a search that are in the name of its result, and their d
     "race": False,
     "target_column": None,
 }
+COARSE_CHOICES = ("score", "topk_num", "beam_size")  # those that change what the coarse search finds
 
 
 def result_path(folder: Path, num_layers: int, num_clip_layers: int, search_mode: str, tag: str) -> Path:
@@ -55,13 +54,13 @@ def result_tag(
 
     `choices`: those of `CHOICES` that were made.
     """
+    if coarse_search_only:  # it evaluates nothing
+        repair, max_pairs, choices = True, None, {name: choices[name] for name in COARSE_CHOICES}
     matrix = {"rand": f"rand_seed{seed}", "combine": "combine_" + "_".join(matrix_tags)}
     parts = [matrix.get(measure) or matrix_tags[0]]
     parts += [] if repair else ["left_out"]
     parts += [safe_name(dataset)] if measure == "rand" and dataset != DEFAULT_DATASET else []
     parts += [f"max{max_pairs}"] if max_pairs else []
-    if coarse_search_only:
-        choices.pop("loss_batch_size", None)  # it takes no loss
     parts += [f"{name}_{safe_name(str(value))}" for name, value in choices.items() if value != CHOICES[name]]
     parts += ["coarse"] if coarse_search_only else []
     return shorten("_".join(parts))

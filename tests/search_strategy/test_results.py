@@ -21,6 +21,8 @@ def test_names_hold_the_matrix_and_what_is_not_at_its_default(tmp_path):
     assert result_tag("dc", ["dc_mat"], **ASKED | {"max_pairs": 9}) == "dc_mat_max9"
     assert result_tag("dc", ["dc_mat"], **ASKED | {"target_column": "text"}) == "dc_mat_target_column_text"
     assert result_tag("dc", ["dc_mat"], **ASKED, coarse_search_only=True) == "dc_mat_coarse"
+    coarse = ASKED | {"refine": 0, "max_pairs": 9, "topk_num": 20}  # of these the last alone changes what it finds
+    assert result_tag("dc", ["dc_mat"], **coarse, coarse_search_only=True) == "dc_mat_topk_num_20_coarse"
     assert result_tag("dc", ["dc_mat"], **ASKED | {"refine": 0, "topk_num": 20}) == "dc_mat_topk_num_20_refine_0"
     assert result_tag("dc", ["dc_mat"], **ASKED | {"repair": False}) == "dc_mat_left_out"
     assert result_tag("rand", [], **ASKED | {"seed": 3, "dataset": "a/b"}) == "rand_seed3_a--b"
