@@ -37,7 +37,11 @@ def build_parser() -> argparse.ArgumentParser:
     add("--num_layers", type=positive_int, required=True, help="layers of the model's tower")
     add("--num_clip_layers", type=int, required=True, help="how many of them to drop (0: the full model)")
     add("--clip_layers", help="layers to drop: [[2, 3], [5, 5]] or 2-3,5 (default: the winner of the search)")
-    add("--search_result", type=Path, help="result file to take the winner from (default: the newest of this model)")
+    add(
+        "--search_result",
+        type=Path,
+        help="result file to take the winner from (default: the newest of this model, on this data set if there is one)",
+    )
     add("--clip_mode", **choice(CLIP_MODES, "finetune"))
     stages = "prune in stages such as 12,9,6, each with a search and --max_epoch epochs"
     add("--schedule", type=parse_schedule, help=stages)

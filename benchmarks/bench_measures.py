@@ -28,6 +28,7 @@ from torch import Tensor
 from benchmarks.frame import fastest, in_own_process, peak_mib, synchronize
 from benchmarks.plain_measures import anatome_svcca, dcor_dc, numpy_svcca, per_layer_dc, per_pair_dc, plain_svcca
 from common import Record, bounded, format_table, positive_int, script, set_up_logging, switch, whole_number, write_json
+from common.cli import Parser
 from common.run import select_device
 from measures.dc import DC
 from measures.svcca import SVCCA
@@ -199,7 +200,7 @@ def tokens_part(args: argparse.Namespace) -> list[tuple]:
 
 
 def build_parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(description="Measures against plain versions of them.")
+    parser = Parser(__doc__)
     parser.add_argument("--parts", nargs="+", choices=PARTS, default=list(PARTS), help="what to measure (default: all)")
     parser.add_argument("--samples", **whole_number(9600, "samples for SVCCA", 8))
     parser.add_argument("--width", **whole_number(512, "width of a layer", 2))

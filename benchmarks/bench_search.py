@@ -19,6 +19,7 @@ import numpy as np
 
 from benchmarks.frame import fastest
 from common import Record, bounded, format_table, positive_int, script, set_up_logging, whole_number, write_json
+from common.cli import Parser
 from search_strategy.coarse import coarse_search, missed_by
 
 logger = logging.getLogger("comflp")
@@ -84,7 +85,7 @@ def measure(num_layers: int, seed: int, repeats: int, with_beam: bool) -> dict:
 
 
 def build_parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(description="Exact coarse search against a plain beam of 10.")
+    parser = Parser(__doc__)
     parser.add_argument(
         "--sizes",
         type=bounded(int, 2),

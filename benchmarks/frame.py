@@ -15,6 +15,7 @@ import torch
 from transformers import CLIPModel
 
 from common import Record, add_common_flags, data_flags, set_up, show_progress, tower_dir, write_json
+from common.cli import Parser
 from data import ImageCaptionPairs, load_pairs
 from models import Clip, load_encoder
 from search_strategy.fine import Evaluation, FineSearch
@@ -23,7 +24,7 @@ from training.batches import Split
 
 
 def make_parser(description: str) -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(description=description)
+    parser = Parser(description)
     parser.add_argument("--out", type=Path, help="also write the figures to this JSON file")
     add_common_flags(parser, tower=True, target_column=True)
     return parser

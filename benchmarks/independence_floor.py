@@ -17,6 +17,7 @@ import torch
 from tabulate import tabulate
 
 from common import positive_int, script, set_up_logging, whole_number
+from common.cli import Parser
 from measures import MEASURES
 
 LAYERS = 13
@@ -95,7 +96,7 @@ def other_rows(width: int, generator: torch.Generator) -> Iterator[tuple]:
 
 
 def build_parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(description="Measures of independent Gaussian layers.")
+    parser = Parser(__doc__)
     parser.add_argument("--width", **whole_number(512, "width of a layer", 2))
     parser.add_argument("--draws", **whole_number(64, "draws of the smallest DC"))
     parser.add_argument("--seed", **whole_number(0, "seed of the layers", 0))

@@ -13,6 +13,7 @@ from models import Encoder, load_encoder
 from models.families import check_num_layers, read_tower_config
 from models.speed import bfloat16_slowdown
 from search_strategy.proposals import check_num_clip_layers
+from search_strategy.results import Asked
 from training.losses import Objective
 from training.settings import Settings
 from training.stages import Run, Start, choose_layers, fresh_encoder, load_data, plan_stages, prune, search, train_stage
@@ -42,8 +43,8 @@ def run(args: argparse.Namespace) -> None:
     choice = None
     if args.clip_mode == "finetune" and not args.schedule:
         folder = tower_dir(args.exp_dir, args.model, args.tower)
-        numbers = args.num_layers, args.num_clip_layers
-        choice = choose_layers(args.clip_layers, args.search_result, folder, args.model, *numbers, args.dataset)
+        asked = Asked(args.model, args.num_layers, args.num_clip_layers, args.dataset)
+        choice = choose_layers(args.clip_layers, args.search_result, folder, asked)
     full, encoder = load_start(args, device)
     training = make_run(args, full, full or encoder)
     before = full

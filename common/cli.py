@@ -29,7 +29,7 @@ class Parser(argparse.ArgumentParser):
         super().__init__(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
 
     def error(self, message: str) -> NoReturn:
-        self.exit(2, f"{self.prog}: error: {message}; --help says more\n")
+        self.exit(2, f"{self.prog}: error: {' '.join(message.split())}; --help says more\n")
 
 
 def boolean(text: str) -> bool:

@@ -106,8 +106,8 @@ def add_search_flags(parser: argparse.ArgumentParser) -> None:
     meanings |= {"rand": "no matrix, random proposals", "combine": "the mean of the ranks of several matrices"}
     add("--select_measure", **choice(meanings, "dc", "matrix to search"))
     add("--combine", nargs="+", choices=tuple(KINDS), metavar="MEASURE", help="for --select_measure combine")
-    add("--bs", "--batch_size", type=positive_int, help="as in the analysis")
-    add("--iter", "--iter_num", type=positive_int, help="as in the analysis")
+    add("--bs", type=positive_int, help="its --batch_size")
+    add("--iter", type=positive_int, help="its --iter_num")
     add("--mode", help="its --mode")
     add("--svcca_mode", choices=KINDS["svcca"].modes, help="its --mode, for svcca")
     add_option_flags(group, tuple(KINDS))

@@ -83,16 +83,24 @@ def select_device(name: str) -> str:
     return name
 
 
+class LineFormatter(logging.Formatter):
+    """Warnings and errors say that they are."""
+
+    def formatMessage(self, record: logging.LogRecord) -> str:
+        if record.levelno >= logging.WARNING:
+            record.message = f"{record.levelname.lower()}: {record.message}"
+        return super().formatMessage(record)
+
+
 def set_up_logging(log_file: Path | None = None, append: bool = False) -> None:
     """Log to stderr and, where given, to a file; warnings of libraries go the same way, as one line each."""
     handlers = [logging.StreamHandler(sys.stderr)] if is_main_process() else [logging.NullHandler()]
     if log_file is not None and is_main_process():
         log_file.parent.mkdir(parents=True, exist_ok=True)
         handlers.append(logging.FileHandler(log_file, mode="a" if append else "w", encoding="utf-8"))
-    logging.addLevelName(logging.INFO, "")
-    logging.addLevelName(logging.WARNING, "warning: ")
-    form = "%(asctime)s %(levelname)s%(message)s"
-    logging.basicConfig(level=logging.INFO, format=form, handlers=handlers, force=True)
+    for handler in handlers:
+        handler.setFormatter(LineFormatter("%(asctime)s %(message)s"))
+    logging.basicConfig(level=logging.INFO, handlers=handlers, force=True)
     logging.captureWarnings(False)  # else the next line does nothing where a caller has put back its own way of warning
     logging.captureWarnings(True)
     warnings.formatwarning = lambda message, *_, **__: " ".join(str(message).split())

@@ -39,9 +39,11 @@ class ImageFiles(Sequence):
     def name(self, index: int) -> str:
         """Where the image is, for messages."""
         row = int(self._indices[index])
-        path = (self._rows[row][self._column] or {}).get("path")
-        missing = ", which is not there" if path and not self.encoded(index) else ""
-        return f"{path}{missing}" if path else f"that of row {row + 1}"
+        stored = self._rows[row][self._column] or {}
+        path = stored.get("path")
+        if not path or stored.get("bytes") or stored.get("offset"):  # its path alone does not lead to it
+            return f"that of row {row + 1}"
+        return path if Path(path).exists() else f"{path}, which is not there"
 
     def __getitem__(self, index: int) -> Image.Image | None:
         """The image in RGB, or None where it cannot be decoded."""

@@ -20,10 +20,11 @@ from matplotlib.figure import Figure
 from torch import Tensor
 
 from common import add_common_flags, data_flags, files, format_table, plots, script, set_up, whole_number
-from common.cli import plain_text
+from common.cli import Parser, plain_text
 from data import ImageCaptionPairs, load_pairs
 from models import Clip, load_clip
 from search_strategy.proposals import parse_clip_layers, segments
+from search_strategy.results import Asked
 from training.stages import choose_layers
 
 PRUNED = files.EXP_DIR / "clip12to6_exp1"
@@ -41,7 +42,7 @@ class Found:
 
 
 def build_parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(description="Find icons by words, full and pruned model side by side.")
+    parser = Parser(__doc__)
     parser.add_argument("query", type=plain_text, nargs="+", help="what to look for; each argument is a query")
     parser.add_argument("--full", help="the full model (default: --model)")
     parser.add_argument("--pruned", help="the pruned model (default: exp/clip12to6_exp1, if it is there)")
@@ -63,7 +64,8 @@ def load_pruned(args: argparse.Namespace, full: Clip, device: str) -> tuple[Clip
         return load_clip(path, device), Path(path).name
     folder = files.model_dir(args.exp_dir, full.name)
     number = len(parse_clip_layers(args.clip_layers)) if args.clip_layers else full.num_layers // 2
-    choice = choose_layers(args.clip_layers, None, folder, full.name, full.num_layers, number, args.dataset)
+    asked = Asked(full.name, full.num_layers, number, args.dataset)
+    choice = choose_layers(args.clip_layers, None, folder, asked)
     ranges = (f"{first}-{last}" if first < last else f"{first}" for first, last in segments(choice.dropped_layers))
     return full.drop(choice.dropped_layers), f"without layers {', '.join(ranges)}, not fine-tuned"
 

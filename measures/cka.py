@@ -29,7 +29,7 @@ class CKA(SummedMeasure):
 
     def __init__(self, *, debiased: bool = False) -> None:
         super().__init__(Moments(norms=debiased), debiased=debiased)
-        self.min_samples = 4 if debiased else 2
+        self.min_samples = 4 if debiased else 3  # of two samples it is 1, whatever they are
 
     @without_gradients
     def matrix(self) -> np.ndarray:

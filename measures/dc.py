@@ -138,7 +138,7 @@ class DC:
 
     def matrix(self) -> np.ndarray:
         """The (L+1, L+1) mean over draws. A layer that is constant in a draw counts as 0 there, with a warning."""
-        checks.check_samples(self.samples)
+        checks.check_samples(self.samples, self.min_samples)
         self._flush()
         counts = self._constant_draws.tolist()
         some = {layer: count for layer, count in enumerate(counts) if 0 < count < self.draws}

@@ -204,7 +204,7 @@ processor = AutoProcessor.from_pretrained(folder)"""
         ...
 
     def input_embeddings(self) -> nn.Module:
-        """The part of the tower that gives h_0."""
+        """The tower's tables, from which h_0 comes."""
         return self.stack.tower.embeddings
 
     def target_parts(self) -> dict[str, nn.Module]:

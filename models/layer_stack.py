@@ -42,7 +42,7 @@ class LayerStack:
 
     Attributes:
         path: dotted path of the stack, such as "text_model.encoder.layers".
-        layers: the blocks, an `nn.ModuleList`; layer 1 is `layers[0]`.
+        layers: the blocks, a list apart from the model's own; layer 1 is `layers[0]`.
         tower: the module that takes the inputs: the innermost model around the stack with a forward for them.
 
     Raises:
@@ -68,14 +68,14 @@ class LayerStack:
         """The input of layer 1, and what the tower passes to every layer beside its input (masks, position embeddings).
 
         The tower's own forward runs once with blocks that note their arguments and hand on their input, so no layer is
-        computed (but layer 1, the first time, or every time where blocks return tuples). Forward hooks on blocks see
-        this pass. LayerDrop is off; for the rest the model is in the mode it is in.
+        computed (but what comes before layer 1; and layer 1, the first time, or every time where blocks return tuples).
+        Forward hooks on blocks see this pass. LayerDrop is off; for the rest the model is in the mode it is in.
 
         Args:
             inputs: what the tower takes, such as `input_ids` and `attention_mask`, or `pixel_values`.
 
         Returns:
-            h_0, (n, T, d), the output of the embeddings; and the context that `run` needs, one entry for each layer.
+            h_0, (n, T, d), what layer 1 gets; and the context that `run` needs, one entry for each layer.
 
         Raises:
             ValueError: a tower that is no chain of its layers: it calls others than 1..L in order, changes the state
@@ -137,7 +137,8 @@ class LayerStack:
             yield hidden
 
     def drop(self, dropped_layers: Iterable[int]) -> PreTrainedModel:
-        """A new model without these layers: of the class of the whole model, with all weights that stay copied.
+        """A new model without these layers: of the class of the whole model, with copies of all weights that stay (but
+        queries are scaled where a block divides its attention by its place).
 
         The config says the new number of layers wherever it occurs, and its per-layer lists are cut, so that
         `save_pretrained` and `from_pretrained` give the same model again. Mode, dtype and device stay; `model` is left

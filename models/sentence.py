@@ -93,7 +93,8 @@ model = SentenceTransformer(folder)"""
     def drop(self, dropped_layers: Iterable[int], name: str = "") -> "SentenceEncoder":
         return SentenceEncoder(self.stack.drop(dropped_layers), self.tokenizer, self.form, name or self.name)
 
-    def save(self, folder: Path) -> None:
+    def save(self, folder: Path | str) -> None:
+        folder = Path(folder)
         projection = self.projection
         # else it would be saved among the weights, where from_pretrained has no place for it
         delattr(self.model, PROJECTION)

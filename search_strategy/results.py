@@ -10,7 +10,7 @@ from typing import NamedTuple
 import numpy as np
 
 from common import Record, write_json
-from common.files import DEFAULT_DATASET, DEFAULT_MODEL, plain, reading, real_path, safe_name, shorten
+from common.files import DEFAULT_DATASET, DEFAULT_MODEL, reading, real_path, safe_name, shorten
 from common.forms import read_form
 from search_strategy.coarse import BEAM_SIZE, coarse_score
 from search_strategy.defaults import NUM_PROPOSALS, OBJECTIVE, REFINE_ROUNDS, SCORE
@@ -125,6 +125,15 @@ def write_result(path: Path, settings: dict, rows: list[dict], full_model: Evalu
     write_json(path, settings | found | {"record": record.content()})
 
 
+class Asked(NamedTuple):
+    """What a result must be of; and the data set that it is better of."""
+
+    model: str
+    num_layers: int
+    num_clip_layers: int
+    dataset: str
+
+
 class Result(NamedTuple):
     """What training needs of a result file. `is_verified`: the winner was evaluated, not only scored by the matrix."""
 
@@ -135,27 +144,34 @@ class Result(NamedTuple):
     date: str
 
 
-def newest_result(folder: Path, model: str, num_layers: int, num_clip_layers: int, dataset: str) -> Result:
-    """The verified result with the latest date in its record, for these two numbers; of a search on this data set
-    rather than on another.
+def same_dataset(first: str | None, second: str) -> bool:
+    """Whether two `--dataset` are one, also where a path is written in two ways."""
+    return first is not None and real_path(first) == real_path(second)
+
+
+def newest_result(folder: Path, asked: Asked) -> Result:
+    """The verified result with the latest date in its record, of a search on this data set rather than on another.
 
     Files of before there were dates are the oldest; of equals the last one written counts. Raises FileNotFoundError,
     with the command that makes one, where there is none, and ValueError where a file is no result.
     """
-    pattern = result_path(folder, num_layers, num_clip_layers, "*", "*")
-    found = [read_result(path, model, num_layers, num_clip_layers) for path in folder.glob(pattern.name)]
+    pattern = result_path(folder, asked.num_layers, asked.num_clip_layers, "*", "*")
+    found = [read_result(path, asked) for path in folder.glob(pattern.name)]
     verified = [result for result in found if result.is_verified]
     if not verified:
-        command = f"search_strategy/search_prune_then_verify_mix.py --num_layers {num_layers}"
-        command += f" --num_clip_layers {num_clip_layers} --search_mode beam --select_measure dc"
-        command += "" if real_path(model) == DEFAULT_MODEL else f" --model {model}"
+        command = f"search_strategy/search_prune_then_verify_mix.py --num_layers {asked.num_layers}"
+        command += f" --num_clip_layers {asked.num_clip_layers} --search_mode beam --select_measure dc"
+        command += "" if real_path(asked.model) == DEFAULT_MODEL else f" --model {asked.model}"
         command += " --tower vision" if folder.name == "vision" else ""
         coarse = f"; {found[0].path.name} is of the coarse search alone" if found else ""
         raise FileNotFoundError(
             f"no search result: looked for {pattern}{coarse}; run: python {command}; or pass --clip_layers"
         )
-    dataset = str(plain(dataset))  # as records have it
-    return max(verified, key=lambda found: (found.dataset == dataset, found.date, found.path.stat().st_mtime_ns))
+
+    def preference(result: Result) -> tuple:
+        return same_dataset(result.dataset, asked.dataset), result.date, result.path.stat().st_mtime_ns
+
+    return max(verified, key=preference)
 
 
 @dataclass(frozen=True)
@@ -192,23 +208,23 @@ class _File:
     record: _Record | None = None
 
 
-def read_result(path: Path, model: str, num_layers: int, num_clip_layers: int) -> Result:
-    """Raises ValueError where the file is not the result of a search of this model for these two numbers."""
+def read_result(path: Path, asked: Asked) -> Result:
+    """Raises FileNotFoundError where there is no such file, ValueError where it is the result of no such search."""
     wrong = "expected a search result with a winner and its dropped_layers, a list of layers"
     hint = "name another with --search_result, or pass --clip_layers"
     if not path.exists():
         raise FileNotFoundError(f"search result not found: {path}; {hint}")
     with reading(path, wrong, hint):
         content = read_form(path, _File)
-        for name, asked in (("num_layers", num_layers), ("num_clip_layers", num_clip_layers)):
-            if getattr(content, name) not in (None, asked):
-                raise ValueError(f"found {name} {getattr(content, name)}, not {asked}")
-        dropped = check_dropped_layers(content.winner.dropped_layers, num_layers, num_clip_layers)
+        for name in ("num_layers", "num_clip_layers"):
+            if getattr(content, name) not in (None, getattr(asked, name)):
+                raise ValueError(f"found {name} {getattr(content, name)}, not {getattr(asked, name)}")
+        dropped = check_dropped_layers(content.winner.dropped_layers, asked.num_layers, asked.num_clip_layers)
         record = content.record or _Record()
         flags = record.flags or _Flags()
         # by the last name: folders are moved, and a path can be written in several ways
-        if flags.model and Path(flags.model).name != Path(model).name:
-            raise ValueError(f"found the model {flags.model}, not {model}")
+        if flags.model and Path(flags.model).name != Path(asked.model).name:
+            raise ValueError(f"found the model {flags.model}, not {asked.model}")
     return Result(path, dropped, content.winner.objective is not None, flags.dataset, record.date or "")
 
 

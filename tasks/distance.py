@@ -22,8 +22,8 @@ class Distance(Task):
         self.full, self.batch_size = full, batch_size
 
     def score(self, embeddings: Tensor) -> Scores:
-        # not below 0, as rounding has it where both are equal
-        return Scores((1 - (embeddings * self.full).sum(-1).double()).clamp_min(0), {})
+        # of vectors of length one half the squared distance, which rounding does not make negative
+        return Scores((embeddings - self.full).double().square().sum(-1) / 2, {})
 
     def on_rows(self, rows: Sequence[int]) -> "Distance":
         return Distance(self.full[torch.as_tensor(rows)], self.batch_size)

@@ -120,8 +120,8 @@ def test_a_file_named_is_taken_before_a_newer_one(run, search_folder, tmp_path):
 def test_captions_alone_end_nearer_to_the_full_model(run):
     folder = run("--clip_layers '[[2, 3]]' --images false --max_epoch 3")
     test = json.loads((folder / "report.json").read_text())["test"]
-    assert test["full"]["feature_distance"] == pytest.approx(0, abs=1e-6)
-    assert test["fine-tuned"]["feature_distance"] < test["pruned"]["feature_distance"]
+    assert test["full"]["distance"] == pytest.approx(0, abs=1e-9)
+    assert test["fine-tuned"]["distance"] < test["pruned"]["distance"]
 
 
 def test_from_scratch_both_towers_are_trained_without_any_weights_to_start_from(run, tiny_clip, tmp_path):

@@ -15,6 +15,7 @@ from tokenizers import models, pre_tokenizers, trainers
 from transformers import CLIPConfig, CLIPImageProcessorPil, CLIPModel, CLIPProcessor, CLIPTokenizer
 
 from common import atomic_folder, script, whole_number
+from common.cli import Parser
 from common.files import DEFAULT_DATASET, check_new_folder, reading
 from data import load_pairs
 
@@ -84,7 +85,7 @@ def write_weights(config: CLIPConfig, vision_from: str, output_dir: Path) -> Non
 
 
 def build_parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(description="Write the configuration and tokenizer of an untrained CLIP.")
+    parser = Parser(__doc__)
     parser.add_argument("--output_dir", type=Path, required=True, help="folder to write")
     parser.add_argument("--dataset", default=DEFAULT_DATASET, help="captions of its train split make the tokenizer")
     parser.add_argument("--num_merges", **whole_number(2500, "BPE merges"))

@@ -22,6 +22,7 @@ import numpy as np
 from PIL import Image
 from tqdm import tqdm
 
+from common.cli import Parser
 from data import BUNDLED
 from tools.icon_sets import ICON_SETS, SIZE_WORDS, collect, render
 
@@ -175,7 +176,7 @@ def describe(splits: dict[str, list[dict]], infos: dict[str, dict]) -> str:
 
 
 def build_parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(description="Build the bundled icon-caption pairs from pinned npm packages.")
+    parser = Parser(__doc__)
     parser.add_argument("--output_dir", type=Path, default=BUNDLED["icons"], help="where to write")
     parser.add_argument(
         "--download_dir", type=Path, default=Path("build/icon_sets"), help="where the downloaded packages are kept"

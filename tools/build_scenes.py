@@ -16,6 +16,7 @@ import datasets
 import numpy as np
 from PIL import Image
 
+from common.cli import Parser
 from data import scenes
 from tools.icon_sets import collect, render
 
@@ -87,7 +88,7 @@ def write_split(held_out: list[tuple[int, scenes.Scene, str]], path: Path) -> No
 
 
 def build_parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(description="Build the bundled icon scenes from pinned npm packages.")
+    parser = Parser(__doc__)
     parser.add_argument("--output_dir", type=Path, default=scenes.CONCEPTS.parent, help="where to write")
     parser.add_argument(
         "--download_dir", type=Path, default=Path("build/icon_sets"), help="where the downloaded packages are kept"

@@ -21,6 +21,7 @@ from typing import NamedTuple
 import datasets
 
 from common import positive_int, script
+from common.cli import Parser
 
 FIELD = "Description-en:"
 PARTS = 25  # of which one is validation and one is test
@@ -96,9 +97,7 @@ def split_pairs(pairs: Iterable[Pair]) -> dict[str, list[Pair]]:
 
 
 def build_parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        description="Write the short and long package descriptions of Debian as text pairs."
-    )
+    parser = Parser(__doc__)
     parser.add_argument("--output_dir", type=Path, required=True, help="new folder for the parquet files")
     what = "at most so many pairs of validation and of test (default: all)"
     parser.add_argument("--held_out", type=positive_int, help=what)

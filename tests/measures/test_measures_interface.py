@@ -246,10 +246,10 @@ def test_large_and_small_layers(case):
 @every_case
 def test_one_sample_is_too_few(case):
     one = walk(1, 8)
-    needed = {"dc": 3, "dc unbiased": 4, "cka debiased": 4}.get(case, 2)
+    needed = {"dc": 3, "dc unbiased": 4, "cka": 3, "cka debiased": 4}.get(case, 2)
     with pytest.raises(ValueError, match=rf"expected at least {needed} samples.*found 1"):
         measured(case, one)
-    with pytest.raises(ValueError, match=rf"expected at least {2 if 'dc' in case else needed} samples; found 0: call"):
+    with pytest.raises(ValueError, match=rf"expected at least {needed} samples; found 0: call"):
         new(case).matrix()
     assert new(case).diagnostics()["samples"] == 0
 

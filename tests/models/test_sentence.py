@@ -309,6 +309,6 @@ def test_it_is_fine_tuned_on_captions_alone_and_written_in_its_form(folder, tiny
     clip_finetune_train.main([*flags.split(), *places.split()])
     out = tmp_path / "exp" / "out"
     test = json.loads((out / "report.json").read_text())["test"]
-    assert test["fine-tuned"]["feature_distance"] < 0.8 * test["pruned"]["feature_distance"]
+    assert test["fine-tuned"]["distance"] < 0.8 * test["pruned"]["distance"]
     assert load_encoder(str(out)).num_layers == 2
     assert (out / "modules.json").exists() and (out / "1_Pooling/config.json").exists()

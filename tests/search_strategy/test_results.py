@@ -6,7 +6,7 @@ import os
 import pytest
 
 from common.files import DEFAULT_DATASET
-from search_strategy.results import CHOICES, newest_result, read_result, result_path, result_tag
+from search_strategy.results import CHOICES, Asked, newest_result, read_result, result_path, result_tag
 
 ASKED = {"seed": 0, "dataset": DEFAULT_DATASET, "max_pairs": None, "repair": True, **CHOICES}
 
@@ -50,19 +50,19 @@ def write_result(
 
 def test_the_newest_verified_result_counts_by_the_date_in_its_record(tmp_path):
     with pytest.raises(FileNotFoundError, match="no search result: .*--num_clip_layers 6 .*--model m; or pass"):
-        newest_result(tmp_path, "m", 12, 6, "icons")
+        newest_result(tmp_path, Asked("m", 12, 6, "icons"))
     write_result(tmp_path, "coarse", "2026-11-09T00:00:00+00:00", verified=False)
     with pytest.raises(
         FileNotFoundError, match="clip12to6_beam_coarse.json is of the coarse search alone; run: python"
     ):
-        newest_result(tmp_path, "m", 12, 6, "icons")
+        newest_result(tmp_path, Asked("m", 12, 6, "icons"))
     write_result(tmp_path, "undated", age=8)
     write_result(tmp_path, "undated_but_copied_later", age=9)
-    assert newest_result(tmp_path, "m", 12, 6, "icons").path.stem == "clip12to6_beam_undated_but_copied_later"
+    assert newest_result(tmp_path, Asked("m", 12, 6, "icons")).path.stem == "clip12to6_beam_undated_but_copied_later"
     write_result(tmp_path, "late", "2026-11-08T10:00:00+00:00", age=1)
     write_result(tmp_path, "early", "2026-11-08T09:00:00+00:00", age=5)
     (tmp_path / "clip12to4_beam_other.json").write_text("{}")
-    newest = newest_result(tmp_path, "m", 12, 6, "icons")
+    newest = newest_result(tmp_path, Asked("m", 12, 6, "icons"))
     assert newest.path.stem == "clip12to6_beam_late"
     assert (newest.dropped_layers, newest.dataset) == ((1, 2, 3, 4, 5, 6), "icons")
 
@@ -70,7 +70,9 @@ def test_the_newest_verified_result_counts_by_the_date_in_its_record(tmp_path):
 def test_a_result_on_the_same_data_counts_before_a_newer_one_on_others(tmp_path):
     write_result(tmp_path, "own", "2026-11-08T10:00:00+00:00", dataset="mine.csv")
     write_result(tmp_path, "newer", "2026-11-09T10:00:00+00:00")
-    stems = [newest_result(tmp_path, "m", 12, 6, dataset).path.stem for dataset in ("mine.csv", "icons", "third")]
+    stems = [
+        newest_result(tmp_path, Asked("m", 12, 6, dataset)).path.stem for dataset in ("./mine.csv", "icons", "third")
+    ]
     assert stems == ["clip12to6_beam_own", "clip12to6_beam_newer", "clip12to6_beam_newer"]
 
 
@@ -89,4 +91,4 @@ def test_a_file_that_is_no_result_for_these_numbers_is_named(tmp_path, content):
     path = tmp_path / "result.json"
     path.write_text(content)
     with pytest.raises(ValueError, match="result.json: expected a search result with a winner and its dropped_layers"):
-        read_result(path, "clip", 4, 2)
+        read_result(path, Asked("clip", 4, 2, "icons"))

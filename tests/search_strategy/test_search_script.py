@@ -6,6 +6,7 @@ from itertools import combinations
 import numpy as np
 import pytest
 
+from commands.search import print_winner
 from common import model_dir, write_json
 from common.matrix_files import MatrixSettings
 from measures.combine import combine
@@ -89,7 +90,21 @@ def test_proposals_are_ranked_repaired_and_the_winner_is_refitted(run, capsys):
     figures = [found["objective"] for found in (winner["left_out"], winner, winner["refitted"])]
     out = capsys.readouterr().out
     assert "left out {:.4f}, repaired by one pass {:.4f}, repaired cut by cut {:.4f}".format(*figures) in out
-    assert "repair of projection" in next(run.folder.glob("clip4to2_beam_*.log")).read_text()
+    log = next(run.folder.glob("clip4to2_beam_*.log")).read_text()
+    assert "repair of projection" in log
+
+
+@pytest.mark.parametrize(("left_out", "warned"), [(1.0, True), (3.0, False)])
+def test_a_repair_that_makes_the_winner_worse_is_warned_of(left_out, warned, capsys, caplog):
+    winner = {"segments": [[2, 2]], "kept_layers": [1, 3], "objective": 1.5, "refitted": {"objective": 2.0}}
+    print_winner(winner | {"left_out": {"objective": left_out}}, "task_loss", "result.json")
+    assert ("its repair makes the winner worse" in caplog.text) == warned
+    assert "repaired cut by cut 2.0000" in capsys.readouterr().out
+
+
+def test_few_pairs_are_warned_of(run, capsys):
+    run("--topk_num", "1", "--refine", "0", "--repair", "false")
+    assert "warning: 60 pairs of validation are few" in capsys.readouterr().err
 
 
 def test_without_repair_the_search_is_as_published(run):

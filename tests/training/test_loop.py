@@ -173,8 +173,8 @@ def test_captions_alone_are_trained_towards_the_teacher_and_touch_no_image(new_t
     monkeypatch.setattr("data.pairs.ImageFiles.encoded", fail)
     trainer = new_trainer(images=False, distill_mode="feature", lr=5e-3)
     history = trainer.train()
-    assert history[-1]["feature_distance"] < 0.8 * history[0]["feature_distance"]
-    assert trainer.best() == min(history, key=lambda row: row["feature_distance"])
+    assert history[-1]["distance"] < 0.8 * history[0]["distance"]
+    assert trainer.best() == min(history, key=lambda row: row["distance"])
     assert "task_loss" not in history[0]
 
 
@@ -197,7 +197,7 @@ def test_weights_that_are_lost_in_the_last_step_of_an_epoch_do_not_replace_the_g
         return loss
 
     trainer.train_epoch = lose_weights
-    what = "task_loss" if not flags else "feature_distance"
+    what = "task_loss" if not flags else "distance"
     with pytest.raises(
         ValueError,
         match=f"{what} of epoch 2 is nan; pass a smaller --lr than 0.001; the checkpoint stays that of epoch 1",

@@ -57,7 +57,7 @@ def test_a_card_without_a_licence_or_without_any_header_names_none(tmp_path):
 
 
 def test_a_sentence_encoder_is_loaded_by_its_own_library():
-    text = make_card("a/b", kind=SentenceEncoder).text({"epoch": 1, "feature_distance": 0.1})
+    text = make_card("a/b", kind=SentenceEncoder).text({"epoch": 1, "distance": 0.1})
     assert HubCard(text).data.library_name == "sentence-transformers"
     assert HubCard(text).data.eval_results is None
     assert "SentenceTransformer(folder)" in text

@@ -56,13 +56,14 @@ def test_a_stage_drops_the_best_layers_by_validation(tiny_clip, tiny_pairs, imag
     assert dropped == (min(losses, key=losses.get),)
 
 
-@pytest.mark.parametrize(("before", "after", "warned"), [(0.5, 0.4, True), (0.5, 0.5, False), (0.4, 0.5, False)])
-def test_a_training_that_makes_the_model_worse_is_warned_of(before: float, after: float, warned: bool, caplog):
-    models = {"full": {"mean_recall": 0.9}, "pruned": {"mean_recall": 0.1}}
-    models |= {"repaired": {"mean_recall": before}, "fine-tuned": {"mean_recall": after}}
-    stages.warn_if_worse(models)
-    assert ("the fine-tuned model is worse than the repaired one" in caplog.text) == warned
+@pytest.mark.parametrize(("before", "after", "warned"), [(0.5, 0.4, True), (0.5, 0.4995, False), (0.4, 0.5, False)])
+def test_a_step_that_makes_the_model_worse_is_warned_of(before: float, after: float, warned: bool, caplog):
+    stages.warn_if_worse(
+        {"pruned": {"mean_recall": 0.1}, "repaired": {"mean_recall": before}, "fine-tuned": {"mean_recall": after}}
+    )
+    assert ("the fine-tuned model is worse than the repaired one: train" in caplog.text) == warned
     caplog.clear()
-    distances = {"pruned": {"feature_distance": -before}, "fine-tuned": {"feature_distance": -after}}
-    stages.warn_if_worse(distances)
-    assert ("worse than the pruned one" in caplog.text) == warned
+    stages.warn_if_worse({"pruned": {"distance": 1 - before}, "repaired": {"distance": 1 - after}})
+    assert ("the repaired model is worse than the pruned one: give it more captions" in caplog.text) == warned
+    stages.warn_if_worse({"pruned": {"mean_recall": 0.1}})
+    stages.warn_if_worse({})
