@@ -19,9 +19,10 @@ from models.repair import CAPTIONS, draw_captions, repair
 from models.segment_maps import CAPTIONS as MAP_CAPTIONS, SegmentMaps
 from search_strategy import results
 from search_strategy.coarse import coarse_search, missed_by
+from search_strategy.defaults import BEST_SHOWN
 from search_strategy.fine import FineSearch
 from search_strategy.proposals import Proposal, check_num_clip_layers, random_proposals, segments
-from search_strategy.verify import BEST_SHOWN, ScoredProposals, Verification, propose, rank_correlation, verify
+from search_strategy.verify import ScoredProposals, Verification, propose, rank_correlation, verify
 from tasks.distance import Distance
 from tasks.retrieval import RECALL_AT
 
@@ -62,16 +63,20 @@ def run(args: argparse.Namespace) -> None:
         log_facts(verification.facts, correlation, len(scored))
     if not is_main_process():
         return
-    if captions:
-        with record.timed("repair"):
-            rows[0]["refitted"] = refit_winner(fine, verification.winner, captions, args.text_batch_size)
+    best = rows[: args.refit] if captions else []
+    with record.timed("repair"):
+        for row in best:
+            row["refitted"] = refit(fine, row["dropped_layers"], captions, args.text_batch_size)
+    winner = min(best, key=lambda row: row["refitted"]["objective"], default=rows[0])
     asked = describe_request(args, tags) | {"repair": bool(captions)}
-    results.write_result(result, asked, rows, verification.full_model if verification else None, record)
+    results.write_result(result, asked, winner, rows, verification.full_model if verification else None, record)
     if matrix is not None:
         title = f"{args.select_measure}: {args.num_layers} to {args.num_layers - args.num_clip_layers} layers"
-        heat_map(matrix, result.with_suffix(".png"), title, segments=rows[0]["segments"])
+        heat_map(matrix, result.with_suffix(".png"), title, segments=winner["segments"])
     print_table(rows, verification, args.objective)
-    print_winner(rows[0], args.objective, result)
+    for row in best:
+        print_refitted(row, args.objective)
+    print(f"winner: drop {winner['segments']}, keep {winner['kept_layers']}; written to {result}")
 
 
 def name_result(args: argparse.Namespace, tags: list[str], folder: Path) -> Path:
@@ -117,9 +122,9 @@ def prepare(
     return fine, captions
 
 
-def refit_winner(fine: FineSearch, winner: Proposal, captions: list[str], batch_size: int | None) -> dict:
-    """The winner repaired cut by cut, and its projection; its figures and what became of each cut."""
-    model, report = repair(fine.encoder, winner, captions, batch_size=batch_size)
+def refit(fine: FineSearch, proposal: Proposal, captions: list[str], batch_size: int | None) -> dict:
+    """A proposal repaired cut by cut, and the projection; its figures and what became of each cut."""
+    model, report = repair(fine.encoder, proposal, captions, batch_size=batch_size)
     scores = fine.task.score(model.embeddings(fine.samples))
     for cut in report.cuts:
         logger.info("repair of %s", cut)
@@ -175,14 +180,15 @@ def _percent(recall: dict[str, float] | None) -> list[float | None]:
     return [None] * 2 * len(RECALL_AT) if recall is None else [100 * value for value in recall.values()]
 
 
-def print_winner(row: dict, objective: str, path: Path) -> None:
-    if "refitted" in row:
-        if row["refitted"]["objective"] > row["left_out"]["objective"]:
-            logger.warning("its repair makes the winner worse: give it more captions of train, or pass --repair false")
-        ways = ("left out", row["left_out"]), ("repaired by one pass", row), ("repaired cut by cut", row["refitted"])
-        values = ", ".join(f"{way} {found['objective']:.4f}" for way, found in ways)
-        print(f"{objective} of the winner: {values}")
-    print(f"winner: drop {row['segments']}, keep {row['kept_layers']}; written to {path}")
+def print_refitted(row: dict, objective: str) -> None:
+    """A proposal without repair, repaired as the search had it, and as it is deployed."""
+    ways = ("left out", row["left_out"]), ("repaired by one pass", row), ("repaired cut by cut", row["refitted"])
+    values = ", ".join(f"{way} {found['objective']:.4f}" for way, found in ways)
+    print(f"{objective} of rank {row['rank']}: {values}")
+    if row["refitted"]["objective"] > row["left_out"]["objective"]:
+        logger.warning(
+            "rank %d is worse for its repair: give it more captions of train, or pass --repair false", row["rank"]
+        )
 
 
 def choose_proposals(

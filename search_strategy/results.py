@@ -13,7 +13,7 @@ from common import Record, write_json
 from common.files import DEFAULT_DATASET, DEFAULT_MODEL, reading, real_path, safe_name, shorten
 from common.forms import read_form
 from search_strategy.coarse import BEAM_SIZE, coarse_score
-from search_strategy.defaults import NUM_PROPOSALS, OBJECTIVE, REFINE_ROUNDS, SCORE
+from search_strategy.defaults import NUM_PROPOSALS, OBJECTIVE, REFINE_ROUNDS, REFIT, SCORE
 from search_strategy.fine import Evaluation
 from search_strategy.proposals import Proposal, check_dropped_layers, kept_layers, parse_clip_layers, segments
 from search_strategy.verify import ScoredProposals, Verification
@@ -27,6 +27,7 @@ CHOICES = {  # flags of a search that are in the name of its result, and their d
     "topk_num": NUM_PROPOSALS,
     "beam_size": BEAM_SIZE,
     "refine": REFINE_ROUNDS,
+    "refit": REFIT,
     "race": False,
     "target_column": None,
 }
@@ -118,10 +119,12 @@ def describe_figures(evaluation: Evaluation | Scores) -> dict:
     return {"task_loss": figures.get("task_loss"), "recall": recall or None}
 
 
-def write_result(path: Path, settings: dict, rows: list[dict], full_model: Evaluation | None, record: Record) -> None:
-    """`settings`: what was asked for, `num_layers` and so on; `rows`: the proposals, best first."""
+def write_result(
+    path: Path, settings: dict, winner: dict, rows: list[dict], full_model: Evaluation | None, record: Record
+) -> None:
+    """`settings`: what was asked for, `num_layers` and so on; `rows`: the proposals, best first; the winner is one."""
     full = None if full_model is None else describe_figures(full_model)
-    found = {"full_model": full, "winner": rows[0], "proposals": rows}
+    found = {"full_model": full, "winner": winner, "proposals": rows}
     write_json(path, settings | found | {"record": record.content()})
 
 

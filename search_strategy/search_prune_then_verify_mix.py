@@ -14,10 +14,10 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from common.cli import Parser, add_common_flags, choice, script, switch, whole_number
+from common.cli import Parser, add_common_flags, bounded, choice, script, switch, whole_number
 from common.matrix_flags import add_search_flags
 from search_strategy.coarse import BEAM_SIZE, SCORES, SEARCH_MODES
-from search_strategy.defaults import NUM_PROPOSALS, OBJECTIVE, OBJECTIVES, SCORE, SEARCH_MODE
+from search_strategy.defaults import BEST_SHOWN, NUM_PROPOSALS, OBJECTIVE, OBJECTIVES, REFIT, SCORE, SEARCH_MODE
 from search_strategy.fine_flags import add_fine_flags, add_size_flags
 
 
@@ -35,6 +35,8 @@ def build_parser() -> argparse.ArgumentParser:
     add_search_flags(parser)
     fine = add_fine_flags(parser)
     fine.add_argument("--objective", **choice(OBJECTIVES, OBJECTIVE, "what is searched for"))
+    refit = f"the best proposals to repair cut by cut, of which the best wins (default: {REFIT})"
+    fine.add_argument("--refit", type=bounded(int, 1, BEST_SHOWN), default=REFIT, help=refit)
     fine.add_argument("--race", **switch(False, "halve the proposals over growing parts of the pairs first"))
     add_common_flags(parser, streaming=True, tower=True, target_column=True)
     return parser

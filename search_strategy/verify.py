@@ -8,12 +8,10 @@ from scipy.stats import norm, spearmanr
 
 from search_strategy.climb import Objective, climb
 from search_strategy.coarse import BEAM_SIZE, coarse_score, coarse_search
-from search_strategy.defaults import NUM_PROPOSALS, REFINE_ROUNDS, SCORE, SEARCH_MODE
+from search_strategy.defaults import BEST_SHOWN, NUM_PROPOSALS, REFINE_ROUNDS, SCORE, SEARCH_MODE
 from search_strategy.fine import Evaluation, FineSearch
 from search_strategy.proposals import Proposal
 from tasks.base import LOSS_BATCH_SIZE
-
-BEST_SHOWN = 10  # proposals of a table; they are evaluated without repair too
 
 # proposals with their coarse scores, best first; None: drawn at random
 ScoredProposals = list[tuple[Proposal, float | None]]

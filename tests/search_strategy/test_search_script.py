@@ -6,7 +6,7 @@ from itertools import combinations
 import numpy as np
 import pytest
 
-from commands.search import print_winner
+from commands.search import print_refitted
 from common import model_dir, write_json
 from common.matrix_files import MatrixSettings
 from measures.combine import combine
@@ -94,11 +94,22 @@ def test_proposals_are_ranked_repaired_and_the_winner_is_refitted(run, capsys):
     assert "repair of projection" in log
 
 
+def test_the_best_of_the_refitted_proposals_wins(run, capsys):
+    result = run("--topk_num", "4", "--refit", "3")
+    first, *others = result["proposals"]
+    refitted = [proposal["refitted"]["objective"] for proposal in (first, *others[:2])]
+    assert not any("refitted" in proposal for proposal in others[2:])
+    assert result["winner"]["refitted"]["objective"] == min(refitted)
+    assert result["winner"] in result["proposals"]
+    assert next(run.folder.glob("clip4to2_beam_*.json")).stem.endswith("_refit_3")
+    assert "task_loss of rank 3: left out" in capsys.readouterr().out
+
+
 @pytest.mark.parametrize(("left_out", "warned"), [(1.0, True), (3.0, False)])
-def test_a_repair_that_makes_the_winner_worse_is_warned_of(left_out, warned, capsys, caplog):
-    winner = {"segments": [[2, 2]], "kept_layers": [1, 3], "objective": 1.5, "refitted": {"objective": 2.0}}
-    print_winner(winner | {"left_out": {"objective": left_out}}, "task_loss", "result.json")
-    assert ("its repair makes the winner worse" in caplog.text) == warned
+def test_a_repair_that_makes_a_proposal_worse_is_warned_of(left_out, warned, capsys, caplog):
+    row = {"rank": 1, "objective": 1.5, "refitted": {"objective": 2.0}, "left_out": {"objective": left_out}}
+    print_refitted(row, "task_loss")
+    assert ("rank 1 is worse for its repair" in caplog.text) == warned
     assert "repaired cut by cut 2.0000" in capsys.readouterr().out
 
 
