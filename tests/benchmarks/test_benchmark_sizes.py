@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks import sizes
+from benchmarks import bounded_memory, sizes
 from models import load_encoder
 
 MEASURE = """
@@ -72,3 +72,12 @@ def test_a_search_without_a_matrix_is_refused(capsys):
     with pytest.raises(SystemExit):
         sizes.main(["--steps", "svcca", "coarse"])
     assert "--steps coarse and fine search the matrix of dc" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("flags", [[], ["--retrieval", "true", "--most", "3"]])
+def test_the_memory_of_a_fine_search(flags, tmp_path, capsys):
+    out = tmp_path / "memory.json"
+    bounded_memory.main(["--captions", "50", "--width", "8", "--num_layers", "4", "--out", str(out), *flags])
+    found = json.loads(out.read_text())
+    assert found["proposals"] == (3 if flags else 6) and found["mib"] >= found["mib_before"] > 0
+    assert "proposals: " in capsys.readouterr().out
