@@ -11,6 +11,9 @@ done
 for dropped in 6 8 3; do  # each repaired
     python search_strategy/compare_strategies.py --num_layers 12 --num_clip_layers $dropped $data --text_batch_size 64
 done
+# The five best of a search repaired cut by cut (ten minutes)
+python dc_analysis.py --model exp/all-mpnet-base-v2 --dataset exp/debian_pairs --caption_column query --batch_size 4 --iter_num 10
+python search_strategy/search_prune_then_verify_mix.py --num_layers 12 --num_clip_layers 6 $data --select_measure dc --refit 5
 # Captions alone, beside the losses; and what is deployed, the worst of one pass first (an hour)
 for depth in 9 6 4; do
     losses=results/all-mpnet-base-v2/compare_clip12to${depth}_max300_left_out.json
