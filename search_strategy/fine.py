@@ -155,10 +155,13 @@ class FineSearch:
         new = [proposal for proposal in dict.fromkeys(proposals) if proposal not in self._known]
         for part, runner in self._parts(new):
             # one array for all: small ones in between would break up the memory that the large temporary ones come from
-            values = np.empty((len(part), self.num_samples))
-            for proposal, embeddings, row in zip(part, self._embed(part, runner), values, strict=True):
-                self._score(proposal, embeddings, row)
+            self._score_all(part, self._embed(part, runner), np.empty((len(part), self.num_samples)))
         return [self._known[proposal] for proposal in proposals]
+
+    def _score_all(self, proposals: list[Proposal], embeddings: Tensor, values: np.ndarray) -> None:
+        """A step of its own, so that nothing holds on to the embeddings (K, n, dim) while the next are made."""
+        for proposal, of_proposal, row in zip(proposals, embeddings, values, strict=True):
+            self._score(proposal, of_proposal, row)
 
     def _score(self, proposal: Proposal, embeddings: Tensor, row: np.ndarray) -> None:
         """Remember what the embeddings (n, dim) of a proposal are worth, their values (n,) in `row`."""
@@ -214,7 +217,8 @@ class FineSearch:
             made = sum(self._embed_batch(number, runner, kept, steps, embeddings, bar) for number in own)
         self.layer_calls += made / max(1, len(own))  # of one batch, whose states may have been kept from before
         self.layer_calls_unshared += sum(map(len, kept))
-        return reduce(embeddings, reduction="sum")  # of what the processes filled in
+        # of what the processes filled in; alone it would be a copy
+        return reduce(embeddings, reduction="sum") if processes.num_processes > 1 else embeddings
 
     def _embed_batch(
         self, number: int, runner: Runner, kept: list[Proposal], steps: list[tuple], embeddings: Tensor, bar: tqdm
