@@ -1,5 +1,6 @@
 """Fine search: right losses, each layer called as seldom as possible, nothing changed."""
 
+import weakref
 from itertools import combinations, pairwise
 
 import numpy as np
@@ -90,6 +91,22 @@ def test_running_in_parts_changes_no_bit(make, monkeypatch):
     whole = [e.objective for e in make().evaluate(ALL_PAIRS)]
     monkeypatch.setattr(fine_module, "EMBEDDING_BYTES", 2 * 4 * 60 * 16)  # two proposals at a time
     assert [e.objective for e in make().evaluate(ALL_PAIRS)] == whole
+
+
+def test_the_embeddings_of_a_part_are_gone_before_the_next_are_made(make, monkeypatch):
+    monkeypatch.setattr(fine_module, "EMBEDDING_BYTES", 2 * 4 * 60 * 16)
+    search, alive = make(), []
+    embed = search._embed
+
+    def watched(*args):
+        assert not any(of_part() is not None for of_part in alive)
+        array = embed(*args).numpy().copy()  # which lives as long as any view of the tensor
+        alive.append(weakref.ref(array))
+        return torch.from_numpy(array)
+
+    monkeypatch.setattr(search, "_embed", watched)
+    search.evaluate(ALL_PAIRS)
+    assert len(alive) == 3
 
 
 def test_a_layer_is_called_once_a_prefix_and_batch(make, clip, monkeypatch):
