@@ -157,7 +157,7 @@ def in_rounds(image_index: Tensor) -> Tensor:
     return rounds.argsort(stable=True)
 
 
-def recall_hits(text: Tensor, image: Tensor, image_index: Tensor, chunk: int = 4096) -> dict[str, dict[int, Tensor]]:
+def recall_hits(text: Tensor, image: Tensor, image_index: Tensor, chunk: int = 2048) -> dict[str, dict[int, Tensor]]:
     """Whether each query finds its match among the k most similar, for k in `RECALL_AT`.
 
     `text_to_image`: (n,) booleans, the caption's own image is among the k. `image_to_text`: (m,), any caption of the
