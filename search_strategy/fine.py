@@ -153,9 +153,11 @@ class FineSearch:
         """Evaluations of the proposals (the empty one is the full model), in their order; only unknown ones are run."""
         proposals = [tuple(proposal) for proposal in proposals]
         new = [proposal for proposal in dict.fromkeys(proposals) if proposal not in self._known]
+        # one array for all: what stays in between would break up the memory that the large temporary ones come from
+        rest, keep = np.empty((len(new), self.num_samples)), len(new) <= MOST_TO_KEEP_STATES
         for part, runner in self._parts(new):
-            # one array for all: small ones in between would break up the memory that the large temporary ones come from
-            self._score_all(part, self._embed(part, runner), np.empty((len(part), self.num_samples)))
+            values, rest = rest[: len(part)], rest[len(part) :]
+            self._score_all(part, self._embed(part, runner, keep), values)
         return [self._known[proposal] for proposal in proposals]
 
     def _score_all(self, proposals: list[Proposal], embeddings: Tensor, values: np.ndarray) -> None:
@@ -205,7 +207,7 @@ class FineSearch:
         return self.maps if helped else self._left_out
 
     @torch.inference_mode()
-    def _embed(self, proposals: list[Proposal], runner: Runner) -> Tensor:
+    def _embed(self, proposals: list[Proposal], runner: Runner, keep_states: bool = True) -> Tensor:
         """(K, n, dim): embeddings of every sample under every proposal; each process runs a part of the batches."""
         encoder, processes = self.encoder, PartialState()
         kept = [kept_layers(proposal, encoder.num_layers) for proposal in proposals]
@@ -214,14 +216,22 @@ class FineSearch:
         own = range(processes.process_index, len(self._batches), processes.num_processes)
         steps = list(depth_first(kept))
         with tqdm(total=len(own) * len(steps), desc="layer calls", disable=not self.progress, leave=False) as bar:
-            made = sum(self._embed_batch(number, runner, kept, steps, embeddings, bar) for number in own)
+            common = kept, steps, embeddings, keep_states, bar
+            made = sum(self._embed_batch(number, runner, *common) for number in own)
         self.layer_calls += made / max(1, len(own))  # of one batch, whose states may have been kept from before
         self.layer_calls_unshared += sum(map(len, kept))
         # of what the processes filled in; alone it would be a copy
         return reduce(embeddings, reduction="sum") if processes.num_processes > 1 else embeddings
 
     def _embed_batch(
-        self, number: int, runner: Runner, kept: list[Proposal], steps: list[tuple], embeddings: Tensor, bar: tqdm
+        self,
+        number: int,
+        runner: Runner,
+        kept: list[Proposal],
+        steps: list[tuple],
+        embeddings: Tensor,
+        keep_states: bool,
+        bar: tqdm,
     ) -> int:
         """Fill in the rows of one batch under every proposal; returns the layers called."""
         encoder, batch, made = self.encoder, self._batches[number], 0
@@ -238,7 +248,7 @@ class FineSearch:
                 state = runner.state(path[-1], prefix[-2] if len(prefix) > 1 else 0, prefix[-1])
                 left = runner.run(state, context, prefix[-1])
                 made += 1
-                if ending is None and len(kept) <= MOST_TO_KEEP_STATES:
+                if ending is None and keep_states:
                     self._states.put((runner, number, prefix), left)
             if children[prefix[:-1]] == 1:
                 path[-1] = None  # no other prefix goes on from here: a path of 500 layers is not held
