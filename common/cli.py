@@ -164,7 +164,7 @@ def script(main: Callable) -> Callable:
     A script that is stopped (SIGINT) says so in one line and leaves with 130. Where nobody reads its output on, as
     behind `| head -1`, it is quiet. With the environment variable COMFLP_TRACEBACK set an exception is raised as it is.
     """
-    path = Path(inspect.getfile(main)).resolve()
+    path = Path(inspect.getfile(inspect.unwrap(main))).resolve()
 
     def leave(message: str, status: int) -> NoReturn:
         print(f"{path.name}: {' '.join(message.split())}", file=sys.stderr)

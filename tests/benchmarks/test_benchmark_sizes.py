@@ -81,3 +81,4 @@ def test_the_memory_of_a_fine_search(flags, tmp_path, capsys):
     found = json.loads(out.read_text())
     assert found["proposals"] == (3 if flags else 6) and found["mib"] >= found["mib_before"] > 0
     assert "proposals: " in capsys.readouterr().out
+    assert found["record"]["command"].startswith("python -m benchmarks.bounded_memory --captions 50")
