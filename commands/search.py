@@ -64,9 +64,10 @@ def run(args: argparse.Namespace) -> None:
     if not is_main_process():
         return
     best = rows[: args.refit] if captions else []
-    with record.timed("repair"):
-        for row in best:
-            row["refitted"] = refit(fine, row["dropped_layers"], captions, args.text_batch_size)
+    if best:
+        with record.timed("repair"):
+            for row in best:
+                row["refitted"] = refit(fine, row["dropped_layers"], captions, args.text_batch_size)
     winner = min(best, key=lambda row: row["refitted"]["objective"], default=rows[0])
     asked = describe_request(args, tags) | {"repair": bool(captions)}
     results.write_result(result, asked, winner, rows, verification.full_model if verification else None, record)

@@ -33,7 +33,7 @@ class CKA(SummedMeasure):
 
     @without_gradients
     def matrix(self) -> np.ndarray:
-        """The (L+1, L+1) matrix. ValueError below 2 samples (debiased: 4)."""
+        """The (L+1, L+1) matrix. ValueError below 3 samples (debiased: 4)."""
         debiased = self.options["debiased"]
         check_samples(self.samples, self.min_samples)
         hsic = self._squared_products()

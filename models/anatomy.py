@@ -32,6 +32,11 @@ class Found(NamedTuple):
     tower: PreTrainedModel
     blocks: nn.ModuleList
 
+    @property
+    def layers(self) -> list[nn.Module]:
+        """The blocks that can be dropped."""
+        return list(self.blocks)[count_fixed(self.tower.config) :]
+
     def answers_to(self, name: str) -> bool:
         """Whether `name`, or `<name>_model`, is a part of the path or the kind of the tower."""
         kind = self.tower.config.base_config_key.removesuffix("_config")  # "text" for a CLIPTextConfig
@@ -93,18 +98,17 @@ def _models_around(model: PreTrainedModel, path: str) -> list[PreTrainedModel]:
 
 def _explain_refusal(found: Found) -> str | None:
     """Why these blocks are no stack of layers; None where they are one."""
-    config = found.tower.config
-    first = count_fixed(config)
-    blocks = list(found.blocks)[first:]
+    blocks, config = found.layers, found.tower.config
+    first = len(found.blocks) - len(blocks) + 1
     shapes = [{name: tuple(p.shape) for name, p in block.named_parameters()} for block in blocks]
     if not any(shapes) or not any(True for _ in blocks[0].children()):
         return "no blocks made of modules with parameters"
-    for layer, (block, shape) in enumerate(zip(blocks, shapes, strict=True), start=first + 1):
+    for layer, (block, shape) in enumerate(zip(blocks, shapes, strict=True), start=first):
         if type(block) is not type(blocks[0]):
-            return f"block {first + 1} is a {type(blocks[0]).__name__}, block {layer} a {type(block).__name__}"
+            return f"block {first} is a {type(blocks[0]).__name__}, block {layer} a {type(block).__name__}"
         if shape != shapes[0]:
             name = next(n for n in {**shapes[0], **shape} if shape.get(n) != shapes[0].get(n))
-            return f"{name} is {shapes[0].get(name)} in block {first + 1}, {shape.get(name)} in block {layer}"
+            return f"{name} is {shapes[0].get(name)} in block {first}, {shape.get(name)} in block {layer}"
     if config.model_type in TIME_FIRST:
         return f"the states of {config.model_type} are (T, n, d), not (n, T, d)"
     key = _depth_key(config, found.path)

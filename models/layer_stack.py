@@ -22,7 +22,7 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from models.anatomy import count_fixed, describe_cut, find_stack
+from models.anatomy import describe_cut, find_stack
 
 # The positional and keyword arguments of one block beside its input.
 BlockArguments = tuple[tuple, dict]
@@ -55,8 +55,8 @@ class LayerStack:
             raise TypeError(f"expected a Hugging Face model (PreTrainedModel), found {type(model).__name__}")
         found = find_stack(model, tower)
         self.model, self.path, self.tower = model, found.path, found.tower
-        self._num_fixed = count_fixed(found.tower.config)
-        self.layers = nn.ModuleList(list(found.blocks)[self._num_fixed :])
+        self.layers = nn.ModuleList(found.layers)
+        self._num_fixed = len(found.blocks) - len(self.layers)
         self._returns_tensor = False  # unknown before the first forward pass
 
     @property

@@ -80,7 +80,7 @@ class FineSearch:
         self._batch_size = batch_size
         self._batches = list(encoder.batches(samples, batch_size))
         self._known: dict[Proposal, Evaluation] = {}
-        self._states = RecentStates(STATE_BYTES)
+        self._states, self._keeps_states = RecentStates(STATE_BYTES), True
 
     @classmethod
     def from_pairs(
@@ -154,16 +154,16 @@ class FineSearch:
         proposals = [tuple(proposal) for proposal in proposals]
         new = [proposal for proposal in dict.fromkeys(proposals) if proposal not in self._known]
         # one array for all: what stays in between would break up the memory that the large temporary ones come from
-        rest, keep = np.empty((len(new), self.num_samples)), len(new) <= MOST_TO_KEEP_STATES
+        rows = iter(np.empty((len(new), self.num_samples)))
+        self._keeps_states = len(new) <= MOST_TO_KEEP_STATES
         for part, runner in self._parts(new):
-            values, rest = rest[: len(part)], rest[len(part) :]
-            self._score_all(part, self._embed(part, runner, keep), values)
+            self._score_all(part, self._embed(part, runner), rows)
         return [self._known[proposal] for proposal in proposals]
 
-    def _score_all(self, proposals: list[Proposal], embeddings: Tensor, values: np.ndarray) -> None:
+    def _score_all(self, proposals: list[Proposal], embeddings: Tensor, rows: Iterator[np.ndarray]) -> None:
         """A step of its own, so that nothing holds on to the embeddings (K, n, dim) while the next are made."""
-        for proposal, of_proposal, row in zip(proposals, embeddings, values, strict=True):
-            self._score(proposal, of_proposal, row)
+        for proposal, of_proposal in zip(proposals, embeddings, strict=True):
+            self._score(proposal, of_proposal, next(rows))
 
     def _score(self, proposal: Proposal, embeddings: Tensor, row: np.ndarray) -> None:
         """Remember what the embeddings (n, dim) of a proposal are worth, their values (n,) in `row`."""
@@ -207,7 +207,7 @@ class FineSearch:
         return self.maps if helped else self._left_out
 
     @torch.inference_mode()
-    def _embed(self, proposals: list[Proposal], runner: Runner, keep_states: bool = True) -> Tensor:
+    def _embed(self, proposals: list[Proposal], runner: Runner) -> Tensor:
         """(K, n, dim): embeddings of every sample under every proposal; each process runs a part of the batches."""
         encoder, processes = self.encoder, PartialState()
         kept = [kept_layers(proposal, encoder.num_layers) for proposal in proposals]
@@ -216,22 +216,14 @@ class FineSearch:
         own = range(processes.process_index, len(self._batches), processes.num_processes)
         steps = list(depth_first(kept))
         with tqdm(total=len(own) * len(steps), desc="layer calls", disable=not self.progress, leave=False) as bar:
-            common = kept, steps, embeddings, keep_states, bar
-            made = sum(self._embed_batch(number, runner, *common) for number in own)
+            made = sum(self._embed_batch(number, runner, kept, steps, embeddings, bar) for number in own)
         self.layer_calls += made / max(1, len(own))  # of one batch, whose states may have been kept from before
         self.layer_calls_unshared += sum(map(len, kept))
         # of what the processes filled in; alone it would be a copy
         return reduce(embeddings, reduction="sum") if processes.num_processes > 1 else embeddings
 
     def _embed_batch(
-        self,
-        number: int,
-        runner: Runner,
-        kept: list[Proposal],
-        steps: list[tuple],
-        embeddings: Tensor,
-        keep_states: bool,
-        bar: tqdm,
+        self, number: int, runner: Runner, kept: list[Proposal], steps: list[tuple], embeddings: Tensor, bar: tqdm
     ) -> int:
         """Fill in the rows of one batch under every proposal; returns the layers called."""
         encoder, batch, made = self.encoder, self._batches[number], 0
@@ -248,7 +240,7 @@ class FineSearch:
                 state = runner.state(path[-1], prefix[-2] if len(prefix) > 1 else 0, prefix[-1])
                 left = runner.run(state, context, prefix[-1])
                 made += 1
-                if ending is None and keep_states:
+                if ending is None and self._keeps_states:
                     self._states.put((runner, number, prefix), left)
             if children[prefix[:-1]] == 1:
                 path[-1] = None  # no other prefix goes on from here: a path of 500 layers is not held

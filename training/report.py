@@ -24,13 +24,13 @@ from training.batches import Split
 TIMED_CAPTIONS = 512
 TIMED_BATCH_SIZE = 64
 RECALLS = [f"{way}_recall_at_{k}" for way in ("text_to_image", "image_to_text") for k in RECALL_AT]
-COLUMNS = {  # of the tables: figure, heading and factor
-    "text_layers": ("layers", 1),
-    "task_loss": ("task loss", 1),
-    "distance": ("distance to full", 1),
-    **{name: (name.replace("_to_", ">").replace("_recall_at_", " R@") + " %", 100) for name in RECALLS},
-    "text_parameters": ("text parameters (M)", 1e-6),
-    "milliseconds_per_caption": ("ms a caption", 1),
+COLUMNS = {  # of the tables: figure, heading, factor and format
+    "text_layers": ("layers", 1, ".3f"),
+    "task_loss": ("task loss", 1, ".3f"),
+    "distance": ("distance to full", 1, ".4f"),
+    **{name: (name.replace("_to_", ">").replace("_recall_at_", " R@") + " %", 100, ".1f") for name in RECALLS},
+    "text_parameters": ("text parameters (M)", 1e-6, ".3f"),
+    "milliseconds_per_caption": ("ms a caption", 1, ".3f"),
 }
 EVALUATED = {"text_to_image_recall_at_10": "text to image R@10", "image_to_text_recall_at_10": "image to text R@10"}
 
@@ -50,7 +50,7 @@ def figures_table(models: dict[str, dict[str, float]], tablefmt: str = "simple")
     """A row for each model; recall in percent."""
     names = [name for name in COLUMNS if any(name in figures for figures in models.values())]
     rows = [[model, *(figures[name] * COLUMNS[name][1] for name in names)] for model, figures in models.items()]
-    formats = ["", *(".1f" if name in RECALLS else ".4f" if name == "distance" else ".3f" for name in names)]
+    formats = ["", *(COLUMNS[name][2] for name in names)]
     return tabulate(rows, ["model", *(COLUMNS[name][0] for name in names)], tablefmt, floatfmt=formats)
 
 

@@ -268,22 +268,19 @@ def warn_if_worse(figures: dict[str, dict]) -> None:
 def write_report(trainer: Trainer, start: Start, record: Record) -> None:
     """After training: the mean of epochs if asked for, figures of all models on test, curves, the final model card."""
     validation, choice = trainer.use_average(), start.choice
-    data, folder = trainer.data, trainer.output_dir
-    test, models = data.load_test(), {}
-    steps: dict[str, Encoder] = {}  # the models on the way to the one that is trained
+    data, folder, frozen = trainer.data, trainer.output_dir, trainer.settings.freeze_vision
+    steps: dict[str, Encoder] = {}  # what the model was on its way; of the last one, the checkpoint, are `validation`
     if choice and choice.dropped_layers:
         steps["pruned"] = start.before.drop(choice.dropped_layers)
     if start.repaired:
         steps["repaired"] = start.repaired
-    if data.full:
-        models["full"] = model_figures(data.full, test)
-    models |= {name: model_figures(encoder, test) for name, encoder in steps.items()}
     if trainer.history:
-        trained = model_figures(trainer.encoder, test, trainer.settings.freeze_vision)
-        models["fine-tuned" if choice else "trained"] = trained
+        steps["fine-tuned" if choice else "trained"] = trainer.encoder
         draw_curves(trainer.history, folder / "curves.png")
-    checked = {name: data.validation.figures(encoder) for name, encoder in steps.items()}
-    warn_if_worse(checked | ({"fine-tuned": validation} if trainer.history and checked else {}))
+    test, full = data.load_test(), {"full": data.full} if data.full else {}
+    models = {name: model_figures(encoder, test, frozen) for name, encoder in (full | steps).items()}
+    before = {name: data.validation.figures(encoder, frozen) for name, encoder in list(steps.items())[:-1]}
+    warn_if_worse(before | dict.fromkeys(list(steps)[-1:], validation))
     files.write_text(folder / "README.md", trainer.card.text(validation, models))
     content = {
         "dropped_layers": list(choice.dropped_layers) if choice else [],
