@@ -16,6 +16,7 @@ import time
 import warnings
 from collections.abc import Iterator, Sequence
 from datetime import UTC, datetime
+from functools import cache
 from importlib.metadata import version
 from pathlib import Path
 
@@ -127,13 +128,20 @@ def _hide_library_bars() -> None:
             getattr(sys.modules[library], switch)()
 
 
+@cache
 def git_state() -> str:
-    """The commit of this checkout, marked where files differ from it; `unknown` outside a checkout."""
+    """The commit of this checkout at the first call, marked where files differ from it; `unknown` outside one."""
     command = ["git", "-C", str(ROOT), "describe", "--always", "--dirty", "--abbrev=12"]
     try:
         return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
     except (OSError, subprocess.CalledProcessError):
         return "unknown"
+
+
+@cache
+def versions() -> dict[str, str]:
+    """Of the libraries that figures depend on."""
+    return {name: version(name) for name in ("torch", "numpy", "scipy", "transformers", "datasets")}
 
 
 def hardware(device: str) -> str:
@@ -169,7 +177,7 @@ class Record(Stopwatch):
             "flags": {name: plain(value) for name, value in sorted(vars(args).items())},
             "commit": git_state(),
             "device": hardware(device),
-            "versions": {name: version(name) for name in ("torch", "numpy", "scipy", "transformers", "datasets")},
+            "versions": versions(),
             "python": platform.python_version(),
         }
 
@@ -199,5 +207,6 @@ class Record(Stopwatch):
             yield
 
     def content(self) -> dict:
-        seconds = {f"seconds_{name}": round(value, 4) for name, value in self.seconds.items()}
-        return self._content | seconds | {"seconds": round(time.perf_counter() - self._start, 3)}
+        seconds = {f"seconds_{name}": value for name, value in self.seconds.items()}
+        seconds["seconds"] = time.perf_counter() - self._start
+        return self._content | {name: round(value, 4) for name, value in seconds.items()}

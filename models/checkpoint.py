@@ -140,17 +140,20 @@ def read_model(
     the tensor's name, where weights are damaged, missing, not finite, of another shape or of more layers than the
     configuration says; other weights that have no place in the model are named in a warning.
     """
-    check_config_builds(model_class, name, config)
-    with reading(name, NO_WEIGHTS, "download or copy them again, as safetensors"):
-        model, found = model_class.from_pretrained(
-            name,
-            config=config,
-            dtype=torch.float32,
-            weights_only=True,
-            ignore_mismatched_sizes=True,  # they are named below
-            output_loading_info=True,
-            **NO_CODE,
-        )
+    try:
+        with reading(name, NO_WEIGHTS, "download or copy them again, as safetensors"):
+            model, found = model_class.from_pretrained(
+                name,
+                config=config,
+                dtype=torch.float32,
+                weights_only=True,
+                ignore_mismatched_sizes=True,  # they are named below
+                output_loading_info=True,
+                **NO_CODE,
+            )
+    except UnreadableError:
+        check_config_builds(model_class, name, config)  # the weights may not be the cause
+        raise
     for key, found_shape, expected_shape in sorted(found["mismatched_keys"]):
         raise ValueError(
             f"{name}: the weights do not fit its {CONFIG_NAME}: {key} is {tuple(found_shape)}, "

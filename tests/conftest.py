@@ -2,6 +2,7 @@
 
 import os
 import tempfile
+from collections.abc import Iterator
 from itertools import product
 from pathlib import Path
 
@@ -48,11 +49,25 @@ def one_thread() -> None:
 
 
 @pytest.fixture(scope="session", autouse=True)
-def coarse_pictures() -> None:
-    """Fewer pixels: drawing takes longer than most of what is drawn."""
-    from common import plots
+def pictures_not_drawn() -> Iterator[None]:
+    """Pictures are drawn only where a test looks at them: `pictures_drawn`."""
+    from matplotlib.figure import Figure
+    from pictures import save_noise
 
-    plots.DPI = 30
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Figure, "savefig", save_noise)
+        yield
+
+
+@pytest.fixture(scope="module")
+def pictures_drawn() -> Iterator[None]:
+    """As users see them, for the tests of this module."""
+    from matplotlib.figure import Figure
+    from pictures import DRAW
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Figure, "savefig", DRAW)
+        yield
 
 
 @pytest.fixture(scope="session")

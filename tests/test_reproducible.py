@@ -3,7 +3,7 @@
 Analyses are compared in float64, where a sum in another order differs by less than 1e-9; what follows them runs in
 float32, where the losses of two threads differ by less than 1e-5. Weights are not compared there: where a gradient is
 nothing but rounding, Adam takes a step of full length all the same. Two processes are compared in
-`test_accelerate.py` and `training/test_processes.py`.
+`test_accelerate.py` and `test_processes.py`.
 """
 
 import json

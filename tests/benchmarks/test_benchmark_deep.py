@@ -8,6 +8,8 @@ from benchmarks import deep
 
 SIZES = "--depths 4 6 --width 8 --captions 32 --proposals 2 --pairs 20 --repair_captions 40 --threads 1"
 
+pytestmark = pytest.mark.usefixtures("pictures_drawn")
+
 
 def test_every_stage_of_every_depth_is_timed(tiny_clip, tiny_pairs, tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(deep, "in_own_process", lambda function, *args: function(*args))

@@ -8,6 +8,8 @@ from PIL import Image
 
 from common import plots
 
+pytestmark = pytest.mark.usefixtures("pictures_drawn")
+
 
 def similarity(num_layers, seed=0):
     walk = np.cumsum(np.random.default_rng(seed).standard_normal((num_layers + 1, 100)), axis=0)

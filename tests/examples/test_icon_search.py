@@ -9,6 +9,8 @@ from PIL import Image
 from common import model_dir
 from examples import icon_search
 
+pytestmark = pytest.mark.usefixtures("pictures_drawn")
+
 
 @pytest.fixture(scope="module", autouse=True)
 def few_runs():

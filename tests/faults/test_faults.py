@@ -35,8 +35,7 @@ def trained(tiny_clip, tiny_pairs, tmp_path_factory) -> Iterator[Path]:
 def ground(tiny_clip, tiny_pairs, trained, tmp_path, monkeypatch) -> Ground:
     shutil.copytree(tiny_clip, tmp_path / "model")
     (tmp_path / "exp").mkdir()
-    monkeypatch.setattr("common.run.git_state", lambda: "unknown")  # this and what follows saves time
-    monkeypatch.setattr("examples.icon_search.RUNS", 2)
+    monkeypatch.setattr("examples.icon_search.RUNS", 2)  # this and what follows saves time
     monkeypatch.setattr("commands.evaluate.measure_milliseconds", lambda *_, **__: 1.0)
     return Ground(tmp_path, tmp_path / "model", str(tiny_pairs), monkeypatch, trained)
 

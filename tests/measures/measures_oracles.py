@@ -62,7 +62,7 @@ def plain_pwcca(x, y, thre=0.99):
 
 
 def plain_distances(x):
-    return np.array([[np.sqrt(sum((a - b) ** 2)) for b in x] for a in x])
+    return np.stack([np.sqrt(((x - row) ** 2).sum(1)) for row in x])
 
 
 def plain_dc(x, y, unbiased=False):

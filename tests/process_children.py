@@ -7,11 +7,15 @@ from collections.abc import Callable
 from pathlib import Path
 
 import torch
+from matplotlib.figure import Figure
+from pictures import save_noise
+from transformers import CLIPModel
 
 import clip_finetune_train
-from common import plots
+from models import load_encoder
+from models.repair import repaired
 
-plots.DPI = 30  # saves time
+Figure.savefig = save_noise
 FILE_EVENTS = ("os.rename", "os.remove", "os.rmdir", "open")
 
 
@@ -41,6 +45,18 @@ def train_as_process(argv: list[str], stderr: Path, rank: int, world_size: int, 
     os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(world_size)}
     os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
     train(argv, stderr)
+
+
+@torch.no_grad()
+def repair_and_read(source: str, dropped: tuple[int, ...], captions: list[str], saved: str, found: Path) -> None:
+    """Write the embeddings after a repair made here, and those of one that was saved elsewhere."""
+    torch.set_num_threads(1)
+    encoder = load_encoder(source)
+    batch = next(encoder.batches(captions, len(captions)))
+    features = CLIPModel.from_pretrained(saved).eval().get_text_features(**batch.inputs).pooler_output
+    read = torch.empty_like(features)
+    read[batch.rows] = torch.nn.functional.normalize(features, dim=-1)
+    torch.save({"repaired": repaired(encoder, dropped, captions).embeddings(captions), "read": read}, found)
 
 
 def on_file_event(folder: Path, act: Callable[[int], object]) -> None:
