@@ -11,6 +11,7 @@ os.environ["HF_HUB_OFFLINE"] = "1"
 _cache = tempfile.TemporaryDirectory(prefix="comflp_tests_")  # removed when the interpreter ends
 os.environ["HF_DATASETS_CACHE"] = _cache.name
 os.environ["OMP_NUM_THREADS"] = "1"  # also of the processes that tests start: they are small, and several run at once
+os.environ["OMP_WAIT_POLICY"] = "passive"  # two threads on busy cores wait for each other without using them up
 
 import numpy as np
 import pytest
