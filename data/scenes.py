@@ -245,9 +245,6 @@ class RenderedScenes(Sequence):
     def __getitem__(self, index: int) -> Image.Image:
         return render(self._scenes[index])
 
-    def name(self, index: int) -> str:
-        return f"scene {index + 1}"
-
     def select(self, kept: np.ndarray) -> "RenderedScenes":
         return RenderedScenes([self._scenes[i] for i in kept])
 

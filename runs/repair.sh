@@ -29,12 +29,12 @@ done
 python -m benchmarks.repair_ablation --model exp/all-mpnet-base-v2 --dataset exp/debian_300 --caption_column query --target_column text \
     --captions 300 --clip_layers 3,5-9 2,4,6,8,10,12 --ways repaired "ridge 0.01" "ridge 0.1" --out exp/ridge_all-mpnet-base-v2_300.json
 python -m benchmarks.repair_ranks --max_pairs 500 --out exp/repair_ranks.json
-# Captions alone, left out and repaired, beside the losses that search.sh made; what is deployed, the worst of one pass first (half an hour)
+# Captions alone, left out and repaired, beside the losses that search.sh made; what is deployed, all subsets (two hours on one core)
 losses=results/iconclip/compare_clip12to6_max1000
 python -m benchmarks.captions_alone --losses ${losses}_left_out.json --repair false --max_pairs 1000 --out exp/captions_alone_left_out.json
 python -m benchmarks.captions_alone --losses $losses.json --max_pairs 1000 --out exp/captions_alone.json
-python -m benchmarks.repair_deployed --losses ${losses}_left_out.json $losses.json --worst 20 --draws 100 --max_pairs 1000 --out exp/repair_deployed.json
-python -m benchmarks.repair_deployed --draws 924 --max_pairs 1000 --out exp/repair_deployed_random.json  # an hour and a half for all
+python -m benchmarks.repair_deployed --draws 924 --max_pairs 1000 --out exp/repair_deployed.json
+python -m benchmarks.foretell_deployed exp/repair_deployed.json --losses ${losses}_left_out.json $losses.json
 # Fine-tuning of the best of all subsets, distilled by feature (five minutes of one core each)
 tune() {
     python clip_finetune_train.py --model exp/$1 --output_dir $1_tuned --num_layers 12 --num_clip_layers 6 --clip_layers $2 \

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from benchmarks import captions_alone, repair_ablation, repair_deployed, repair_ranks
+from benchmarks import captions_alone, foretell_deployed, repair_ablation, repair_deployed, repair_ranks
 from benchmarks.frame import describe_change
 from benchmarks.repair_ablation import AllAtOnce, BiasAlone, NoGuard, ProjectionAlone, ReplaceMe, Way, repair_by
 from common import model_dir
@@ -140,3 +140,13 @@ def test_captions_alone_are_compared_with_the_losses_of_the_file(tiny_clip, tiny
     assert near["distance"] == pytest.approx(min(distances.values()), abs=1e-6)
     assert near["rank"] == 6
     assert "rank by loss" in capsys.readouterr().out
+
+
+def test_what_is_deployed_is_foretold_by_the_losses_in_their_order(tmp_path, capsys):
+    subsets = all_subsets(4, 2)
+    deployed = tmp_path / "deployed.json"
+    deployed.write_text(json.dumps({"proposals": [(p, 9.0, float(number)) for number, p in enumerate(subsets)]}))
+    losses = write_losses(tmp_path / "losses.json", {",".join(map(str, p)): -n for n, p in enumerate(subsets)})
+    foretell_deployed.main([str(deployed), "--losses", str(losses)])
+    row = capsys.readouterr().out.splitlines()[-1].split()
+    assert row == ["losses", "-1.00", "-1.00", "-1.00", "[[3,", "4]]", "6", "5.0000"]
