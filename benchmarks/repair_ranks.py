@@ -2,7 +2,7 @@
 
     python -m benchmarks.repair_ranks --num_clip_layers 6 --max_pairs 500 --out build/repair_ranks.json
 
-For every matrix under exp/<model>/, and that of the repair itself, the Spearman correlation of its coarse scores (mean
+For every matrix under exp/<model>/ the Spearman correlation of its coarse scores (mean
 and sum over segments) to minus the objective of all proposals, left out and repaired from one pass; and of those that
 keep layer 1, which says most of the loss by itself. SVCCA measures what a linear map can restore, so it should foretell
 the second. Also how many proposals are worse repaired than left out, by how much, and of how many the paired 95 %
@@ -70,7 +70,7 @@ def main(argv: list[str] | None = None) -> None:
         repaired = fine.evaluate(subsets)
     with record.timed("left_out"):
         left_out = fine.without_maps().evaluate(subsets)
-    matrices = [*read_matrices(bench.folder, encoder.num_layers), ("repair", maps.matrix())]
+    matrices = read_matrices(bench.folder, encoder.num_layers)
     ranks = [row for name, matrix in matrices for row in rank_matrix(name, matrix, left_out, repaired)]
     change = describe_change(left_out, repaired, fine.full_model().objective)
     both = zip(subsets, left_out, repaired, strict=True)

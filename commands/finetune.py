@@ -7,8 +7,9 @@ from collections.abc import Iterator
 from dataclasses import fields
 
 from accelerate import PartialState
+from accelerate.utils import set_seed
 
-from common import Record, data_flags, files, seed_everything, set_up, tower_dir
+from common import Record, data_flags, files, set_up, tower_dir
 from models import Encoder, load_encoder
 from models.families import check_num_layers, read_tower_config
 from models.speed import bfloat16_slowdown
@@ -123,7 +124,7 @@ def load_start(args: argparse.Namespace, device: str) -> tuple[Encoder | None, E
     full = load_encoder(args.model, args.tower, device) if needs_full else None
     if not scratch:
         return full, None
-    seed_everything(args.seed)  # of the fresh weights, whatever was drawn before
+    set_seed(args.seed)  # of the fresh weights, whatever was drawn before
     return full, fresh_encoder(args.model, device, args.num_clip_layers, full if args.freeze_vision else None)
 
 

@@ -2,4 +2,4 @@
 
 from common.cli import add_common_flags, bounded, data_flags, format_table, positive_int, script, switch, whole_number
 from common.files import ROOT, SPLITS, atomic_folder, model_dir, tower_dir, write_array, write_json, write_text
-from common.run import Record, is_main_process, seed_everything, set_up, set_up_logging, show_progress
+from common.run import Record, is_main_process, set_up, set_up_logging, show_progress

@@ -7,10 +7,11 @@ import json
 import os
 import pickle
 import re
+import shlex
 import shutil
 import socket
 import warnings
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection, Iterator, Mapping
 from pathlib import Path
 
 import numpy as np
@@ -216,6 +217,22 @@ def model_dir(exp_dir: Path, model: str) -> Path:
         path = path.relative_to(ROOT) if path.is_relative_to(ROOT) else path
         model = path.name if path.parent in (Path("."), EXP_DIR.relative_to(ROOT)) else str(path)
     return exp_dir / shorten(safe_name(model))
+
+
+def script_words(script: str, model: str, exp_dir: Path, flags: Mapping[str, object]) -> str:
+    """A command for the working directory: a script of ours with flags, the model and where results are."""
+    flags = dict(flags) | ({} if real_path(model) == DEFAULT_MODEL else {"model": model})
+    flags |= {} if real_path(exp_dir) == EXP_DIR else {"exp_dir": exp_dir}
+    words = ["python", os.path.relpath(ROOT / script)]
+    for name, value in flags.items():
+        words += [f"--{name}", str(value).lower() if isinstance(value, bool) else str(value)]
+    return shlex.join(words)
+
+
+def exp_dir_of(folder: Path, model: str, tower: str) -> Path:
+    """The `exp_dir` of which this is the `tower_dir`."""
+    own = folder if tower == "text" else folder.parent
+    return EXP_DIR if own == model_dir(EXP_DIR, model) else own.parent
 
 
 def run_dir(exp_dir: Path, output_dir: str) -> Path:

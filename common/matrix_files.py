@@ -5,7 +5,6 @@ that the names of the original have: `dc_mat_mean_bs4_iter10.npy`, `cca_mat_9600
 """
 
 import os
-import shlex
 import warnings
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
@@ -116,22 +115,15 @@ class MatrixSettings:
 
     def command(self, model: str, exp_dir: Path = files.EXP_DIR) -> str:
         """The command that makes this matrix, for the working directory."""
-        words = ["python", os.path.relpath(files.ROOT / self.kind.script)]
         shared = [name for name, kind in KINDS.items() if kind.script == self.kind.script]
-        words += ["--measure", self.measure] if len(shared) > 1 else []
-        flags = {"batch_size": self.batch_size, "iter_num": self.iter_num}
+        flags = {"measure": self.measure} if len(shared) > 1 else {}
+        flags |= {"batch_size": self.batch_size, "iter_num": self.iter_num}
         flags |= {"mode": self.mode} if len(self.kind.modes) > 1 else {}
         flags |= {option.name: self.options[option.name] for option in self.kind.options if self._suffix(option)}
         plain = MatrixSettings(self.measure)
         others = ("pool", "repeats", "seed", "dataset", "caption_column", "streaming", "tower")
         flags |= {name: getattr(self, name) for name in others if getattr(self, name) != getattr(plain, name)}
-        for name, value in flags.items():
-            words += [f"--{name}", str(value).lower() if isinstance(value, bool) else str(value)]
-        if files.real_path(model) != files.DEFAULT_MODEL:
-            words += ["--model", model]
-        if files.real_path(exp_dir) != files.EXP_DIR:
-            words += ["--exp_dir", str(exp_dir)]
-        return shlex.join(words)
+        return files.script_words(self.kind.script, model, exp_dir, flags)
 
 
 def pools(measure: str, mode: str) -> bool:
@@ -210,9 +202,7 @@ def _read_record(path: Path) -> _Record:
 
 
 def _how_to_make(settings: MatrixSettings, folder: Path, model: str) -> str:
-    own = folder if settings.tower == "text" else folder.parent
-    exp_dir = files.EXP_DIR if own == files.model_dir(files.EXP_DIR, model) else own.parent
-    return f"run: {settings.command(model, exp_dir)}"
+    return f"run: {settings.command(model, files.exp_dir_of(folder, model, settings.tower))}"
 
 
 def found_matrices(folder: Path) -> str:

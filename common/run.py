@@ -8,7 +8,6 @@ import atexit
 import contextlib
 import logging
 import platform
-import random
 import shlex
 import subprocess
 import sys
@@ -19,8 +18,6 @@ from datetime import UTC, datetime
 from functools import cache
 from importlib.metadata import version
 from pathlib import Path
-
-import numpy as np
 
 from common.files import ROOT, plain
 
@@ -38,15 +35,6 @@ def note_command(script: Path, argv: Sequence[str]) -> None:
     _command = shlex.join(["python", *map(plain, [*words, *argv])])
 
 
-def seed_everything(seed: int) -> None:
-    """Seed the generators that libraries use on their own; our own choices take a generator."""
-    import torch
-
-    random.seed(seed)
-    np.random.seed(seed)  # for libraries that draw from the global state
-    torch.manual_seed(seed)
-
-
 def set_up(args: argparse.Namespace) -> str:
     """Processes, logging, threads, seed and device of a script; returns the device.
 
@@ -55,6 +43,7 @@ def set_up(args: argparse.Namespace) -> str:
     """
     import torch
     from accelerate import PartialState
+    from accelerate.utils import set_seed
 
     device = select_device(args.device)
     processes = PartialState(cpu=device == "cpu")
@@ -62,7 +51,7 @@ def set_up(args: argparse.Namespace) -> str:
     set_up_logging()
     if args.threads:
         torch.set_num_threads(args.threads)
-    seed_everything(args.seed)
+    set_seed(args.seed)
     return device if processes.num_processes == 1 else str(processes.device)
 
 

@@ -17,7 +17,7 @@ from common.files import reading
 from data import columns, scenes
 from data.images import ImageFiles, distinct_images
 from data.sources import Rows, Source, read_source
-from data.splits import ChosenRows, assign_splits, choose_rows, column_names, take_from_stream
+from data.splits import ChosenRows, assign_splits, choose_rows, column_names, number_texts, take_from_stream
 
 GROUP_COLUMN = "group"
 MAX_SKIPPED = 0.01  # share of broken images or empty captions that is still only a warning
@@ -230,10 +230,9 @@ def _with_targets(pairs: ImageCaptionPairs, asked: str) -> ImageCaptionPairs:
     """The pairs with the text of another column for each row; equal texts are one target."""
     column = columns.find_column(pairs.rows.column_names, asked, (), "target", pairs.source)
     texts = [" ".join(columns.captions_of(text)) for text in pairs.rows[column]]
-    numbers: dict[str, int] = {}
-    target_of_row = np.asarray([numbers.setdefault(text, len(numbers)) for text in texts], dtype=np.int64)
-    used, image_index = np.unique(target_of_row[pairs.image_index], return_inverse=True)
-    return replace(pairs, image_index=image_index, targets=[list(numbers)[number] for number in used])
+    distinct = list(dict.fromkeys(texts))  # in the order of their numbers
+    used, image_index = np.unique(number_texts(texts)[pairs.image_index], return_inverse=True)
+    return replace(pairs, image_index=image_index, targets=[distinct[number] for number in used])
 
 
 def _cut(pairs: ImageCaptionPairs, chosen: ChosenRows) -> ImageCaptionPairs:

@@ -110,6 +110,12 @@ def _is_in(column: str, split: str) -> Callable[[dict], bool]:
 # --- cut splits
 
 
+def number_texts(texts: Sequence[str]) -> np.ndarray:
+    """(n,) int64: equal texts have equal numbers, counted from 0 in the order of their first places."""
+    numbers: dict[str, int] = {}
+    return np.asarray([numbers.setdefault(text, len(numbers)) for text in texts], dtype=np.int64)
+
+
 def assign_splits(captions: Sequence[str], image_index: np.ndarray, missing: Sequence[str]) -> np.ndarray:
     """(n,) the split of each pair: one of `missing`, or train.
 
@@ -117,9 +123,7 @@ def assign_splits(captions: Sequence[str], image_index: np.ndarray, missing: Seq
     chosen by the hash of its first caption in the alphabet: the same on every machine and in any order. A group of more
     than a held-out split's share goes to train.
     """
-    numbers: dict[str, int] = {}
-    caption_index = np.asarray([numbers.setdefault(caption, len(numbers)) for caption in captions], dtype=np.int64)
-    group = connect(caption_index, image_index)
+    group = connect(number_texts(captions), image_index)
     first_caption: dict[int, str] = {}
     for number, caption in zip(group.tolist(), captions, strict=True):
         first_caption[number] = min(caption, first_caption.get(number, caption))

@@ -87,11 +87,10 @@ def embedding_values(encoder: Encoder, _settings: MatrixSettings, _longest: int)
 
 def repairs(encoder: Encoder, tokens: Sequence[list[int]], _settings: MatrixSettings, longest: int) -> list[Tensor]:
     """For each layer the inputs of its last linear map, its sum, and the sum's goal for each later state, by token."""
-    parts = []
+    batches = list(encoder.prepared_batches(tokens))
     with torch.inference_mode():
-        for batch in encoder.prepared_batches(tokens):
-            places = find_places(encoder.stack, range(encoder.num_layers), batch.inputs)
-            parts.append(read_repairs(encoder, places, batch))
+        places = find_places(encoder.stack, range(encoder.num_layers), batches[0].inputs)
+        parts = [read_repairs(encoder, places, batch) for batch in batches]
     return [torch.cat(tensors) for tensors in zip(*parts, strict=True)]
 
 

@@ -9,11 +9,9 @@ repaired model.
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import takewhile
 
-import numpy as np
 import torch
 from torch import Tensor
 
-from measures.base import symmetric_matrix
 from measures.ridge import LaterSums
 from models.encoders import Batch, Encoder
 from models.folding import Place, apply_change, find_places
@@ -81,25 +79,12 @@ class SegmentMaps:
         self._left_out = LeftOut(encoder.stack)
         self._paths = {way: [(0, [way.run(*start, 0) for start in starts])] for way in (self, self._left_out)}
         self._changes: dict[tuple[int, int], Tensor] = {}
-        self._shares: dict[tuple[int, int], float] = {}
         self._steps: dict[tuple[int, int], float] = {}
         self._helped: dict[tuple[int, ...], bool] = {}
         every = {p: range(p + 1, encoder.num_layers + 1) for p in layers}
         size = sum(self._sums_bytes(p, len(later)) for p, later in every.items())
         if size <= MAP_BYTES and sum(map(len, every.values())) <= ALL_SEGMENTS:
             self._fit(every)
-
-    def matrix(self) -> np.ndarray:
-        """(L + 1, L + 1): the share of each later state that a repaired layer explains; see `measures.Repair`."""
-        num_layers, shares = self.encoder.num_layers, self._shares
-        if len(shares) < num_layers * (num_layers + 1) // 2:
-            raise ValueError(
-                f"expected the maps of all segments, found {len(shares)}: those of {num_layers} layers of this width "
-                "are not fitted all at once, so choose another measure"
-            )
-        matrix = np.eye(num_layers + 1)
-        matrix[tuple(zip(*shares, strict=True))] = list(shares.values())
-        return symmetric_matrix(matrix)
 
     @property
     def num_fitted(self) -> int:
@@ -138,9 +123,7 @@ class SegmentMaps:
             for p, inputs, current, later in read_goals(self.encoder, self.places, batch, wanted):
                 sums[p].add(inputs, torch.stack(later), current)
         for p, later in wanted.items():
-            changes = sums[p].solve(self.ridge)
-            self._shares |= zip(((p, b) for b in later), sums[p].explained(changes).tolist(), strict=True)
-            changes = changes.to(self.encoder.device, torch.float32)
+            changes = sums[p].solve(self.ridge).to(self.encoder.device, torch.float32)
             self._changes |= {(p, b): change for b, change in zip(later, changes, strict=True)}
 
     def fitted_change(self, p: int, b: int) -> Tensor:

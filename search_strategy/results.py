@@ -10,7 +10,7 @@ from typing import NamedTuple
 import numpy as np
 
 from common import Record, write_json
-from common.files import DEFAULT_DATASET, DEFAULT_MODEL, reading, real_path, safe_name, shorten
+from common.files import DEFAULT_DATASET, exp_dir_of, reading, real_path, safe_name, script_words, shorten
 from common.forms import read_form
 from search_strategy.coarse import BEAM_SIZE, coarse_score
 from search_strategy.defaults import NUM_PROPOSALS, OBJECTIVE, REFINE_ROUNDS, REFIT, SCORE
@@ -162,13 +162,15 @@ def newest_result(folder: Path, asked: Asked) -> Result:
     found = [read_result(path, asked) for path in folder.glob(pattern.name)]
     verified = [result for result in found if result.is_verified]
     if not verified:
-        command = f"search_strategy/search_prune_then_verify_mix.py --num_layers {asked.num_layers}"
-        command += f" --num_clip_layers {asked.num_clip_layers} --search_mode beam --select_measure dc"
-        command += "" if real_path(asked.model) == DEFAULT_MODEL else f" --model {asked.model}"
-        command += " --tower vision" if folder.name == "vision" else ""
+        tower = "vision" if folder.name == "vision" else "text"
+        flags = {"num_layers": asked.num_layers, "num_clip_layers": asked.num_clip_layers, "select_measure": "dc"}
+        flags |= {} if tower == "text" else {"tower": tower}
+        flags |= {} if asked.dataset == DEFAULT_DATASET else {"dataset": asked.dataset}
+        exp_dir = exp_dir_of(folder, asked.model, tower)
+        command = script_words("search_strategy/search_prune_then_verify_mix.py", asked.model, exp_dir, flags)
         coarse = f"; {found[0].path.name} is of the coarse search alone" if found else ""
         raise FileNotFoundError(
-            f"no search result: looked for {pattern}{coarse}; run: python {command}; or pass --clip_layers"
+            f"no search result: looked for {pattern}{coarse}; run: {command}; or pass --clip_layers"
         )
 
     def preference(result: Result) -> tuple:

@@ -27,10 +27,6 @@ class Verification:
     left_out: list[Evaluation]  # the first of `ranked` without repair, if they have one
     facts: dict
 
-    @property
-    def winner(self) -> Proposal:
-        return self.ranked[0].dropped_layers
-
 
 def propose(
     matrix: np.ndarray,

@@ -22,6 +22,7 @@ import numpy as np
 from PIL import Image
 from tqdm import tqdm
 
+from common import script
 from common.cli import Parser
 from data import BUNDLED
 from tools.icon_sets import ICON_SETS, SIZE_WORDS, collect, render
@@ -184,6 +185,7 @@ def build_parser() -> argparse.ArgumentParser:
     return parser
 
 
+@script
 def main(argv: list[str] | None = None) -> None:
     args = build_parser().parse_args(argv)
     rows, infos = collect(args.download_dir)

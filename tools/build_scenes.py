@@ -16,6 +16,7 @@ import datasets
 import numpy as np
 from PIL import Image
 
+from common import script
 from common.cli import Parser
 from data import scenes
 from tools.icon_sets import collect, render
@@ -96,6 +97,7 @@ def build_parser() -> argparse.ArgumentParser:
     return parser
 
 
+@script
 def main(argv: list[str] | None = None) -> None:
     args = build_parser().parse_args(argv)
     args.output_dir.mkdir(parents=True, exist_ok=True)

@@ -20,6 +20,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import NamedTuple
 
+from common import script
 from common.cli import Parser
 
 CONFIG_NAME, WEIGHTS_NAME = "config.json", "model.safetensors"
@@ -113,6 +114,7 @@ def build_parser() -> argparse.ArgumentParser:
     return parser
 
 
+@script
 def main(argv: list[str] | None = None) -> None:
     args = build_parser().parse_args(argv)
     for model in args.model:

@@ -10,6 +10,7 @@ from torch import Tensor
 from torch.utils.data import BatchSampler, DataLoader, Dataset
 
 from data import ImageCaptionPairs, load_pairs
+from data.splits import number_texts
 from models import Encoder
 from models.embedding_cache import cached_embeddings
 from tasks.distance import Distance
@@ -123,7 +124,7 @@ class PairBatches(Dataset):
         self._teacher_text = None if split.teacher_text is None else split.teacher_text.cpu()
         self._images = pairs.images if pixels else None
         # equal captions have equal numbers: no negatives of each other
-        self._caption_numbers = torch.from_numpy(np.unique(pairs.captions, return_inverse=True)[1])
+        self._caption_numbers = torch.from_numpy(number_texts(pairs.captions))
         self.groups = pairs.groups
 
     def __len__(self) -> int:

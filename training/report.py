@@ -29,7 +29,7 @@ COLUMNS = {  # of the tables: figure, heading, factor and format
     "task_loss": ("task loss", 1, ".3f"),
     "distance": ("distance to full", 1, ".4f"),
     **{name: (name.replace("_to_", ">").replace("_recall_at_", " R@") + " %", 100, ".1f") for name in RECALLS},
-    "text_parameters": ("text parameters (M)", 1e-6, ".3f"),
+    "text_parameters": ("parameters (M)", 1e-6, ".3f"),
     "milliseconds_per_caption": ("ms a caption", 1, ".3f"),
 }
 EVALUATED = {"text_to_image_recall_at_10": "text to image R@10", "image_to_text_recall_at_10": "image to text R@10"}
@@ -147,15 +147,16 @@ class ModelCard:
     def _describe_making(self, trained: bool) -> str:
         model, dataset = (without_folders(text) for text in (self.record["model"], self.record["flags"]["dataset"]))
         left = self.num_layers - self.num_clip_layers
-        towers = "text tower" if self.freeze_vision else "text and image tower"
+        own = "image" if self.kind.tower == "vision" else "text"
+        towers = f"{own} tower" if self.freeze_vision else "text and image tower"
         data = f"on {self.record['train']['captions']:,} captions of `{dataset}`"
         if self.dropped_layers is None:
-            return f"{left} text layers in the shape of `{model}`, its {towers} trained from scratch {data}."
+            return f"{left} {own} layers in the shape of `{model}`, its {towers} trained from scratch {data}."
         training = f"its {towers} fine-tuned {data}" if trained else "without training"
         if not self.dropped_layers:
-            return f"`{model}` with all its {left} text layers, {training}."
+            return f"`{model}` with all its {left} {own} layers, {training}."
         return (
-            f"`{model}` with {left} of its {self.num_layers} text layers, without {segments(self.dropped_layers)} "
+            f"`{model}` with {left} of its {self.num_layers} {own} layers, without {segments(self.dropped_layers)} "
             f"(counted from 1; from {without_folders(self.origin)}){self._describe_repair()}; {training}."
         )
 

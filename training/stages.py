@@ -12,8 +12,9 @@ from pathlib import Path
 from typing import NamedTuple
 
 from accelerate import PartialState, utils
+from accelerate.utils import set_seed
 
-from common import Record, files, is_main_process, seed_everything, set_up_logging, show_progress
+from common import Record, files, is_main_process, set_up_logging, show_progress
 from common.analysis import measure_captions
 from common.matrix_files import MatrixSettings
 from data import ImageCaptionPairs
@@ -222,7 +223,7 @@ def train_stage(run: Run, stage: Stage, start: Start, record: Record) -> None:
         type(encoder),
         start.repair,
     )
-    seed_everything(settings.seed)
+    set_seed(settings.seed)
     trainer = Trainer(encoder, run.data, run.objective, settings, stage.output_dir, card)
     with hold(stage.output_dir):
         if is_main_process():

@@ -10,7 +10,6 @@ import time
 from dataclasses import fields
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
 
@@ -23,7 +22,6 @@ from common import (
     data_flags,
     positive_int,
     script,
-    seed_everything,
     set_up_logging,
     switch,
     write_json,
@@ -189,14 +187,6 @@ def test_a_record_says_how_a_result_was_made(tmp_path):
     assert content["seconds"] >= content["seconds_forward"] >= 0.02
     assert content["versions"]["torch"] == torch.__version__
     write_json(tmp_path / "record.json", content)
-
-
-def test_seeding_makes_the_global_generators_repeat():
-    drawn = []
-    for _ in range(2):
-        seed_everything(5)
-        drawn.append((np.random.rand(), torch.rand(1).item()))  # the global state is what is tested
-    assert drawn[0] == drawn[1]
 
 
 def test_warnings_are_one_log_line_each(tmp_path):

@@ -108,6 +108,8 @@ def test_a_training_that_starts_from_the_repaired_model(models, tiny_pairs, text
     assert all(0 <= figures["mean_recall"] <= 1 for figures in report["test"].values())
     tower = "vision" if "vision" in kind else "text"
     assert load_encoder(str(tmp_path / "run"), tower).num_layers == layers - 1
+    card = (tmp_path / "run/README.md").read_text()
+    assert f"{layers - 1} of its {layers} {'image' if tower == 'vision' else 'text'} layers" in card
 
 
 @pytest.mark.parametrize("kind", ["siglip", "sentence"])
@@ -136,7 +138,7 @@ def test_an_evaluation_beside_the_pruned_model(models, tiny_pairs, text_pairs, t
         ("--tower vision --images false --distill_mode feature", "--tower vision needs images"),
         ("--tower vision --clip_mode scratch", "--clip_mode scratch is for --tower text"),
         ("--images false --target_column text", "--images false takes captions alone"),
-        ("--tower vision --clip_mode finetune", "no search result: .*vision.*--tower vision; or pass --clip_layers"),
+        ("--tower vision --clip_mode finetune", "no search result: .*vision.*--tower vision .*; or pass --clip_layers"),
     ],
 )
 def test_flags_of_towers_that_do_not_go_together(models, tmp_path, capsys, flags, message):

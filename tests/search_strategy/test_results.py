@@ -49,7 +49,9 @@ def write_result(
 
 
 def test_the_newest_verified_result_counts_by_the_date_in_its_record(tmp_path):
-    with pytest.raises(FileNotFoundError, match="no search result: .*--num_clip_layers 6 .*--model m; or pass"):
+    with pytest.raises(
+        FileNotFoundError, match="no search result: .*--num_clip_layers 6 .*--dataset icons --model m .*; or pass"
+    ):
         newest_result(tmp_path, Asked("m", 12, 6, "icons"))
     write_result(tmp_path, "coarse", "2026-11-09T00:00:00+00:00", verified=False)
     with pytest.raises(
