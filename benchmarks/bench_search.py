@@ -20,12 +20,11 @@ import numpy as np
 from benchmarks.frame import fastest
 from common import Record, bounded, format_table, positive_int, script, set_up_logging, whole_number, write_json
 from common.cli import Parser
-from search_strategy.coarse import coarse_search, missed_by
+from search_strategy.coarse import BEAM_SIZE, coarse_search, missed_by
+from search_strategy.defaults import NUM_PROPOSALS
 
 logger = logging.getLogger("comflp")
 
-NUM_PROPOSALS = 10
-BEAM_SIZE = 10
 HEADERS = ("layers", "dropped", "exact (s)", "beam (s)", "beam / exact", "missed by the beam")
 
 

@@ -28,6 +28,7 @@ from models.folding import Place, TableMap, apply_change, find_place
 from models.repair import Cut, Repairer, draw_captions, hold_out
 from search_strategy.fine import FineSearch
 from search_strategy.proposals import Proposal, parse_clip_layers, segments
+from search_strategy.rivals import every_other, last_layers
 
 logger = logging.getLogger("comflp")
 
@@ -123,13 +124,6 @@ WAYS = (
     *(Way(f"ridge {ridge:g}", options={"ridge": ridge}) for ridge in RIDGES),
     *(Way(f"{number:,} captions", captions=number) for number in NUMBERS),
 )
-
-
-def usual_proposals(num_layers: int, num_dropped: int) -> list[Proposal]:
-    """The last layers, and every other layer (as far as that goes, then the last)."""
-    last = tuple(range(num_layers - num_dropped + 1, num_layers + 1))
-    order = [*range(num_layers, 0, -2), *range(num_layers - 1, 0, -2)]
-    return list(dict.fromkeys([last, tuple(sorted(order[:num_dropped]))]))
 
 
 class FullStates:
@@ -232,7 +226,8 @@ def main(argv: list[str] | None = None) -> None:
     captions = draw_captions(train.captions, args.seed, max(args.captions, *NUMBERS))
     fine = bench.fine_search(pairs)
     bench.record.note_data(data=pairs)
-    proposals = usual_proposals(encoder.num_layers, args.num_clip_layers)
+    sizes = encoder.num_layers, args.num_clip_layers
+    proposals = list(dict.fromkeys([last_layers(*sizes), every_other(*sizes, phase=0)]))
     if args.clip_layers:
         proposals = [parse_clip_layers(text) for text in args.clip_layers]
     ways = [way for way in WAYS if not args.ways or way.name in args.ways]

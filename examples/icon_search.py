@@ -44,7 +44,6 @@ class Found:
 def build_parser() -> argparse.ArgumentParser:
     parser = Parser(__doc__)
     parser.add_argument("query", type=plain_text, nargs="+", help="what to look for; each argument is a query")
-    parser.add_argument("--full", help="the full model (default: --model)")
     parser.add_argument("--pruned", help="the pruned model (default: exp/clip12to6_exp1, if it is there)")
     parser.add_argument("--clip_layers", help="prune the full model instead: layers to drop, such as 2-3,5,7")
     parser.add_argument("--split", choices=("train", "validation", "test"), default="test", help="default: test")
@@ -131,7 +130,7 @@ def caption_of_image(pairs: ImageCaptionPairs) -> dict[int, str]:
 def main(argv: list[str] | None = None) -> None:
     args = build_parser().parse_args(argv)
     device = set_up(args)
-    full = load_clip(args.full or args.model, device)
+    full = load_clip(args.model, device)
     small, what = load_pruned(args, full, device)
     pairs = load_pairs(args.dataset, args.split, **data_flags(args))
     folder = files.model_dir(args.exp_dir, full.name)

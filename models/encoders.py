@@ -89,11 +89,9 @@ processor = AutoProcessor.from_pretrained(folder)"""
 
     def prepare(self, samples: Sequence) -> Sequence[Sequence]:
         """What the tower takes of each sample, such as token ids; its length is the number of positions that count."""
-        ...
 
     def batch(self, prepared: Sequence[Sequence], rows: Iterable[int], length: int | None = None) -> Batch:
         """The prepared samples `rows` as one batch, as long as the longest of them, or padded to `length` positions."""
-        ...
 
     def batches(self, samples: Sequence, batch_size: int | None = None, length: int | None = None) -> Iterator[Batch]:
         """All samples, sorted by length, in batches, by default as the device likes them; `length` as in `batch`."""
@@ -117,7 +115,6 @@ processor = AutoProcessor.from_pretrained(folder)"""
     @property
     def max_length(self) -> int:
         """The most positions that the tower takes."""
-        ...
 
     def readable(self, samples: Iterable, number: int | None, source: str) -> list:
         """The first `number` of the samples, or all; images that cannot be decoded are passed over with a warning."""
@@ -127,16 +124,13 @@ processor = AutoProcessor.from_pretrained(folder)"""
 
     def own_pool(self, hidden: Tensor, batch: Batch) -> Tensor:
         """(n, width): where the model itself reads a hidden state (n, T, width): end token, class token, mean."""
-        ...
 
     def features(self, hidden: Tensor, batch: Batch) -> Tensor:
         """(n, width): the last hidden state as the projection takes it, pooled and normed by the model's last norm."""
-        ...
 
     @property
     def projection(self) -> nn.Linear | None:
         """From features to embeddings; None where the features are the embeddings."""
-        ...
 
     @property
     def dim(self) -> int:
@@ -177,7 +171,6 @@ processor = AutoProcessor.from_pretrained(folder)"""
 
     def deployed(self, inputs: dict[str, Tensor]) -> Tensor:
         """(n, dim), not normalised, by the model's own forward pass: what a user of the checkpoint runs."""
-        ...
 
     # --- model
 
@@ -201,7 +194,6 @@ processor = AutoProcessor.from_pretrained(folder)"""
 
     def parts(self) -> dict[str, nn.Module]:
         """The modules that an embedding needs, the tower and its projection, by their names in the model."""
-        ...
 
     def input_embeddings(self) -> nn.Module:
         """The tower's tables, from which h_0 comes."""
@@ -229,18 +221,15 @@ processor = AutoProcessor.from_pretrained(folder)"""
 
     def drop(self, dropped_layers: Iterable[int], name: str = "") -> Self:
         """A new encoder without these layers (counted from 1), with copies of all weights that stay."""
-        ...
 
     def save(self, folder: Path) -> None:
         """A checkpoint that `load_encoder` reads."""
-        ...
 
     # --- pairs
 
     @property
     def logit_scale(self) -> float:
         """The factor on cosine similarities in the contrastive loss."""
-        ...
 
     @property
     def logit_bias(self) -> float | None:
@@ -255,7 +244,6 @@ processor = AutoProcessor.from_pretrained(folder)"""
         self, pairs: object, cache_dir: Path | None = None, progress: bool = False
     ) -> tuple[object, Tensor]:
         """The pairs whose other side can be embedded, and its embeddings (m, dim): the targets, which never change."""
-        ...
 
 
 def state_hash(module: nn.Module) -> str:

@@ -15,7 +15,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers import CLIPConfig, CLIPModel, CLIPProcessor, CLIPTokenizer, PreTrainedTokenizerBase
 
-from common.files import reading
+from common.files import reading, write_json
 from models.checkpoint import check_finite, check_vocabulary, note_precision, read_tokenizer
 from models.hf_open_clip import clip_config, from_open_clip, image_processor, open_clip_config, to_open_clip
 
@@ -76,7 +76,7 @@ def save_open_clip(model: CLIPModel, processor: CLIPProcessor, folder: Path, tok
     state = {name: tensor.to(dtype) for name, tensor in to_open_clip(model.state_dict()).items()}
     save_file(state, folder / WEIGHTS_NAMES[0])
     processor.tokenizer.save_pretrained(folder)
-    (folder / CONFIG_NAME).write_text(json.dumps(settings, indent=2) + "\n", encoding="utf-8")
+    write_json(folder / CONFIG_NAME, settings)
 
 
 def load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:

@@ -4,7 +4,6 @@ A linear map after the pooling is always there, the identity where the checkpoin
 it; when saved it becomes the folder's Dense module (`sentence_form`).
 """
 
-import json
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
@@ -13,6 +12,7 @@ import torch
 from torch import Tensor, nn
 from transformers import MODEL_MAPPING, PreTrainedModel, PreTrainedTokenizerBase
 
+from common.files import write_json
 from data import ImageCaptionPairs
 from models import checkpoint
 from models.embedding_cache import cached_embeddings
@@ -105,8 +105,7 @@ model = SentenceTransformer(folder)"""
         self.tokenizer.save_pretrained(folder)
         form = self.form if self.form.dense or is_identity(projection) else with_dense(self.form)
         for path, content in form.files.items():
-            (folder / path).parent.mkdir(parents=True, exist_ok=True)
-            (folder / path).write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+            write_json(folder / path, content)
         if form.dense:
             save_dense(projection, folder / form.dense)
 

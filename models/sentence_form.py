@@ -14,7 +14,7 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 from transformers.utils import cached_file
 
-from common.files import reading
+from common.files import reading, write_json
 from common.forms import parse
 from models import checkpoint
 
@@ -225,7 +225,6 @@ def save_dense(projection: nn.Linear, folder: Path) -> None:
         "bias": projection.bias is not None,
         "activation_function": "torch.nn.modules.linear.Identity",
     }
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder / "config.json").write_text(json.dumps(settings, indent=2) + "\n", encoding="utf-8")
+    write_json(folder / "config.json", settings)
     state = {f"linear.{name}": tensor.detach().cpu().contiguous() for name, tensor in projection.state_dict().items()}
     save_file(state, folder / "model.safetensors")

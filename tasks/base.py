@@ -40,8 +40,6 @@ class Task(Protocol):
 
     def score(self, embeddings: Tensor) -> Scores:
         """The scores of L2-normalised embeddings (n, d) of all its samples, in their order."""
-        ...
 
     def on_rows(self, rows: Sequence[int]) -> Self:
         """The same task on some of its samples."""
-        ...

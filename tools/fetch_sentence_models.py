@@ -10,7 +10,6 @@ MB).
 """
 
 import argparse
-import hashlib
 import shutil
 import subprocess
 import sys
@@ -22,6 +21,7 @@ from typing import NamedTuple
 
 from common import script
 from common.cli import Parser
+from common.files import file_hash
 
 CONFIG_NAME, WEIGHTS_NAME = "config.json", "model.safetensors"
 
@@ -93,8 +93,7 @@ def unpack(archive: Path, folder: Path) -> Path:
 
 def check_weights(path: Path, expected: str) -> None:
     """Raise ValueError where a file is not the one expected."""
-    with path.open("rb") as file:
-        found = hashlib.file_digest(file, "sha256").hexdigest()
+    found = file_hash(path)
     if found != expected:
         raise ValueError(f"{path.name}: expected sha256 {expected}, found {found}; the packages hold another model")
 

@@ -13,7 +13,6 @@ differ.
 
 import contextlib
 import fcntl
-import hashlib
 import json
 import os
 import shutil
@@ -25,7 +24,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from common import is_main_process
-from common.files import check_new_folder, reading
+from common.files import check_new_folder, file_hash, reading
 from common.forms import read_form
 from models import Encoder
 
@@ -74,7 +73,7 @@ class EpochStates:
 
     def commit(self, epoch: int, state: dict) -> None:
         """Turn the folder `temporary`, which the caller filled, into the state of an epoch; later ones go."""
-        files = {path.name: _file_hash(path) for path in sorted(self.temporary.iterdir())}
+        files = {path.name: file_hash(path) for path in sorted(self.temporary.iterdir())}
         (self.temporary / STATE).write_text(json.dumps(state | {"files": files}), encoding="utf-8")
         for old in self.with_weights():
             if old >= epoch:
@@ -95,7 +94,7 @@ class EpochStates:
                 raise ValueError(f"it has other files than were written: {', '.join(sorted(missing))}")
         for name, written in state.files.items():
             with self._reading(path.with_name(name), epoch):
-                if _file_hash(path.with_name(name)) != written:
+                if file_hash(path.with_name(name)) != written:
                     raise ValueError("it is not what was written after that epoch")
         return asdict(state)
 
@@ -137,11 +136,6 @@ class EpochStates:
         shutil.rmtree(removed, ignore_errors=True)
         os.replace(self.path(epoch), removed)
         shutil.rmtree(removed)
-
-
-def _file_hash(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 @contextlib.contextmanager
