@@ -6,7 +6,7 @@ python svcca_analysis.py --batch_size 32 --iter_num 300 --thre 0.99 --mode U
 python dc_analysis.py --batch_size 4 --iter_num 10
 cd search_strategy
 python search_prune_then_verify_mix.py --num_layers 12 --num_clip_layers 6 --search_mode beam --select_measure dc
-for dropped in 6 8; do  # the five best repaired cut by cut (two minutes each)
+for dropped in 6 8; do  # the five best repaired cut by cut (four minutes each)
     python search_prune_then_verify_mix.py --num_layers 12 --num_clip_layers $dropped --select_measure dc --refit 5
 done
 compare="python compare_strategies.py --num_layers 12 --max_pairs 1000 --repair false --draws 5"
