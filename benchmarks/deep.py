@@ -20,9 +20,8 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from benchmarks.frame import Bench, in_own_process, make_parser, peak_mib
-from common import analysis, bounded, format_table, script, whole_number
+from common import analysis, bounded, format_table, plots, script, whole_number
 from common.matrix_files import MatrixSettings
-from common.plots import save
 from models.clip import Clip
 from models.repair import repair
 from models.segment_maps import SegmentMaps
@@ -117,7 +116,7 @@ def draw_growth(rows: list[tuple], path: Path) -> None:
         axes.set(xlabel="layers", ylabel=label)
         axes.grid(alpha=0.3)
     seconds.legend(fontsize="small", frameon=False)
-    save(figure, path, dpi=150)
+    plots.save(figure, path, dpi=150)
 
 
 def build_parser() -> argparse.ArgumentParser:

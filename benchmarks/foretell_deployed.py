@@ -10,21 +10,21 @@ import argparse
 import json
 from pathlib import Path
 
+import numpy as np
+
 from common import format_table, script
 from common.cli import Parser
 from search_strategy.proposals import Proposal, segments
 from search_strategy.results import read_losses
-from search_strategy.rivals import BEST, AllSubsets
-from search_strategy.verify import spearman
+from search_strategy.rivals import BEST, AllSubsets, judge
 
 HEADERS = ("losses", "Spearman", "layer 1 kept", f"of the {BEST} best", "its best", "rank", "regret")
 
 
 def compare_orders(losses: dict[Proposal, float], deployed: AllSubsets) -> tuple:
     """Of the losses: their rank correlation to those deployed, of all and of two parts; where their best stands."""
-    everything = list(deployed.objective)
-    parts = (everything, [p for p in everything if 1 not in p], sorted(everything, key=deployed.objective.get)[:BEST])
-    alike = (spearman([losses[p] for p in part], deployed.objectives(part)) for part in parts)
+    row = judge([-np.array([losses[proposal] for proposal in deployed.objective])], deployed)
+    alike = (row[name][0] for name in ("spearman", "spearman_layer_1_kept", "spearman_best"))
     best = AllSubsets(losses).best
     found = deployed.objective[best]
     return (*alike, str(segments(best)), deployed.rank(found), deployed.regret(found))

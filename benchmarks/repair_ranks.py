@@ -2,11 +2,10 @@
 
     python -m benchmarks.repair_ranks --num_clip_layers 6 --max_pairs 500 --out build/repair_ranks.json
 
-For every matrix under exp/<model>/ the Spearman correlation of its coarse scores (mean
-and sum over segments) to minus the objective of all proposals, left out and repaired from one pass; and of those that
-keep layer 1, which says most of the loss by itself. SVCCA measures what a linear map can restore, so it should foretell
-the second. Also how many proposals are worse repaired than left out, by how much, and of how many the paired 95 %
-interval says so.
+For every matrix under exp/<model>/ the Spearman correlation of its coarse scores (mean and sum over segments) to minus
+the objective of all proposals, left out and repaired from one pass; and of those that keep layer 1, which says most of
+the loss by itself. SVCCA measures what a linear map can restore, so it should foretell the second. Also how many
+proposals are worse repaired than left out, by how much, and of how many the paired 95 % interval says so.
 """
 
 import argparse

@@ -225,7 +225,7 @@ def model_dir(exp_dir: Path, model: str) -> Path:
     return exp_dir / shorten(safe_name(model))
 
 
-def script_words(script: str, model: str, exp_dir: Path, flags: Mapping[str, object]) -> str:
+def script_command(script: str, model: str, exp_dir: Path, flags: Mapping[str, object]) -> str:
     """A command for the working directory: a script of ours with flags, the model and where results are."""
     flags = dict(flags) | ({} if real_path(model) == DEFAULT_MODEL else {"model": model})
     flags |= {} if real_path(exp_dir) == EXP_DIR else {"exp_dir": exp_dir}

@@ -123,7 +123,7 @@ class MatrixSettings:
         plain = MatrixSettings(self.measure)
         others = ("pool", "repeats", "seed", "dataset", "caption_column", "streaming", "tower")
         flags |= {name: getattr(self, name) for name in others if getattr(self, name) != getattr(plain, name)}
-        return files.script_words(self.kind.script, model, exp_dir, flags)
+        return files.script_command(self.kind.script, model, exp_dir, flags)
 
 
 def pools(measure: str, mode: str) -> bool:

@@ -10,7 +10,7 @@ from typing import NamedTuple
 import numpy as np
 
 from common import Record, write_json
-from common.files import DEFAULT_DATASET, exp_dir_of, reading, real_path, safe_name, script_words, shorten
+from common.files import DEFAULT_DATASET, exp_dir_of, reading, real_path, safe_name, script_command, shorten
 from common.forms import read_form
 from search_strategy.coarse import BEAM_SIZE, coarse_score
 from search_strategy.defaults import NUM_PROPOSALS, OBJECTIVE, REFINE_ROUNDS, REFIT, SCORE
@@ -167,7 +167,7 @@ def newest_result(folder: Path, asked: Asked) -> Result:
         flags |= {} if tower == "text" else {"tower": tower}
         flags |= {} if asked.dataset == DEFAULT_DATASET else {"dataset": asked.dataset}
         exp_dir = exp_dir_of(folder, asked.model, tower)
-        command = script_words("search_strategy/search_prune_then_verify_mix.py", asked.model, exp_dir, flags)
+        command = script_command("search_strategy/search_prune_then_verify_mix.py", asked.model, exp_dir, flags)
         coarse = f"; {found[0].path.name} is of the coarse search alone" if found else ""
         raise FileNotFoundError(
             f"no search result: looked for {pattern}{coarse}; run: {command}; or pass --clip_layers"

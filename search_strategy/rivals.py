@@ -155,37 +155,30 @@ def judge_scores(draws: Sequence[dict[str, np.ndarray]], truth: AllSubsets) -> l
     where a score does not differ); the rank of the best within its first K; and the regret of that best at K = 10.
     """
     proposals = list(truth.objective)
-    objectives = np.array([truth.objective[proposal] for proposal in proposals])
     in_order = sorted(range(len(proposals)), key=proposals.__getitem__)
     first_kept = np.empty(len(proposals))
     first_kept[in_order] = range(len(proposals))
     rules = {"layer 1 is kept": np.array([float(1 not in p) for p in proposals]), "the first layers": first_kept}
-    rows = [_judge(name, "no matrix", [values], proposals, objectives, truth) for name, values in rules.items()]
+    rows = [{"measure": name, "score": "no matrix"} | judge([values], truth) for name, values in rules.items()]
     for name in draws[0]:
         for score in SCORES:
             values = [
                 np.array([coarse_score(matrices[name], proposal, score) for proposal in proposals])
                 for matrices in draws
             ]
-            rows.append(_judge(name, score, values, proposals, objectives, truth))
+            rows.append({"measure": name, "score": score} | judge(values, truth))
     return rows
 
 
-def _judge(
-    measure: str,
-    score: str,
-    draws: Sequence[np.ndarray],
-    proposals: list[Proposal],
-    objectives: np.ndarray,
-    truth: AllSubsets,
-) -> dict:
+def judge(draws: Sequence[np.ndarray], truth: AllSubsets) -> dict[str, object]:
+    """The figures of a row of `judge_scores`. draws: arrays (n,), a score of every proposal, larger is better."""
+    proposals, objectives = list(truth.objective), np.array(list(truth.objective.values()))
     parts = {
         "spearman": np.ones(len(proposals), bool),
         "spearman_layer_1_kept": np.array([1 not in proposal for proposal in proposals]),
         "spearman_best": objectives <= truth.sorted[min(BEST, len(proposals)) - 1],
     }
-    row = {"measure": measure, "score": score}
-    row |= {name: [spearman(values[part], -objectives[part]) for values in draws] for name, part in parts.items()}
+    row = {name: [spearman(values[part], -objectives[part]) for values in draws] for name, part in parts.items()}
     orders = [
         sorted(range(len(proposals)), key=lambda i, values=values: (-values[i], proposals[i])) for values in draws
     ]

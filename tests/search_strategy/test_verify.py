@@ -128,7 +128,7 @@ def test_a_race_finds_a_winner_among_the_best_with_a_part_of_the_work(fine):
 def test_refinement_goes_on_after_a_race(fine):
     plain, refined = (
         verify(
-            fine.without_memory(), SUBSETS[::5], use_race=True, refine_rounds=rounds, generator=np.random.default_rng(0)
+            fine.without_memory(), SUBSETS[::3], use_race=True, refine_rounds=rounds, generator=np.random.default_rng(0)
         )
         for rounds in (0, 20)
     )
