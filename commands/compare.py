@@ -8,9 +8,10 @@ from pathlib import Path
 import numpy as np
 
 from commands.search import draw_repair_captions, make_fine_search
-from common import Record, analysis, data_flags, plots, set_up, set_up_logging, tower_dir, write_array, write_json
+from common import analysis, data_flags, plots, tower_dir, write_array, write_json
 from common.cli import caption_flags
 from common.matrix_files import MatrixSettings, read_matrix, warn_of_other_weights
+from common.run import Record, set_up, set_up_logging, show_progress
 from data import ImageCaptionPairs, load_pairs
 from measures import KINDS
 from models import Encoder, check_num_layers, load_encoder
@@ -40,7 +41,7 @@ def run(args: argparse.Namespace) -> None:
     maps = None
     if args.repair:
         captions = draw_repair_captions(args, encoder, record)[:MAP_CAPTIONS]
-        maps = SegmentMaps(encoder, captions, batch_size=args.text_batch_size)
+        maps = SegmentMaps(encoder, captions, batch_size=args.text_batch_size, progress=show_progress())
     fine, test = make_searches(args, encoder, pairs, folder, maps)
     scratch = {
         path: make_searches(args, load_encoder(str(path), args.tower, device), pairs, folder) for path in args.scratch

@@ -50,12 +50,14 @@ def run(args: argparse.Namespace) -> None:
     training = make_run(args, full, full or encoder)
     before = full
     for stage in stages:
+        record = Record(args, device)
         if args.schedule:
             choice = search(before, stage.num_clip_layers, training.data, args.seed, args.repair)
         start = Start(encoder)
         if choice:
-            start = prune(before, choice, training.data, stage.output_dir, args.repair, args.seed)
-        train_stage(training, stage, start, Record(args, device))
+            with record.timed("repair"):
+                start = prune(before, choice, training.data, stage.output_dir, args.repair, args.seed)
+        train_stage(training, stage, start, record)
         before = start.encoder  # trained by now: the next stage prunes it
     PartialState().wait_for_everyone()  # the main process reports
 

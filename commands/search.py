@@ -115,7 +115,9 @@ def prepare(
     if args.repair:
         captions = draw_repair_captions(args, encoder, record)
         with record.timed("maps"):
-            maps = SegmentMaps(encoder, captions[:MAP_CAPTIONS], batch_size=args.text_batch_size)
+            maps = SegmentMaps(
+                encoder, captions[:MAP_CAPTIONS], batch_size=args.text_batch_size, progress=show_progress()
+            )
     with record.timed("image_embeddings"):
         fine = make_fine_search(args, encoder, pairs, folder, objective=args.objective, maps=maps)
     if fine.num_samples < FEWEST_PAIRS:
@@ -125,7 +127,7 @@ def prepare(
 
 def refit(fine: FineSearch, proposal: Proposal, captions: list[str], batch_size: int | None) -> dict:
     """A proposal repaired cut by cut, and the projection; its figures and what became of each cut."""
-    model, report = repair(fine.encoder, proposal, captions, batch_size=batch_size)
+    model, report = repair(fine.encoder, proposal, captions, batch_size=batch_size, progress=fine.progress)
     scores = fine.task.score(model.embeddings(fine.samples))
     for cut in report.cuts:
         logger.info("repair of %s", cut)

@@ -22,6 +22,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from tqdm import tqdm
 
 from measures.ridge import RIDGE, RidgeSums
 from models.encoders import Batch, Encoder
@@ -85,6 +86,7 @@ def repair(
     *,
     ridge: float = RIDGE,
     batch_size: int | None = None,
+    progress: bool = False,
 ) -> tuple[Encoder, Repair | None]:
     """A new encoder without these layers, repaired, and what was repaired. `encoder` is left as it is.
 
@@ -97,6 +99,7 @@ def repair(
         samples: captions of train; repeated ones count once.
         ridge: how hard new weights are pulled towards the old ones, in samples for each feature.
         batch_size: samples in a forward pass; None: as `Encoder.batches`.
+        progress: whether each cut has a bar.
     """
     pruned = encoder.drop(dropped_layers)
     samples = list(dict.fromkeys(samples))
@@ -109,7 +112,8 @@ def repair(
             FEWEST_CAPTIONS,
         )
         return pruned, None
-    report = Repairer(encoder, pruned, dropped_layers, samples, ridge=ridge, batch_size=batch_size).run()
+    options = {"ridge": ridge, "batch_size": batch_size, "progress": progress}
+    report = Repairer(encoder, pruned, dropped_layers, samples, **options).run()
     # each cut was judged with the full model behind it, so all of them together can still be worse
     if report.after >= report.before and any(cut.step for cut in report.cuts):
         cuts = tuple(Cut(cut.segment, 0.0, cut.before, cut.before, "all together did not help") for cut in report.cuts)
@@ -184,8 +188,10 @@ class Repairer:
         ridge: float = RIDGE,
         weigh: Weigh | None = None,
         batch_size: int | None = None,
+        progress: bool = False,
     ):
         self.pruned, self.projection, self.ridge, self.weigh = pruned, pruned.projection, ridge, weigh
+        self.progress = progress
         self.kept = [layer for layer in range(1, full.num_layers + 1) if layer not in dropped_layers]
         fitted, held = hold_out(samples)
         self.num_fitted, batches = len(fitted), list(full.batches(fitted, batch_size))
@@ -250,7 +256,8 @@ class Repairer:
 
     def read_lacks(self, place: Place, layer: int, last: int) -> Iterator[tuple[Batch, Tensor, Tensor]]:
         """For each batch, over its real tokens: the inputs (n, F) of the map, and what its sum lacks (n, D)."""
-        for number, batch in enumerate(self.walk.batches):
+        bar = tqdm(self.walk.batches, desc=f"repair up to layer {last}", disable=not self.progress, leave=False)
+        for number, batch in enumerate(bar):
             inputs, current = self.walk.read(place, number, layer)
             lacks = place.wanted(self.full_walk.to(number, last)[0], current) - current
             yield batch, inputs[batch.mask], lacks[batch.mask]

@@ -11,6 +11,7 @@ from itertools import takewhile
 
 import torch
 from torch import Tensor
+from tqdm import tqdm
 
 from measures.ridge import LaterSums
 from models.encoders import Batch, Encoder
@@ -54,6 +55,7 @@ class SegmentMaps:
         samples: captions of train.
         ridge: as in `repair`.
         batch_size: samples in a forward pass; None: as `Encoder.batches`.
+        progress: whether a pass has a bar.
 
     Attributes:
         places: of the map of each layer but the last, from 0, the embeddings.
@@ -61,7 +63,15 @@ class SegmentMaps:
     """
 
     @torch.no_grad()
-    def __init__(self, encoder: Encoder, samples: Sequence, *, ridge: float = RIDGE, batch_size: int | None = None):
+    def __init__(
+        self,
+        encoder: Encoder,
+        samples: Sequence,
+        *,
+        ridge: float = RIDGE,
+        batch_size: int | None = None,
+        progress: bool = False,
+    ):
         samples = list(dict.fromkeys(samples))
         if len(samples) < FEWEST_CAPTIONS:
             raise ValueError(
@@ -69,7 +79,8 @@ class SegmentMaps:
                 "pass --repair false"
             )
         fitted, held = hold_out(samples, JUDGES)
-        self.encoder, self.ridge, self.judge = encoder, ridge, Judge(encoder, held, batch_size)
+        self.encoder, self.ridge, self.progress = encoder, ridge, progress
+        self.judge = Judge(encoder, held, batch_size)
         self.batches = list(encoder.batches(fitted, batch_size))
         layers = range(encoder.num_layers)  # nothing comes after layer L
         self.places: Places = find_places(encoder.stack, layers, self.batches[0].inputs)
@@ -119,7 +130,7 @@ class SegmentMaps:
     @torch.no_grad()
     def _fit_part(self, wanted: Mapping[int, Sequence[int]]) -> None:
         sums = {p: LaterSums(self.places[p] is None or self.places[p].has_bias) for p in wanted}
-        for batch in self.batches:
+        for batch in tqdm(self.batches, desc="maps", disable=not self.progress, leave=False):
             for p, inputs, current, later in read_goals(self.encoder, self.places, batch, wanted):
                 sums[p].add(inputs, torch.stack(later), current)
         for p, later in wanted.items():

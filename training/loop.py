@@ -92,13 +92,15 @@ class Trainer(SavedRun):
         # its stack learns how its layers return, before anything is drawn
         encoder.embeddings(encoder.samples(data.train.pairs)[:1])
         self._augmentation = Augmentation(settings.seed) if settings.augment else None
-        batches = PairBatches(encoder, data.train, not settings.freeze_vision, self._augmentation)
-        self._sampler = EpochBatches(len(batches), settings.batch_size, settings.seed, batches.groups)
-        self._prepare(make_loader(batches, self._sampler, settings.num_workers))
+        if settings.max_epoch:  # else the captions need not be tokenized: a minute for a million
+            self._prepare()
 
-    def _prepare(self, loader: torch.utils.data.DataLoader) -> None:
-        """Optimiser and schedule, and all of them in accelerate's hands."""
+    def _prepare(self) -> None:
+        """Batches, optimiser and schedule, and all of them in accelerate's hands."""
         settings, accelerator = self.settings, self.accelerator
+        batches = PairBatches(self.encoder, self.data.train, not settings.freeze_vision, self._augmentation)
+        self._sampler = EpochBatches(len(batches), settings.batch_size, settings.seed, batches.groups)
+        loader = make_loader(batches, self._sampler, settings.num_workers)
         optimizer = make_optimizer(self.towers, settings.lr, settings.weight_decay)
         # of the optimiser; the last of an epoch may be of fewer batches
         steps = settings.max_epoch * math.ceil(len(self._sampler) / settings.grad_accum)

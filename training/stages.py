@@ -179,7 +179,7 @@ def search(encoder: Encoder, num_clip_layers: int, data: TrainingData, seed: int
         task = retrieval_task(encoder, images.to(encoder.device), pairs.image_index)
     maps = None
     if use_repair:
-        maps = SegmentMaps(encoder, draw_captions(train, seed, MAP_CAPTIONS))
+        maps = SegmentMaps(encoder, draw_captions(train, seed, MAP_CAPTIONS), progress=show_progress())
     fine = FineSearch(encoder, samples, task, maps=maps)
     if images is not None:
         fine.fit_scale()
@@ -195,7 +195,7 @@ def prune(before: Encoder, choice: Choice, data: TrainingData, output_dir: Path,
     if not (use_repair and choice.dropped_layers):
         return Start(before.drop(choice.dropped_layers, name), choice, before)
     captions = draw_captions(before.samples(data.train.pairs), seed)
-    model, report = repair(before, choice.dropped_layers, captions)
+    model, report = repair(before, choice.dropped_layers, captions, progress=show_progress())
     return Start(model.drop((), name), choice, before, model if report else None, report)
 
 

@@ -244,6 +244,16 @@ def test_weights_of_tokens_change_the_maps(clip: Encoder, captions: list[str]) -
     assert (other.embeddings(captions) - plain.embeddings(captions)).abs().max() > 1e-4
 
 
+def test_what_takes_long_has_a_bar_where_one_is_asked_for(clip: Encoder, captions: list[str], capsys) -> None:
+    repair(clip, (2, 4), captions)
+    SegmentMaps(clip, captions)
+    assert capsys.readouterr().err == ""
+    repair(clip, (2, 4), captions, progress=True)
+    SegmentMaps(clip, captions, progress=True)
+    shown = capsys.readouterr().err
+    assert all(f"{what}:" in shown for what in ("repair up to layer 2", "repair up to layer 4", "maps"))
+
+
 @pytest.mark.parametrize("has_bias", [False, True])
 def test_sums_in_parts_give_the_least_squares_of_all(has_bias: bool) -> None:
     generator = np.random.default_rng(0)
