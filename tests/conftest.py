@@ -1,5 +1,6 @@
 """Fixtures for every test: small drawn pictures with captions, and a CLIP of four text layers that can read them."""
 
+import gc
 import os
 import tempfile
 from collections.abc import Iterator
@@ -12,6 +13,8 @@ _cache = tempfile.TemporaryDirectory(prefix="comflp_tests_")  # removed when the
 os.environ["HF_DATASETS_CACHE"] = _cache.name
 os.environ["OMP_NUM_THREADS"] = "1"  # also of the processes that tests start: they are small, and several run at once
 os.environ["OMP_WAIT_POLICY"] = "passive"  # two threads on busy cores wait for each other without using them up
+
+gc.disable()  # until all tests are imported: what makes a million objects, and throws none away, is searched in vain
 
 import numpy as np
 import pytest
@@ -39,6 +42,20 @@ def draw_pairs() -> list[dict]:
     words = list(product(SIZES, COLOURS, SHAPES, STYLES, PLACES))
     order = np.random.default_rng(0).permutation(len(words))
     return [{"image": draw(*words[i]), "caption": " ".join(filter(None, words[i]))} for i in order]
+
+
+# modules with a test or a fixture of several seconds
+LONG = {"test_accelerate.py", "test_build_icons.py", "test_processes.py", "test_readme.py", "test_reproducible.py"}
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """The long ones first: at the end the processes share out what is left, and then it should be short."""
+    items.sort(key=lambda item: item.path.name not in LONG)
+
+
+def pytest_collection_finish() -> None:
+    gc.freeze()
+    gc.enable()
 
 
 @pytest.fixture(scope="session", autouse=True)

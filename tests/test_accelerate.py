@@ -41,7 +41,7 @@ def both(tiny_clip, tiny_pairs, tmp_path_factory):
     for module, flags in COMMANDS:
         module.main([*flags, *places, str(folders[0])])
     script = folders[1] / "run.py"  # all commands in one start of the processes
-    lines = [f"import sys; sys.path.insert(0, {str(ROOT)!r})"]
+    lines = [f"import gc, sys; gc.disable(); sys.path.insert(0, {str(ROOT)!r})"]
     for module, flags in COMMANDS:
         lines += [f"from {module.__name__} import main", f"main({[*flags, *places, str(folders[1])]!r})"]
     lines += ["from accelerate import PartialState", "print(f'processes: {PartialState().num_processes}')"]

@@ -17,7 +17,8 @@ SHORTENED = {"--num_layers": "4", "--num_clip_layers": "2", "--iter_num": "8", "
 
 # All commands in one interpreter: each start of its own, with torch and transformers, takes seconds.
 SESSION = """
-import json, os, runpy, sys
+import gc, json, os, runpy, sys
+gc.disable()
 paths = sys.path[1:]
 for folder, words in json.loads(sys.argv[1]):
     print("python", *words, file=sys.stderr)
