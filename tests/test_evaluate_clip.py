@@ -16,13 +16,6 @@ from tasks.zero_shot import class_embeddings, classes_in_captions, zero_shot_acc
 SHAPES = ["square", "triangle", "hexagon"]
 
 
-@pytest.fixture(scope="module", autouse=True)
-def few_captions_timed():
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(evaluate, "TIMED_CAPTIONS", {1: 2, 64: 4})
-        yield
-
-
 @pytest.fixture(scope="module")
 def pruned(tiny_clip, tmp_path_factory):
     folder = tmp_path_factory.mktemp("models") / "pruned"
