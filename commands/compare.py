@@ -10,6 +10,7 @@ import numpy as np
 from commands.search import draw_repair_captions, make_fine_search
 from common import analysis, data_flags, plots, tower_dir, write_array, write_json
 from common.cli import caption_flags
+from common.files import dataset_name, dataset_tag, shorten
 from common.matrix_files import MatrixSettings, read_matrix, warn_of_other_weights
 from common.run import Record, set_up, set_up_logging, show_progress
 from data import ImageCaptionPairs, load_pairs
@@ -46,17 +47,23 @@ def run(args: argparse.Namespace) -> None:
     scratch = {
         path: make_searches(args, load_encoder(str(path), args.tower, device), pairs, folder) for path in args.scratch
     }
-    part = (f"_max{args.max_pairs}" if args.max_pairs else "") + ("" if args.repair else "_left_out")
-    path = folder / f"compare_clip{args.num_layers}to{args.num_layers - args.num_clip_layers}{part}.json"
+    path = name_comparison(args, folder, f"{args.num_layers}to{args.num_layers - args.num_clip_layers}")
     set_up_logging(path.with_suffix(".log"))  # all input is there: from here on, files are written
     draws = find_matrices(args, encoder, folder, record)
     compare(args, fine, test, scratch, draws, losses, record, path)
     if args.all_k:
-        path = folder / f"compare_clip{args.num_layers}_all_k{part}.json"
+        path = name_comparison(args, folder, f"{args.num_layers}_all_k")
         sizes = compare_sizes(args, fine, test, draws[0]["dc"])
         write_json(path, {"sizes": sizes, "record": record.content()})
         plots.quality_curve(sizes, path.with_suffix(".png"))
         print(f"\n{sizes_table(sizes)}")
+
+
+def name_comparison(args: argparse.Namespace, folder: Path, sizes: str) -> Path:
+    """`compare_clip<sizes>[_<data set>][_max<pairs>][_left_out].json`."""
+    parts = [f"compare_clip{sizes}", dataset_tag(args.dataset), f"max{args.max_pairs}" if args.max_pairs else ""]
+    parts += [] if args.repair else ["left_out"]
+    return folder / f"{shorten('_'.join(filter(None, parts)))}.json"
 
 
 def find_losses(
@@ -109,7 +116,7 @@ def find_matrices(
             made = analysis.measure_several(encoder, samples, missing, record) if missing else []
         for setting, matrix in zip(missing, made, strict=True):
             write_array(setting.path(folder), matrix)
-            facts = {"model": identity, "dataset": setting.dataset_name}
+            facts = {"model": identity, "dataset": dataset_name(args.dataset)}
             write_json(setting.path(folder).with_suffix(".json"), record.content() | facts)
         with record.warnings():
             for setting in settings:

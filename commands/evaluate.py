@@ -156,12 +156,11 @@ def short_names(models: Sequence[str]) -> list[str]:
 
 def result_path(args: argparse.Namespace, names: Sequence[str]) -> Path:
     """`evaluation_<split>[_<data set>][_vs_<other models>].json` in the folder of the first model."""
-    parts = ["evaluation", args.split]
-    parts += [files.safe_name(args.dataset)] if args.dataset != files.DEFAULT_DATASET else []
+    parts = ["evaluation", args.split, files.dataset_tag(args.dataset)]
     parts += [f"max{args.max_pairs}"] if args.max_pairs else []
     parts += [] if args.images else ["captions"]
     parts += ["vs", *map(files.safe_name, names[1:])] if len(names) > 1 else []
-    return files.model_dir(args.exp_dir, args.model[0]) / f"{files.shorten('_'.join(parts))}.json"
+    return files.model_dir(args.exp_dir, args.model[0]) / f"{files.shorten('_'.join(filter(None, parts)))}.json"
 
 
 def print_table(names: Sequence[str], figures: Sequence[dict]) -> None:

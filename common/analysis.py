@@ -18,7 +18,7 @@ from accelerate import PartialState
 from accelerate.utils import gather_object
 from tqdm import tqdm
 
-from common import plots, tower_dir, write_array, write_json
+from common import files, plots, tower_dir, write_array, write_json
 from common.cli import caption_flags, format_table
 from common.matrix_files import MatrixSettings
 from common.matrix_flags import analysis_settings
@@ -41,7 +41,7 @@ def run(args: argparse.Namespace) -> None:
         encoder = load_encoder(args.model, args.tower, device)
         pairs = load_pairs(args.dataset, "train", **caption_flags(args, settings.num_captions))
         draws = draw_samples(encoder, encoder.samples(pairs), settings)
-        record.note(model=encoder.identity(), dataset=settings.dataset_name, captions=len(draws[0]))
+        record.note(model=encoder.identity(), dataset=files.dataset_name(settings.dataset), captions=len(draws[0]))
         record.note_data(data=pairs)
         for part in encoder.parts().values():  # not the other tower, which is larger
             part.to(getattr(torch, args.precision))

@@ -257,6 +257,19 @@ def real_path(path: Path | str) -> Path:
     return Path(os.path.realpath(path))
 
 
+def dataset_name(dataset: str) -> str:
+    """One name for every way to write a local path: absolute, or from the project's folder where it lies there."""
+    path = real_path(dataset)
+    if not os.path.exists(path):  # which, unlike `path.exists()`, takes a name that is too long
+        return dataset
+    return str(path.relative_to(ROOT) if path.is_relative_to(ROOT) else path)
+
+
+def dataset_tag(dataset: str) -> str:
+    """What the name of a file says of the data set that it is of; of the default one nothing."""
+    return "" if dataset == DEFAULT_DATASET else safe_name(dataset_name(dataset))
+
+
 def safe_name(text: str) -> str:
     """A path or hub name as part of a file name: `/` becomes `--`; where more is replaced, a hash keeps names apart."""
     text = text.strip("/")

@@ -4,7 +4,6 @@ A name holds every setting that changes the matrix; those that stand at their de
 that the names of the original have: `dc_mat_mean_bs4_iter10.npy`, `cca_mat_9600U_svthre0.99.npy`.
 """
 
-import os
 import warnings
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
@@ -78,14 +77,6 @@ class MatrixSettings:
         return self.batch_size if self.kind.measure.per_draw else self.batch_size * self.iter_num
 
     @property
-    def dataset_name(self) -> str:
-        """One name for every way to write a local path: absolute, or from the project's folder where it lies there."""
-        path = files.real_path(self.dataset)
-        if not os.path.exists(path):  # which, unlike `path.exists()`, takes a name that is too long
-            return self.dataset
-        return str(path.relative_to(files.ROOT) if path.is_relative_to(files.ROOT) else path)
-
-    @property
     def num_captions(self) -> int:
         """Captions of all draws."""
         return self.batch_size * self.iter_num * self.repeats
@@ -101,7 +92,7 @@ class MatrixSettings:
             (f"_{self.pool}", self.pool != DEFAULT_POOL),
             (f"_rep{self.repeats}", self.repeats > 1),
             (f"_seed{self.seed}", self.seed != 0),
-            (f"_{files.safe_name(self.dataset_name)}", self.dataset != files.DEFAULT_DATASET),
+            (f"_{files.dataset_tag(self.dataset)}", self.dataset != files.DEFAULT_DATASET),
             (f"_{files.safe_name(self.caption_column or '')}", self.caption_column),
             ("_streaming", self.streaming),
         )
@@ -159,9 +150,9 @@ def read_matrix(settings: MatrixSettings, folder: Path, num_layers: int, model: 
         raise ValueError(f"{path}: found {broken} entries that are NaN or infinite, or beyond {LARGEST:g}; {how}")
     if not np.allclose(matrix, matrix.T, rtol=0, atol=1e-9):
         raise ValueError(f"{path}: not symmetric, by up to {np.abs(matrix - matrix.T).max():.2g}; {how}")
-    made_of = _read_record(path).dataset
-    if made_of not in (None, settings.dataset_name):
-        raise ValueError(f"{path}: made of the data set {made_of}, expected {settings.dataset_name}; {how}")
+    made_of, expected = _read_record(path).dataset, files.dataset_name(settings.dataset)
+    if made_of not in (None, expected):
+        raise ValueError(f"{path}: made of the data set {made_of}, expected {expected}; {how}")
     return (matrix + matrix.T) / 2  # exactly symmetric: no score may depend on which triangle is read
 
 

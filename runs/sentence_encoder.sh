@@ -16,10 +16,10 @@ python dc_analysis.py --model exp/all-mpnet-base-v2 --dataset exp/debian_pairs -
 python search_strategy/search_prune_then_verify_mix.py --num_layers 12 --num_clip_layers 6 $data --select_measure dc --refit 5
 # Captions alone, beside the losses; and what is deployed, the worst of one pass first (two hours, the second stopped after 23; all 924 take a day or two)
 for depth in 9 6 4; do
-    losses=results/all-mpnet-base-v2/compare_clip12to${depth}_max300_left_out.json
+    losses=results/all-mpnet-base-v2/compare_clip12to${depth}_exp--debian_pairs_max300_left_out.json
     python -m benchmarks.captions_alone --losses $losses --repair false $data --out exp/captions_alone_12to$depth.json
 done
-losses=results/all-mpnet-base-v2/compare_clip12to6_max300
+losses=results/all-mpnet-base-v2/compare_clip12to6_exp--debian_pairs_max300
 python -m benchmarks.repair_deployed --losses ${losses}_left_out.json $losses.json --worst 20 --draws 20 $data --out exp/repair_deployed.json
 python -m benchmarks.repair_deployed --draws 924 $data --out exp/repair_deployed_random.json
 python search_strategy/compare_strategies.py --num_layers 6 --num_clip_layers 3 --model exp/all-MiniLM-L6-v2 --dataset exp/debian_pairs \

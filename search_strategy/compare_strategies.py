@@ -9,8 +9,8 @@ Makes the matrices of all measures that are missing, in one pass over the captio
 validation; the figures of `test` are a report, with paired 95 % intervals on the difference to our winner. All choices,
 losses and ranks are of repaired proposals, with those left out without repair beside them; with `--repair false` of
 these alone. Where all subsets are few enough to be known, whatever chooses among them is replayed, its layer calls
-counted as it would make them. Writes compare_clip<L>to<L-k>.json and .png under exp/<model>/, and with `--all_k`
-compare_clip<L>_all_k.json and .png: the best proposal found for every number of layers.
+counted as it would make them. Writes compare_clip<L>to<L-k>[_<data set>].json and .png under exp/<model>/, and with
+`--all_k` compare_clip<L>_all_k.json and .png: the best proposal found for every number of layers.
 """
 
 import argparse

@@ -9,8 +9,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from common import Record, write_json
-from common.files import DEFAULT_DATASET, exp_dir_of, reading, real_path, safe_name, script_command, shorten
+from common import Record, files, write_json
 from common.forms import read_form
 from search_strategy.coarse import BEAM_SIZE, coarse_score
 from search_strategy.defaults import NUM_PROPOSALS, OBJECTIVE, REFINE_ROUNDS, REFIT, SCORE
@@ -60,11 +59,11 @@ def result_tag(
     matrix = {"rand": f"rand_seed{seed}", "combine": "combine_" + "_".join(matrix_tags)}
     parts = [matrix.get(measure) or matrix_tags[0]]
     parts += [] if repair else ["left_out"]
-    parts += [safe_name(dataset)] if measure == "rand" and dataset != DEFAULT_DATASET else []
+    parts += [files.dataset_tag(dataset)] if measure == "rand" else []
     parts += [f"max{max_pairs}"] if max_pairs else []
-    parts += [f"{name}_{safe_name(str(value))}" for name, value in choices.items() if value != CHOICES[name]]
+    parts += [f"{name}_{files.safe_name(str(value))}" for name, value in choices.items() if value != CHOICES[name]]
     parts += ["coarse"] if coarse_search_only else []
-    return shorten("_".join(parts))
+    return files.shorten("_".join(filter(None, parts)))
 
 
 def coarse_rows(scored: ScoredProposals, num_layers: int) -> list[dict]:
@@ -149,7 +148,7 @@ class Result(NamedTuple):
 
 def same_dataset(first: str | None, second: str) -> bool:
     """Whether two `--dataset` are one, also where a path is written in two ways."""
-    return first is not None and real_path(first) == real_path(second)
+    return first is not None and files.real_path(first) == files.real_path(second)
 
 
 def newest_result(folder: Path, asked: Asked) -> Result:
@@ -165,9 +164,9 @@ def newest_result(folder: Path, asked: Asked) -> Result:
         tower = "vision" if folder.name == "vision" else "text"
         flags = {"num_layers": asked.num_layers, "num_clip_layers": asked.num_clip_layers, "select_measure": "dc"}
         flags |= {} if tower == "text" else {"tower": tower}
-        flags |= {} if asked.dataset == DEFAULT_DATASET else {"dataset": asked.dataset}
-        exp_dir = exp_dir_of(folder, asked.model, tower)
-        command = script_command("search_strategy/search_prune_then_verify_mix.py", asked.model, exp_dir, flags)
+        flags |= {} if asked.dataset == files.DEFAULT_DATASET else {"dataset": asked.dataset}
+        exp_dir = files.exp_dir_of(folder, asked.model, tower)
+        command = files.script_command("search_strategy/search_prune_then_verify_mix.py", asked.model, exp_dir, flags)
         coarse = f"; {found[0].path.name} is of the coarse search alone" if found else ""
         raise FileNotFoundError(
             f"no search result: looked for {pattern}{coarse}; run: {command}; or pass --clip_layers"
@@ -219,7 +218,7 @@ def read_result(path: Path, asked: Asked) -> Result:
     hint = "name another with --search_result, or pass --clip_layers"
     if not path.exists():
         raise FileNotFoundError(f"search result not found: {path}; {hint}")
-    with reading(path, wrong, hint):
+    with files.reading(path, wrong, hint):
         content = read_form(path, _File)
         for name in ("num_layers", "num_clip_layers"):
             if getattr(content, name) not in (None, getattr(asked, name)):
@@ -247,7 +246,7 @@ def read_losses(path: Path, made_of: dict[str, dict] | None = None) -> tuple[dic
     made_of: parts of the record and what they must hold. ValueError for another file, or one that was made of others.
     """
     wrong = "expected a file of compare_strategies.py with the losses of all_subsets"
-    with reading(path, wrong, "pass the model, data and flags that it was made with"):
+    with files.reading(path, wrong, "pass the model, data and flags that it was made with"):
         content = read_form(path, _Comparison)
         for part, facts in (made_of or {}).items():
             for name, expected in facts.items():

@@ -56,11 +56,16 @@ def matrices(folder, tiny_pairs):
     return made
 
 
+def written(folder, sizes, end):
+    """The file of a comparison on `tiny_pairs`: the sizes in its name, and what comes after the data set."""
+    return next(folder.glob(f"compare_clip4{sizes}_*tiny_pairs0{end}"))
+
+
 @pytest.fixture(scope="module")
 def comparison(folder, flags, matrices):
     """The files of one run with every number of layers."""
     script.main([*flags, "--all_k", "true", "--repair", "false"])
-    return [json.loads((folder / f"compare_clip4{tag}_left_out.json").read_text()) for tag in ("to2", "_all_k")]
+    return [json.loads(written(folder, tag, "_left_out.json").read_text()) for tag in ("to2", "_all_k")]
 
 
 def test_missing_matrices_are_made_of_every_draw(tiny_clip, tiny_pairs, tmp_path, monkeypatch):
@@ -80,7 +85,7 @@ def test_missing_matrices_are_made_of_every_draw(tiny_clip, tiny_pairs, tmp_path
         MatrixSettings("cka", dataset=str(tiny_pairs), seed=1).path(own).with_suffix(".json").read_text()
     )
     assert record["model"]["weights_sha256"]
-    content = json.loads((own / "compare_clip4to2_left_out.json").read_text())
+    content = json.loads(written(own, "to2", "_left_out.json").read_text())
     assert {len(row["spearman"]) for row in content["coarse_scores"]} == {1, 2}  # 1: of the rules without a matrix
     assert all(len(row["rank"]) == 2 for row in content["default_search"])
     assert content["all_subsets"].keys() == {"1,2", "1,3", "1,4", "2,3", "2,4", "3,4"}
@@ -104,7 +109,7 @@ def test_with_repair_rows_have_the_losses_of_both_ways(flags, folder, matrices, 
     pairs = load_pairs(str(tiny_pairs), "validation")
     fine = FineSearch.from_pairs(clip, pairs, loss_batch_size=20, maps=maps)
     repaired = dict(zip(SUBSETS, fine.objectives(SUBSETS), strict=True))
-    for row in json.loads((folder / "compare_clip4to2.json").read_text())["strategies"]:
+    for row in json.loads(written(folder, "to2", ".json").read_text())["strategies"]:
         proposal = tuple(layer for first, last in row["segments"] for layer in range(first, last + 1))
         assert row["task_loss"] == pytest.approx(repaired[proposal], abs=1e-6)
         assert row["rank"] == 1 + sum(loss < repaired[proposal] for loss in repaired.values())
@@ -145,7 +150,7 @@ def test_models_from_scratch_stand_beside_them(flags, folder, matrices, losses, 
     small = folder.parent / "small"
     load_clip(str(tiny_clip), "cpu").drop((1, 2)).save(small)
     script.main([*flags, "--repair", "false", "--scratch", str(small)])
-    rows = {r["strategy"]: r for r in json.loads((folder / "compare_clip4to2_left_out.json").read_text())["strategies"]}
+    rows = {r["strategy"]: r for r in json.loads(written(folder, "to2", "_left_out.json").read_text())["strategies"]}
     row = rows["from scratch, 2 layers (small)"]
     fine = FineSearch.from_pairs(
         load_clip(str(small), "cpu"), load_pairs(str(tiny_pairs), "validation"), loss_batch_size=20
@@ -168,7 +173,7 @@ def earlier(comparison, tmp_path):
 
 def test_losses_of_all_subsets_are_taken_from_an_earlier_file(flags, folder, earlier):
     script.main([*flags, "--losses", str(earlier), "--repair", "false", "--seed", "0", "--refine", "9"])
-    content = json.loads((folder / "compare_clip4to2_left_out.json").read_text())
+    content = json.loads(written(folder, "to2", "_left_out.json").read_text())
     assert content["all_subsets"] == json.loads(earlier.read_text())["all_subsets"]
     rows = {row["strategy"]: row for row in content["strategies"]}
     assert rows["ours (dc)"]["segments"] == [[1, 1], [4, 4]] and rows["ours (dc)"]["rank"] == 1
@@ -195,7 +200,7 @@ def test_losses_of_another_comparison_are_refused(part, name, value, flags, earl
     else:
         content["record"][part][name] = value
     earlier.write_text(json.dumps(content))
-    log = folder / "compare_clip4to2_left_out.log"
+    log = written(folder, "to2", "_left_out.log")
     before = log.read_text()
     with pytest.raises(SystemExit):
         script.main([*flags, "--repair", "false", "--losses", str(earlier)])
@@ -217,14 +222,14 @@ def test_every_number_of_layers_has_its_best_proposal(comparison, losses):
 
 def test_tables_and_pictures_are_written(comparison, folder):
     for tag in ("to2", "_all_k"):
-        assert (folder / f"compare_clip4{tag}_left_out.png").read_bytes().startswith(b"\x89PNG")
-    assert "ours (dc)" in (folder / "compare_clip4to2_left_out.log").read_text()
+        assert written(folder, tag, "_left_out.png").read_bytes().startswith(b"\x89PNG")
+    assert "ours (dc)" in written(folder, "to2", "_left_out.log").read_text()
 
 
 def test_without_the_truth_there_are_no_ranks(folder, flags, matrices, comparison):
     script.main([*flags, "--max_subsets", "5", "--all_k", "true"])
-    content = json.loads((folder / "compare_clip4to2.json").read_text())
+    content = json.loads(written(folder, "to2", ".json").read_text())
     assert content["coarse_scores"] == content["default_search"] == []
     assert all(row["rank"] is None for row in content["strategies"])
-    sizes = json.loads((folder / "compare_clip4_all_k.json").read_text())["sizes"]
+    sizes = json.loads(written(folder, "_all_k", ".json").read_text())["sizes"]
     assert [row["all_known"] for row in sizes] == [True, True, False, True]
