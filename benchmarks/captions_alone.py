@@ -15,7 +15,7 @@ import numpy as np
 from benchmarks.frame import Bench, make_parser
 from common import format_table, script, switch, whole_number
 from models.repair import draw_captions
-from models.segment_maps import CAPTIONS, SegmentMaps
+from models.segment_maps import MAP_CAPTIONS, SegmentMaps
 from search_strategy.proposals import Proposal, segments
 from search_strategy.results import read_losses
 from search_strategy.rivals import AllSubsets
@@ -44,7 +44,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser = make_parser("How well captions alone order all subsets, beside the task loss.")
     parser.add_argument("--losses", type=Path, required=True, help="of all subsets, by compare_strategies.py")
     parser.add_argument("--repair", **switch(True, "as in the losses: each proposal repaired from one pass"))
-    parser.add_argument("--captions", **whole_number(CAPTIONS, "of train, for the repairs"))
+    parser.add_argument("--captions", **whole_number(MAP_CAPTIONS, "of train, for the repairs"))
     return parser
 
 

@@ -24,7 +24,7 @@ from common import format_table, script, whole_number
 from measures.ridge import RidgeSums
 from models import Encoder
 from models.encoders import Batch
-from models.folding import Place, TableMap, apply_change, find_place
+from models.folding import Place, TableMap, apply_change, find_places
 from models.repair import Cut, Repairer, draw_captions, hold_out
 from search_strategy.fine import FineSearch
 from search_strategy.proposals import Proposal, parse_clip_layers, segments
@@ -49,7 +49,7 @@ class AllAtOnce(Repairer):
 
     def read_lacks(self, place: Place, layer: int, last: int) -> Iterator[tuple[Batch, Tensor, Tensor]]:
         p = self.kept[layer - 1] if layer else 0
-        of_full = find_place(self.judge.full.stack, p, self.walk.batches[0].inputs)
+        of_full = find_places(self.judge.full.stack, [p], self.walk.batches[0].inputs)[0]
         for number, batch in enumerate(self.walk.batches):
             hidden, context = self.full_walk.to(number, max(0, p - 1))
             inputs, current = of_full.read(self.judge.full.stack, hidden, context, p)

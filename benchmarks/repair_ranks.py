@@ -17,7 +17,7 @@ import numpy as np
 from benchmarks.frame import Bench, describe_change, make_parser, print_change
 from common import format_table, script, whole_number
 from models.repair import draw_captions
-from models.segment_maps import CAPTIONS, SegmentMaps
+from models.segment_maps import MAP_CAPTIONS, SegmentMaps
 from search_strategy.coarse import SCORES, coarse_score
 from search_strategy.fine import Evaluation
 from search_strategy.rivals import all_subsets
@@ -49,7 +49,7 @@ def rank_matrix(name: str, matrix: np.ndarray, left_out: list[Evaluation], repai
 def build_parser() -> argparse.ArgumentParser:
     parser = make_parser("What each measure foretells: the loss left out, or repaired.")
     parser.add_argument("--num_clip_layers", **whole_number(6, "layers to drop"))
-    parser.add_argument("--captions", **whole_number(CAPTIONS, "of train"))
+    parser.add_argument("--captions", **whole_number(MAP_CAPTIONS, "of train"))
     return parser
 
 

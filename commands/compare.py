@@ -16,7 +16,7 @@ from common.run import Record, set_up, set_up_logging, show_progress
 from data import ImageCaptionPairs, load_pairs
 from measures import KINDS
 from models import Encoder, check_num_layers, load_encoder
-from models.segment_maps import CAPTIONS as MAP_CAPTIONS, SegmentMaps
+from models.segment_maps import MAP_CAPTIONS, SegmentMaps
 from search_strategy import rivals
 from search_strategy.climb import Objective
 from search_strategy.comparison_tables import panel_table, scores_table, searches_table, sizes_table

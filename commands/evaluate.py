@@ -155,9 +155,12 @@ def short_names(models: Sequence[str]) -> list[str]:
 
 
 def result_path(args: argparse.Namespace, names: Sequence[str]) -> Path:
-    """`evaluation_<split>[_<data set>][_vs_<other models>].json` in the folder of the first model."""
+    """`evaluation_<split>[_<data set>][_<flags of the data>][_vs_<other models>].json`, in the first model's folder."""
     parts = ["evaluation", args.split, files.dataset_tag(args.dataset)]
     parts += [f"max{args.max_pairs}"] if args.max_pairs else []
+    columns = ("caption_column", "image_column", "target_column", "label_column")
+    parts += [f"{name}_{files.safe_name(getattr(args, name))}" for name in columns if getattr(args, name)]
+    parts += [f"labels_{files.safe_name(args.labels.name)}"] if args.labels else []
     parts += [] if args.images else ["captions"]
     parts += ["vs", *map(files.safe_name, names[1:])] if len(names) > 1 else []
     return files.model_dir(args.exp_dir, args.model[0]) / f"{files.shorten('_'.join(filter(None, parts)))}.json"
@@ -176,7 +179,8 @@ def print_table(names: Sequence[str], figures: Sequence[dict]) -> None:
             rows.append((label, *(f"{v:,}" if isinstance(v, int) else f"{v:.{digits}f}" for v in values), *shares))
     headers = ("figure (recall and accuracy in %)", *names, *(f"{name} / {names[0]}" for name in names[1:]))
     print(format_table(rows, headers, disable_numparse=True, colalign=("left", *["right"] * (len(headers) - 1))))
-    print(RULE)
+    if any(key in figures[0] for key in RECALLS):
+        print(RULE)
 
 
 def draw(names: Sequence[str], figures: Sequence[dict], path: Path, title: str) -> None:

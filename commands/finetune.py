@@ -44,7 +44,10 @@ def run(args: argparse.Namespace) -> None:
     choice = None
     if args.clip_mode == "finetune" and not args.schedule:
         folder = tower_dir(args.exp_dir, args.model, args.tower)
-        asked = Asked(args.model, args.num_layers, args.num_clip_layers, args.dataset)
+        columns = {name: getattr(args, name) for name in ("caption_column", "image_column", "target_column")}
+        asked = Asked(
+            args.model, args.num_layers, args.num_clip_layers, args.dataset, columns, captions_alone=not args.images
+        )
         choice = choose_layers(args.clip_layers, args.search_result, folder, asked)
     full, encoder = load_start(args, device)
     training = make_run(args, full, full or encoder)
@@ -95,6 +98,8 @@ def broken_rules(args: argparse.Namespace, device: str) -> Iterator[str]:
         yield "--clip_mode scratch drops no trained layers: leave out --clip_layers and --search_result"
     if args.clip_mode == "scratch" and not args.max_epoch:
         yield "--clip_mode scratch has nothing without training: pass --max_epoch 1 or more"
+    if args.average and not args.max_epoch:
+        yield "--average takes the mean of epochs: pass --max_epoch 1 or more"
     if args.clip_layers and args.search_result:
         yield "pass --clip_layers or --search_result, not both"
     if args.schedule and (args.clip_layers or args.search_result or args.clip_mode == "scratch"):

@@ -15,8 +15,8 @@ from common.plots import heat_map
 from data import ImageCaptionPairs, load_pairs
 from measures.combine import combine
 from models import Encoder, check_num_layers, load_encoder
-from models.repair import CAPTIONS, draw_captions, repair
-from models.segment_maps import CAPTIONS as MAP_CAPTIONS, SegmentMaps
+from models.repair import REPAIR_CAPTIONS, draw_captions, repair
+from models.segment_maps import MAP_CAPTIONS, SegmentMaps
 from search_strategy import results
 from search_strategy.coarse import coarse_search, missed_by
 from search_strategy.defaults import BEST_SHOWN
@@ -37,6 +37,8 @@ SCORE_FORMAT = ".6f"  # biased DC of few samples differs in the fourth decimal a
 def run(args: argparse.Namespace) -> None:
     """From the flags to the files under exp/<model>/ and a printed table."""
     check_num_clip_layers(args.num_clip_layers, args.num_layers)
+    if args.refit > 1 and not args.repair:
+        raise ValueError("--refit repairs: leave out --repair false")
     folder = tower_dir(args.exp_dir, args.model, args.tower)
     check_num_layers(args.num_layers, args.model, args.tower)
     settings = searched_matrices(args)
@@ -51,7 +53,7 @@ def run(args: argparse.Namespace) -> None:
     generator = np.random.default_rng(args.seed)
     with record.timed("coarse"):
         scored = choose_proposals(args, matrix, generator)
-    log_missed(args, scored, matrix)
+    log_missed(args, matrix)
     verification, rows = None, results.coarse_rows(scored, args.num_layers)
     if fine is not None:
         starts = [proposal for proposal, _ in scored]
@@ -82,7 +84,7 @@ def run(args: argparse.Namespace) -> None:
 
 def name_result(args: argparse.Namespace, tags: list[str], folder: Path) -> Path:
     """The result's path, by the names of its matrices and the flags that change it."""
-    names = ("seed", "dataset", "max_pairs", "repair", "coarse_search_only", *results.CHOICES)
+    names = ("seed", "dataset", "caption_column", "max_pairs", "repair", "coarse_search_only", *results.CHOICES)
     tag = results.result_tag(args.select_measure, tags, **{name: getattr(args, name) for name in names})
     return results.result_path(folder, args.num_layers, args.num_clip_layers, args.search_mode, tag)
 
@@ -138,13 +140,13 @@ def refit(fine: FineSearch, proposal: Proposal, captions: list[str], batch_size:
     }
 
 
-def log_missed(args: argparse.Namespace, scored: ScoredProposals, matrix: np.ndarray | None) -> None:
-    """Say what beam or greedy missed, where the exact answer is quick to get."""
+def log_missed(args: argparse.Namespace, matrix: np.ndarray | None) -> None:
+    """Say what beam or greedy missed by the published score, where the exact answer is quick to get."""
     if matrix is None or args.search_mode not in ("beam", "greedy") or args.num_layers > MAX_LAYERS_TO_CHECK:
         return
-    scored = scored[: args.topk_num]  # of both scores, the published one
-    score = published_score(args)
-    exact = coarse_search(matrix, args.num_clip_layers, mode="exact", num_proposals=len(scored), score=score)
+    options = {"num_proposals": args.topk_num, "score": published_score(args)}
+    scored = coarse_search(matrix, args.num_clip_layers, mode=args.search_mode, beam_size=args.beam_size, **options)
+    exact = coarse_search(matrix, args.num_clip_layers, mode="exact", **options | {"num_proposals": len(scored)})
     missed = missed_by(scored, exact)
     best = f"; the best of them: {segments(missed[0][0])} with {missed[0][1]:{SCORE_FORMAT}}" if missed else ""
     logger.info("%s missed %d of the true %d best%s", args.search_mode, len(missed), len(scored), best)
@@ -242,6 +244,6 @@ def make_fine_search(
 def draw_repair_captions(args: argparse.Namespace, encoder: Encoder, record: Record) -> list:
     """Samples of train, of validation where there is none, that repairs are fitted to; the first are a draw too."""
     with record.warnings():
-        pairs = load_pairs(args.dataset, "train", **caption_flags(args, CAPTIONS))
+        pairs = load_pairs(args.dataset, "train", **caption_flags(args, REPAIR_CAPTIONS))
         record.note_data(train=pairs)
         return encoder.readable(draw_captions(encoder.samples(pairs), args.seed), None, args.dataset)

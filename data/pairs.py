@@ -96,6 +96,10 @@ class ImageCaptionPairs:
             groups=self.groups[kept] if self.groups is not None else None,
         )
 
+    def decodable(self) -> "ImageCaptionPairs":
+        """The pairs whose image can be decoded; where no images were read, all."""
+        return self if self.images is None else self.without_images(np.array([image is None for image in self.images]))
+
     def without_images(self, broken: np.ndarray) -> "ImageCaptionPairs":
         """The pairs whose image is not in `broken` (a boolean mask over the images)."""
         if not broken.any():

@@ -6,12 +6,14 @@ import itertools
 import logging
 import os
 import re
+import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import datasets
 import pyarrow.parquet
+from pandas.errors import ParserWarning
 from pyarrow import ArrowException
 
 from common.files import UnreadableError, describe, reading
@@ -107,8 +109,11 @@ def _read_files(files: Sequence[Path], caption_column: str | None, streaming: bo
     if options is None:
         return Source(_as_rows({"train": _read_lines(files)}, streaming), "captions, a line each", folders)
     data_files = {"train": [glob.escape(str(file)) for file in files]}  # else taken for a pattern
-    splits = _load(shown, TABLES.get(suffix, "csv"), data_files=data_files, streaming=streaming, **options)
-    separated = f", separated by {options['sep']!r}" if options else ""
+    kind = TABLES.get(suffix, "csv")
+    # captions such as `None` are no missing values, and a row with more fields than names has no index before them
+    options |= {"index_col": False, "keep_default_na": False} if kind == "csv" else {}
+    splits = _load(shown, kind, data_files=data_files, streaming=streaming, **options)
+    separated = f", separated by {options['sep']!r}" if "sep" in options else ""
     return Source(splits, f"{len(files)} {suffix} file{'s' * (len(files) > 1)}{separated}", folders)
 
 
@@ -209,7 +214,8 @@ def _has_loose_samples(path: Path) -> bool:
 def _load(shown: str, *args: str, **options: object) -> datasets.DatasetDict:
     if "::" in shown:
         raise ValueError(f"{shown}: a path with :: in it cannot be read; rename it, or link to it")
-    with _name_what_fails(shown):
+    with _name_what_fails(shown), warnings.catch_warnings():
+        warnings.simplefilter("error", ParserWarning)
         return datasets.load_dataset(*args, **options)
 
 
@@ -226,6 +232,10 @@ def _name_what_fails(shown: str) -> Iterator[None]:
         if isinstance(error, FileNotFoundError | datasets.exceptions.DatasetNotFoundError):
             raise
         cause = error.__cause__ or error
+        if isinstance(cause, ParserWarning):
+            raise UnreadableError(
+                f"{shown}: its rows have more fields than its first line has names; put captions with commas in quotes"
+            ) from error
         if "BatchSize must be greater than 0" in str(cause) or "corresponds to no data" in str(cause):
             raise UnreadableError(f"{shown}: no rows in {_empty_file(shown)}") from error
         raise UnreadableError(f"{shown}: cannot be read ({describe(cause)})") from error

@@ -17,8 +17,8 @@ class Measure(Protocol):
     Instances can be pickled. All raise ValueError, which says what was expected, for input that cannot be measured.
 
     Attributes:
-        per_draw: whether an update is a draw whose result is averaged, or a piece of one sample, to be divided in any
-            way.
+        per_draw: True: each update is a draw, and the matrix is the mean over draws. False: all updates make up one
+            sample, however it is divided.
         options: the keywords it was made with, its defaults filled in.
         min_samples: the fewest samples (`per_draw`: in an update) that give a matrix.
         samples: the number of rows seen.

@@ -97,7 +97,7 @@ ESTIMATOR = Option(
 )
 DEBIASED = Option("debiased", False, "HSIC without its bias")
 PULL = Option(  # the default by validation, on two models; RESULTS.md, section 4
-    "ridge", 0.03, "pull of a refitted map towards what it is, in samples for each feature", limits=(0, math.inf)
+    "ridge", 0.03, "pull of a refitted map towards what it is, in samples for each feature", limits=(1e-9, math.inf)
 )
 
 KINDS = {

@@ -93,6 +93,11 @@ class ImageTargets:
 
         The others are left out with a warning; more than 1 % of them is a ValueError.
         """
+        if pairs.images is None:
+            raise ValueError(
+                f"{pairs.source}: {self.name} finds images, and only texts were read; leave out --target_column, which "
+                "is for sentence encoders"
+            )
         embeddings = self.image_embeddings(pairs.images, cache_dir, progress=progress)
         broken = torch.isnan(embeddings).any(1)
         return pairs.without_images(broken.cpu().numpy()), embeddings[~broken]

@@ -104,10 +104,6 @@ def find_places(stack: LayerStack, layers: Sequence[int], inputs: dict[str, Tens
     return [find_block_map(stack, *start, layer) if layer else find_table_map(stack, **inputs) for layer in layers]
 
 
-def find_place(stack: LayerStack, layer: int, inputs: dict[str, Tensor]) -> Place | None:
-    return find_places(stack, [layer], inputs)[0]
-
-
 def find_block_map(stack: LayerStack, hidden: Tensor, context: list[BlockArguments], layer: int) -> BlockMap:
     """The last linear map of a block, found by running the layer on some hidden state (n, T, D).
 

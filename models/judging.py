@@ -11,11 +11,12 @@ from models.encoders import Encoder
 
 STEPS = (1.0, 0.75, 0.5, 0.25)  # from the old weights to the new ones; few, since a choice among many fits the judges
 SHARPNESS = 20.0  # of the similarities that are compared: sentence-transformers' scale (CLIP's reaches 100)
-JUDGED_CALLS = 4096  # of layers that the judging of a cut may take, times the layers that there are
+JUDGED_CALLS = 4096  # of layers that the judging of all L cuts may take: each is judged 4096 / L layers on, at most
 
 
 def loss_of_meaning(embeddings: Tensor, meant: Tensor) -> float:
-    """Mean KL divergence of each sample's similarities to all others from those in the full model, in nats.
+    """Mean KL divergence, in nats, of the softmax over a sample's similarities to the full model's embeddings of all
+    samples, itself included, from that of the full model's own.
 
     `embeddings`, `meant`: (n, d), L2-normalised. A mean distance would not do: least squares pulls embeddings together,
     which makes them nearer and yet harder to tell apart; what retrieval sees is their similarities.

@@ -32,7 +32,7 @@ from models.judging import STEPS, Judge
 logger = logging.getLogger("comflp")
 
 TOKENS_A_FEATURE = 10  # below this the maps fit the captions rather than the language
-CAPTIONS = 4000  # of train, for the repair of one proposal
+REPAIR_CAPTIONS = 4000  # of train, for the repair of one proposal
 HELD_OUT = 10  # one caption in so many judges the repairs,
 MOST_HELD_OUT = 128  # and no more than these, which every step that is tried sends through the model
 FEWEST_CAPTIONS = 2 * HELD_OUT
@@ -45,8 +45,8 @@ Weigh = Callable[[Batch], Tensor]  # (n, T): how much each token counts
 class Cut:
     """What became of one repair: of a dropped segment, or of the projection (`segment` None).
 
-    `before`, `after`: `loss_of_meaning` on held-out samples without and with it, everything after it being the full
-    model's, or the projection refitted to it.
+    `before`, `after`: `loss_of_meaning` on held-out samples with the layers dropped, and with the map folded in. In
+    both the full model's later layers run on the result; where none follow, the projection is refitted to it.
     """
 
     segment: tuple[int, int] | None
@@ -313,7 +313,7 @@ class Repairer:
         return Cut(segment, step, before, after, "" if step else "no step helped")
 
 
-def draw_captions(captions: Sequence[str], seed: int, number: int = CAPTIONS) -> list[str]:
+def draw_captions(captions: Sequence[str], seed: int, number: int = REPAIR_CAPTIONS) -> list[str]:
     """Some of the distinct captions, in a random order: the first of them are a random draw too."""
     distinct = list(dict.fromkeys(captions))
     order = np.random.default_rng(seed).permutation(len(distinct))

@@ -20,10 +20,10 @@ from models.judging import Judge
 from models.layer_stack import LayerStack
 from models.repair import FEWEST_CAPTIONS, RIDGE, hold_out
 
-CAPTIONS = 1000  # a few hundred give the same order of proposals; the winner is refitted with more
+MAP_CAPTIONS = 1000  # a few hundred give the same order of proposals; the winner is refitted with more
 JUDGES = 64  # a map is judged whenever it is first used, so by fewer samples than the repair of one proposal
-MAP_BYTES = 3 << 30  # of sums at a time; a model whose segments have more of them gets the maps that are asked for
-ALL_SEGMENTS = 50 * 51 // 2  # so does a deeper one: proposals of 192 layers use some hundred of their 18,528 segments
+MAP_BYTES = 3 << 30  # of sums at a time; where those of all segments take more, maps are fitted when asked for
+ALL_SEGMENTS = 50 * 51 // 2  # so they are in deeper models: proposals of 192 layers use some hundred of 18,528 segments
 PATH_BYTES = 1 << 28  # of held-out states that stay at hand for the next proposal, with maps and without
 
 Places = Sequence[Place | None]  # of each layer but the last, from 0: the embeddings

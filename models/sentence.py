@@ -122,7 +122,7 @@ model = SentenceTransformer(folder)"""
         if pairs.targets is None:
             raise ValueError(
                 f"{self.name} embeds texts alone: name the column of the other text with --target_column, or score by "
-                "the distance to the full model with --objective embedding"
+                "the distance to the full model: --objective embedding in a search, --images false elsewhere"
             )
         return pairs, cached_embeddings(self, pairs.targets, cache_dir)
 

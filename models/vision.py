@@ -131,7 +131,7 @@ class Vision(Encoder):
         """
         if pairs.images is None:
             raise ValueError(f"{pairs.source}: the image tower of {self.name} needs images, and only texts were read")
-        pairs = pairs.without_images(np.array([image is None for image in pairs.images]))
+        pairs = pairs.decodable()
         return pairs, cached_embeddings(self.text, pairs.captions, cache_dir)
 
 

@@ -17,6 +17,7 @@ from search_strategy.fine import Evaluation
 from search_strategy.proposals import Proposal, check_dropped_layers, kept_layers, parse_clip_layers, segments
 from search_strategy.verify import ScoredProposals, Verification
 from tasks.base import LOSS_BATCH_SIZE, Scores
+from tasks.distance import Distance
 
 NOISE = 0.05  # a proposal whose p-value is greater is within noise of the winner
 CHOICES = {  # flags of a search that are in the name of its result, and their defaults
@@ -28,6 +29,7 @@ CHOICES = {  # flags of a search that are in the name of its result, and their d
     "refine": REFINE_ROUNDS,
     "refit": REFIT,
     "race": False,
+    "image_column": None,
     "target_column": None,
 }
 COARSE_CHOICES = ("score", "topk_num", "beam_size")  # those that change what the coarse search finds
@@ -44,6 +46,7 @@ def result_tag(
     *,
     seed: int,
     dataset: str,
+    caption_column: str | None = None,
     max_pairs: int | None,
     repair: bool,
     coarse_search_only: bool = False,
@@ -59,7 +62,8 @@ def result_tag(
     matrix = {"rand": f"rand_seed{seed}", "combine": "combine_" + "_".join(matrix_tags)}
     parts = [matrix.get(measure) or matrix_tags[0]]
     parts += [] if repair else ["left_out"]
-    parts += [files.dataset_tag(dataset)] if measure == "rand" else []
+    # a matrix has data set and column in its own name
+    parts += [files.dataset_tag(dataset), files.safe_name(caption_column or "")] if measure == "rand" else []
     parts += [f"max{max_pairs}"] if max_pairs else []
     parts += [f"{name}_{files.safe_name(str(value))}" for name, value in choices.items() if value != CHOICES[name]]
     parts += ["coarse"] if coarse_search_only else []
@@ -128,12 +132,17 @@ def write_result(
 
 
 class Asked(NamedTuple):
-    """What a result must be of; and the data set that it is better of."""
+    """What a result must be of; and the data set, and `--caption_column` and the like, that it is better of.
+
+    `captions_alone`: whether a search can have no images, which the advice to make one says.
+    """
 
     model: str
     num_layers: int
     num_clip_layers: int
     dataset: str
+    columns: dict[str, str | None] = {}
+    captions_alone: bool = False
 
 
 class Result(NamedTuple):
@@ -142,8 +151,20 @@ class Result(NamedTuple):
     path: Path
     dropped_layers: Proposal
     is_verified: bool
-    dataset: str | None
+    flags: "SearchFlags"
     date: str
+    weights_sha256: str | None
+
+
+def differences(result: Result, asked: Asked) -> list[str]:
+    """What data a result is of, in words, where they are not those asked for; nothing of what its file leaves out."""
+    found = []
+    if result.flags.dataset and not same_dataset(result.flags.dataset, asked.dataset):
+        found.append(f"that search was on {result.flags.dataset}, this training is on {asked.dataset}")
+    for name, column in asked.columns.items():
+        if (searched := getattr(result.flags, name)) != column and result.flags.dataset:
+            found.append(f"that search had the {name} {searched}, this training has {column}")
+    return found
 
 
 def same_dataset(first: str | None, second: str) -> bool:
@@ -165,6 +186,8 @@ def newest_result(folder: Path, asked: Asked) -> Result:
         flags = {"num_layers": asked.num_layers, "num_clip_layers": asked.num_clip_layers, "select_measure": "dc"}
         flags |= {} if tower == "text" else {"tower": tower}
         flags |= {} if asked.dataset == files.DEFAULT_DATASET else {"dataset": asked.dataset}
+        flags |= {name: column for name, column in asked.columns.items() if column}
+        flags |= {"objective": Distance.objective} if asked.captions_alone else {}
         exp_dir = files.exp_dir_of(folder, asked.model, tower)
         command = files.script_command("search_strategy/search_prune_then_verify_mix.py", asked.model, exp_dir, flags)
         coarse = f"; {found[0].path.name} is of the coarse search alone" if found else ""
@@ -173,7 +196,8 @@ def newest_result(folder: Path, asked: Asked) -> Result:
         )
 
     def preference(result: Result) -> tuple:
-        return same_dataset(result.dataset, asked.dataset), result.date, result.path.stat().st_mtime_ns
+        fits = same_dataset(result.flags.dataset, asked.dataset), -len(differences(result, asked))
+        return *fits, result.date, result.path.stat().st_mtime_ns
 
     return max(verified, key=preference)
 
@@ -187,18 +211,29 @@ class _Winner:
 
 
 @dataclass(frozen=True)
-class _Flags:
+class SearchFlags:
     """Of the flags in the record."""
 
     dataset: str | None = None
     model: str | None = None
+    caption_column: str | None = None
+    image_column: str | None = None
+    target_column: str | None = None
+
+
+@dataclass(frozen=True)
+class _Model:
+    """Of the model in the record."""
+
+    weights_sha256: str | None = None
 
 
 @dataclass(frozen=True)
 class _Record:
     """Of the record."""
 
-    flags: _Flags | None = None
+    flags: SearchFlags | None = None
+    model: _Model | None = None
     date: str | None = None
 
 
@@ -225,11 +260,12 @@ def read_result(path: Path, asked: Asked) -> Result:
                 raise ValueError(f"found {name} {getattr(content, name)}, not {getattr(asked, name)}")
         dropped = check_dropped_layers(content.winner.dropped_layers, asked.num_layers, asked.num_clip_layers)
         record = content.record or _Record()
-        flags = record.flags or _Flags()
+        flags = record.flags or SearchFlags()
         # by the last name: folders are moved, and a path can be written in several ways
         if flags.model and Path(flags.model).name != Path(asked.model).name:
             raise ValueError(f"found the model {flags.model}, not {asked.model}")
-    return Result(path, dropped, content.winner.objective is not None, flags.dataset, record.date or "")
+    weights = record.model and record.model.weights_sha256
+    return Result(path, dropped, content.winner.objective is not None, flags, record.date or "", weights)
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""From a matrix to a winner: coarse proposals, a race, fine search, hill climbing, and how sure the winner is."""
+"""From a matrix to a winner: coarse proposals, a race, fine search, refinement by swaps, and how sure the winner is."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -12,6 +12,8 @@ from search_strategy.defaults import BEST_SHOWN, NUM_PROPOSALS, REFINE_ROUNDS, S
 from search_strategy.fine import Evaluation, FineSearch
 from search_strategy.proposals import Proposal
 from tasks.base import LOSS_BATCH_SIZE
+
+SURVIVORS = 10  # of a race, which are then evaluated on all pairs
 
 # proposals with their coarse scores, best first; None: drawn at random
 ScoredProposals = list[tuple[Proposal, float | None]]
@@ -73,7 +75,7 @@ def verify(
     refine_rounds: int = 0,
     generator: np.random.Generator,
 ) -> Verification:
-    """Fine search of the proposals, after a race among them and followed by hill climbing where asked for.
+    """Fine search of the proposals, after a race among them and followed by refinement where asked for.
 
     Where the fine search has maps, all of this goes by the repaired proposals.
     """
@@ -115,31 +117,31 @@ def race(
     generator: np.random.Generator,
     *,
     first_pairs: int = LOSS_BATCH_SIZE,
-    survivors: int = 10,
 ) -> tuple[list[Proposal], int]:
     """Successive halving (Karnin et al. 2013; Jamieson and Talwalkar 2016) over growing parts of the validation pairs.
 
     Round r evaluates those still in the race on the first `first_pairs` * 2^r pairs of a permutation drawn by
-    `generator` and keeps the better half; it stops as soon as at most `survivors` are left or a round would use all
+    `generator` and keeps the better half; it stops as soon as at most `SURVIVORS` are left or a round would use all
     pairs. Returns those left, best first, and the pairs evaluated (pairs times proposals).
     """
     order = generator.permutation(num_pairs)  # one for all rounds: a larger part holds the smaller ones
     left, size, evaluated = list(proposals), first_pairs, 0
-    while len(left) > survivors and size < num_pairs:
+    while len(left) > SURVIVORS and size < num_pairs:
         values = objective_on(left, order[:size])
         evaluated += size * len(left)
         ranked = [proposal for _, proposal in sorted(zip(values, left, strict=True))]
-        left, size = ranked[: max(survivors, (len(left) + 1) // 2)], 2 * size
+        left, size = ranked[: max(SURVIVORS, (len(left) + 1) // 2)], 2 * size
     return left, evaluated
 
 
 def p_values_of_worse(values: np.ndarray, winner: np.ndarray) -> np.ndarray:
     """For each proposal the p-value of being as good as the winner although it came out worse: a paired z-test.
 
-    The winner was picked as the best of K on the same pairs, so by luck alone it is ahead of each. With m others in the
-    running the chance that one of them is ahead of a given proposal by so many standard errors is at most m times that
-    of one (Bonferroni), and this is the p-value. In the running are those within three standard errors of the winner,
-    as by chance 999 of 1,000 equal ones are. A pair's loss is taken as it is, with the negatives of its batch.
+    The winner was picked as the best of K on the same pairs, so by luck alone it is ahead of each. With m in the
+    running, the winner among them, the chance that one of them is ahead of a given proposal by so many standard errors
+    is at most m times that of one (Bonferroni), and this is the p-value. In the running are those within three standard
+    errors of the winner, as by chance 999 of 1,000 equal ones are. A pair's loss is taken as it is, with the negatives
+    of its batch.
 
     `values`: (K, n) per pair, smaller is better; `winner`: (n,) likewise. Returns (K,), 1 where nothing is different.
     """

@@ -32,7 +32,7 @@ class Task(Protocol):
 
     Attributes:
         objective: its name.
-        batch_size: samples that belong together in a score; a part of the samples should have as many.
+        batch_size: samples in a batch of the loss; `on_rows` should get as many, or there are fewer negatives.
     """
 
     objective: str

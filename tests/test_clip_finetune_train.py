@@ -42,7 +42,8 @@ def search_folder(tiny_clip, tmp_path) -> Path:
 
 
 def write_result(path: Path, dropped_layers: list[int], hour: int) -> None:
-    record = {"date": f"2026-11-08T{hour:02}:00:00+00:00", "flags": {"dataset": "others"}}
+    flags, model = {"dataset": "others", "caption_column": "en"}, {"weights_sha256": "0" * 64}
+    record = {"date": f"2026-11-08T{hour:02}:00:00+00:00", "flags": flags, "model": model}
     path.write_text(json.dumps({"winner": {"dropped_layers": dropped_layers, "objective": 2.0}, "record": record}))
 
 
@@ -58,6 +59,8 @@ def test_the_winner_of_the_newest_search_is_fine_tuned_and_reported(run, search_
     log = (folder / "train.log").read_text()
     assert "clip4to2_exact_dc_mat_mean_bs4_iter10.json" in log
     assert "warning: that search was on others, this training is on " in log
+    assert "warning: that search had the caption_column en, this training has None" in log
+    assert "warning: that search was of other weights than those of " in log
     assert CLIPModel.from_pretrained(folder).config.text_config.num_hidden_layers == 2
     CLIPProcessor.from_pretrained(folder)
     report = json.loads((folder / "report.json").read_text())
@@ -177,6 +180,8 @@ WRONG = {
     "--images false trains by --distill_mode feature": "--clip_layers 2-3 --images false --distill_mode logit",
     "--images false needs --freeze_vision true": "--clip_layers 2-3 --images false --freeze_vision false",
     "--augment true changes what the full model": "--clip_layers 2-3 --augment true --distill_mode feature",
+    "--average takes the mean of epochs: pass --max_epoch 1": "--clip_layers 2-3 --max_epoch 0 --average best:2",
+    "leave out --target_column, which is for sentence encoders": "--clip_layers 2-3 --target_column caption",
     "leave out --clip_layers and --search_result": "--clip_mode scratch --clip_layers 2-3",
     "--precision fp16 needs --device cuda; on a CPU pass bf16": "--clip_layers 2-3 --precision fp16",
     "data set not found: looked for the file nothing.csv": "--clip_layers 2-3 --dataset nothing.csv",

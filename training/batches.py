@@ -1,6 +1,5 @@
 """What is trained on: pairs with what training and evaluation need of them, computed once; and their batches."""
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -56,7 +55,7 @@ class TrainingData:
     train: Split
     validation: Split
     full: Encoder | None = None
-    load_test: Callable[[], Split] | None = None  # it is read when all is over
+    test: Split | None = None  # of the report
 
     def identity(self) -> dict:
         """What must be equal in a run that goes on."""
@@ -89,8 +88,8 @@ def load_split(
     embeddings = None
     if images and image_embeddings:
         pairs, embeddings = encoder.embed_pairs(pairs, cache_dir, progress)
-    elif pairs.images is not None:
-        pairs = pairs.without_images(np.array([image is None for image in pairs.images]))
+    else:
+        pairs = pairs.decodable()
     content = pairs.images.content_hash if encoder.tower == "vision" else None
     samples = encoder.samples(pairs)
     return Split(pairs, embeddings, cached_embeddings(encoder, samples, cache_dir, content) if teacher_text else None)

@@ -20,11 +20,11 @@ from common.matrix_files import MatrixSettings
 from data import ImageCaptionPairs
 from models import Encoder, load_encoder
 from models.repair import Repair, draw_captions, repair
-from models.segment_maps import CAPTIONS as MAP_CAPTIONS, SegmentMaps
+from models.segment_maps import MAP_CAPTIONS, SegmentMaps
 from search_strategy import verify
 from search_strategy.fine import FineSearch
 from search_strategy.proposals import Proposal, check_dropped_layers, parse_clip_layers, segments
-from search_strategy.results import Asked, newest_result, read_result, same_dataset
+from search_strategy.results import Asked, Result, differences, newest_result, read_result
 from tasks.distance import Distance
 from tasks.image_retrieval import retrieval_task
 from training.batches import Split, TrainingData, load_split, selection_score
@@ -55,11 +55,12 @@ class Stage(NamedTuple):
 
 
 class Choice(NamedTuple):
-    """Layers to drop, where that choice comes from, and the data that it was made on, where a result says so."""
+    """Layers to drop, where that choice comes from, and where it is a result, what of it is not as asked for."""
 
     dropped_layers: Proposal
     origin: str
-    dataset: str | None = None
+    result: Result | None = None
+    differences: tuple[str, ...] = ()
 
 
 class Start(NamedTuple):
@@ -127,7 +128,8 @@ def load_data(
         )
 
     with PartialState().main_process_first():
-        return TrainingData(load("train"), load("validation"), full, lambda: load("test"))
+        # test too: what is wrong with it is better said before hours of training
+        return TrainingData(load("train"), load("validation"), full, load("test"))
 
 
 def fresh_encoder(name: str, device: str, num_clip_layers: int, full: Encoder | None) -> Encoder:
@@ -160,7 +162,7 @@ def choose_layers(clip_layers: str | None, search_result: Path | None, folder: P
         proposal = check_dropped_layers(parse_clip_layers(clip_layers), asked.num_layers, asked.num_clip_layers)
         return Choice(proposal, "--clip_layers")
     result = read_result(search_result, asked) if search_result else newest_result(folder, asked)
-    return Choice(result.dropped_layers, files.plain(result.path), result.dataset)
+    return Choice(result.dropped_layers, files.plain(result.path), result, tuple(differences(result, asked)))
 
 
 def search(encoder: Encoder, num_clip_layers: int, data: TrainingData, seed: int, use_repair: bool = True) -> Choice:
@@ -246,8 +248,11 @@ def log_start(stage: Stage, start: Start, train: ImageCaptionPairs, validation: 
         logger.info("goes on after epoch %d", stage.resume_epoch)
     if start.choice and start.choice.dropped_layers:
         logger.info("drops the layers %s, from %s", segments(start.choice.dropped_layers), start.choice.origin)
-        if start.choice.dataset and not same_dataset(start.choice.dataset, train.source):
-            logger.warning("that search was on %s, this training is on %s", start.choice.dataset, train.source)
+        for difference in start.choice.differences:
+            logger.warning("%s", difference)
+        searched = start.choice.result and start.choice.result.weights_sha256
+        if searched and start.before and searched != start.before.identity()["weights_sha256"]:
+            logger.warning("that search was of other weights than those of %s: search again", start.before.name)
     for cut in start.repair.cuts if start.repair else ():
         logger.info("repair of %s", cut)
     for pairs in (train, validation):
@@ -278,8 +283,8 @@ def write_report(trainer: Trainer, start: Start, record: Record) -> None:
     if trainer.history:
         steps["fine-tuned" if choice else "trained"] = trainer.encoder
         draw_curves(trainer.history, folder / "curves.png")
-    test, full = data.load_test(), {"full": data.full} if data.full else {}
-    models = {name: model_figures(encoder, test, frozen) for name, encoder in (full | steps).items()}
+    full = {"full": data.full} if data.full else {}
+    models = {name: model_figures(encoder, data.test, frozen) for name, encoder in (full | steps).items()}
     before = {name: data.validation.figures(encoder, frozen) for name, encoder in list(steps.items())[:-1]}
     warn_if_worse(before | dict.fromkeys(list(steps)[-1:], validation))
     files.write_text(folder / "README.md", trainer.card.text(validation, models))

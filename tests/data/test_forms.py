@@ -330,6 +330,17 @@ def test_plain_captions_are_read_a_line_each(tmp_path):
         load_pairs(str(path), "all")
 
 
+def test_captions_with_commas_that_are_not_quoted_are_refused(tmp_path):
+    (tmp_path / "commas.csv").write_text("caption\na heart, red\na star, blue\n")
+    with pytest.raises(ValueError, match="commas.csv: its rows have more fields .* put captions with commas in quotes"):
+        load_pairs(str(tmp_path / "commas.csv"), "all", images=False)
+
+
+def test_words_that_pandas_takes_for_missing_values_are_captions(tmp_path):
+    (tmp_path / "words.csv").write_text("caption\nNone\nNA\nnull\n007\n")
+    assert load_pairs(str(tmp_path / "words.csv"), "all", images=False).captions == ["None", "NA", "null", "007"]
+
+
 def test_a_table_without_a_header_may_begin_with_an_empty_caption(tmp_path):
     path = write_lines(tmp_path / "pairs.csv", ["0.png,", *(f"{i}.png,caption {i}" for i in range(1, 200))])
     with pytest.warns(UserWarning, match="skipped 1 of 200 captions"):

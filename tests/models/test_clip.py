@@ -13,6 +13,7 @@ from transformers import CONFIG_MAPPING, BertConfig
 from models import encoders, load_clip
 from models.encoders import number_at_once
 from models.families import FAMILIES, REFUSED, check_num_layers, load_encoder, read_config, read_tower_config
+from search_strategy.fine import FineSearch
 
 # what the configuration of a pair of models cannot do without
 CONFIGS = {
@@ -159,7 +160,7 @@ def test_broken_images_are_nan_rows_and_left_out_of_the_pairs(clip, pairs):
             return len(self.images) * 2  # 120 images, so that one of them is less than 1 %
 
         def __getitem__(self, index):
-            return None if index == 5 else self.images[index % 60]
+            return None if index == 5 else self.images[range(len(self))[index] % 60]
 
         def select(self, kept):
             return [self[i] for i in kept]
@@ -173,6 +174,9 @@ def test_broken_images_are_nan_rows_and_left_out_of_the_pairs(clip, pairs):
     with pytest.warns(UserWarning, match=r"skipped 1 of 120 images \(cannot be decoded, the first of them picture 5\)"):
         usable, embeddings = clip.embed_pairs(doubled)
     assert len(usable) == 119 and embeddings.shape[0] == 119 and not embeddings.isnan().any()
+    vision = load_encoder(clip.name, "vision")
+    with pytest.warns(UserWarning, match="skipped 1 of 120 images"):
+        assert FineSearch.from_pairs(vision, doubled, objective="embedding").num_samples == 119
 
 
 def test_missing_models_and_models_of_another_kind_are_errors(tmp_path):

@@ -9,7 +9,7 @@ import torch
 from measures.ridge import RidgeSums
 from models import Encoder, segment_maps
 from models.encoders import Batch
-from models.folding import find_place
+from models.folding import find_places
 from models.segment_maps import SegmentMaps
 from search_strategy.proposals import kept_layers
 
@@ -81,7 +81,7 @@ def folded(clip: Encoder, maps: SegmentMaps, dropped: tuple[int, ...], batch: Ba
     pruned = clip.drop(dropped)
     for place, (p, q) in enumerate(pairwise((0, *kept_layers(dropped, 4), 5))):
         if q > p + 1 and maps.change(p, q - 1) is not None:
-            find_place(pruned.stack, place, batch.inputs).fold(maps.change(p, q - 1))
+            find_places(pruned.stack, [place], batch.inputs)[0].fold(maps.change(p, q - 1))
     return pruned
 
 

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 
 from data import load_pairs
 from models.encoders import state_hash
-from models.folding import find_place
+from models.folding import find_places
 from models.segment_maps import SegmentMaps
 from search_strategy import fine as fine_module
 from search_strategy.fine import FineSearch, depth_first, distinct_prefixes
@@ -46,7 +46,7 @@ def fold_maps(clip, maps, dropped):
     inputs = next(clip.batches(["red square"], 1)).inputs
     for place, (p, q) in enumerate(pairwise((0, *kept, 5))):
         if q > p + 1 and maps.change(p, q - 1) is not None:
-            find_place(pruned.stack, place, inputs).fold(maps.change(p, q - 1))
+            find_places(pruned.stack, [place], inputs)[0].fold(maps.change(p, q - 1))
     return pruned
 
 

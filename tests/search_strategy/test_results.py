@@ -6,7 +6,7 @@ import os
 import pytest
 
 from common.files import DEFAULT_DATASET
-from search_strategy.results import CHOICES, Asked, newest_result, read_result, result_path, result_tag
+from search_strategy.results import CHOICES, Asked, differences, newest_result, read_result, result_path, result_tag
 
 ASKED = {"seed": 0, "dataset": DEFAULT_DATASET, "max_pairs": None, "repair": True, **CHOICES}
 
@@ -25,7 +25,9 @@ def test_names_hold_the_matrix_and_what_is_not_at_its_default(tmp_path):
     assert result_tag("dc", ["dc_mat"], **coarse, coarse_search_only=True) == "dc_mat_topk_num_20_coarse"
     assert result_tag("dc", ["dc_mat"], **ASKED | {"refine": 0, "topk_num": 20}) == "dc_mat_topk_num_20_refine_0"
     assert result_tag("dc", ["dc_mat"], **ASKED | {"repair": False}) == "dc_mat_left_out"
-    assert result_tag("rand", [], **ASKED | {"seed": 3, "dataset": "a/b"}) == "rand_seed3_a--b"
+    assert result_tag("dc", ["dc_mat_de"], **ASKED, caption_column="de") == "dc_mat_de"  # the matrix has it
+    drawn = ASKED | {"seed": 3, "dataset": "a/b", "caption_column": "de", "image_column": "scan"}
+    assert result_tag("rand", [], **drawn) == "rand_seed3_a--b_de_image_column_scan"
     assert result_path(tmp_path, 12, 4, "beam", "dc_mat").name == "clip12to8_beam_dc_mat.json"
 
 
@@ -39,11 +41,11 @@ def test_names_fit_a_file_system():
 
 
 def write_result(
-    folder, tag: str, date: str | None = None, verified: bool = True, age: int = 0, dataset: str = "icons"
+    folder, tag: str, date: str | None = None, verified: bool = True, age: int = 0, dataset: str = "icons", **flags: str
 ) -> None:
     path = result_path(folder, 12, 6, "beam", tag)
     winner = {"dropped_layers": [1, 2, 3, 4, 5, 6], "objective": 2.0 if verified else None}
-    record = {"flags": {"dataset": dataset}} | ({"date": date} if date else {})
+    record = {"flags": {"dataset": dataset, **flags}} | ({"date": date} if date else {})
     path.write_text(json.dumps({"num_layers": 12, "num_clip_layers": 6, "winner": winner, "record": record}))
     os.utime(path, (age, age))
 
@@ -66,7 +68,7 @@ def test_the_newest_verified_result_counts_by_the_date_in_its_record(tmp_path):
     (tmp_path / "clip12to4_beam_other.json").write_text("{}")
     newest = newest_result(tmp_path, Asked("m", 12, 6, "icons"))
     assert newest.path.stem == "clip12to6_beam_late"
-    assert (newest.dropped_layers, newest.dataset) == ((1, 2, 3, 4, 5, 6), "icons")
+    assert (newest.dropped_layers, newest.flags.dataset) == ((1, 2, 3, 4, 5, 6), "icons")
 
 
 def test_a_result_on_the_same_data_counts_before_a_newer_one_on_others(tmp_path):
@@ -76,6 +78,25 @@ def test_a_result_on_the_same_data_counts_before_a_newer_one_on_others(tmp_path)
         newest_result(tmp_path, Asked("m", 12, 6, dataset)).path.stem for dataset in ("./mine.csv", "icons", "third")
     ]
     assert stems == ["clip12to6_beam_own", "clip12to6_beam_newer", "clip12to6_beam_newer"]
+
+
+def test_a_result_on_the_same_columns_counts_before_a_newer_one_on_others(tmp_path):
+    write_result(tmp_path, "en", "2026-11-08T10:00:00+00:00", caption_column="en")
+    write_result(tmp_path, "de", "2026-11-09T10:00:00+00:00", caption_column="de")
+    asked = [Asked("m", 12, 6, "icons", {"caption_column": column}) for column in ("en", "de", "fr")]
+    found = [newest_result(tmp_path, one) for one in asked]
+    assert [result.path.stem[-2:] for result in found] == ["en", "de", "de"]
+    assert [differences(result, one) for result, one in zip(found, asked, strict=True)] == [
+        [],
+        [],
+        ["that search had the caption_column de, this training has fr"],
+    ]
+
+
+def test_the_command_that_is_advised_has_the_columns_and_needs_no_image_that_is_not_there(tmp_path):
+    asked = Asked("m", 12, 6, "c.txt", {"caption_column": "en", "image_column": None}, captions_alone=True)
+    with pytest.raises(FileNotFoundError, match="--dataset c.txt --caption_column en --objective embedding --model m"):
+        newest_result(tmp_path, asked)
 
 
 @pytest.mark.parametrize(

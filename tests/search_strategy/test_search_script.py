@@ -226,6 +226,7 @@ def test_missing_model_and_data_are_errors(fails):
             "combine takes no --bs: the matrices of",
         ),
         (("--select_measure", "cka", "--estimator", "unbiased"), "cka takes no --estimator: leave out"),
+        (("--repair", "false", "--refit", "3"), "--refit repairs: leave out --repair false"),
         (("--select_measure", "dc", "--svcca_mode", "U"), "dc takes no --svcca_mode"),
         (("--select_measure", "rand", "--iter", "3", "--pool", "eos"), "rand takes no --iter, --pool"),
         (("--select_measure", "dc", "--mode", "seq", "--pool", "eos"), "--pool eos: --mode seq pools nothing"),
@@ -248,7 +249,7 @@ def test_a_first_try_on_few_pairs_has_a_name_of_its_own(run):
 
 
 def test_captions_of_a_stream_are_read_as_far_as_the_repair_needs(run, monkeypatch):
-    monkeypatch.setattr("commands.search.CAPTIONS", 25)
+    monkeypatch.setattr("commands.search.REPAIR_CAPTIONS", 25)
     flags = ["--select_measure", "rand", "--topk_num", "2", "--refine", "0"]
     assert run(*flags)["record"]["train"]["captions"] == 60
     assert run(*flags, "--streaming", "true")["record"]["train"]["captions"] == 25

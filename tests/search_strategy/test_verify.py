@@ -32,7 +32,7 @@ def test_race_keeps_the_best_where_the_noise_is_smaller_than_the_gaps():
     rng = np.random.default_rng(0)
     table = {p: float(rank) for rank, p in enumerate(combinations(range(1, 10), 4))}
     noise = {p: rng.normal(scale=1, size=2000) for p in table}
-    left, evaluated = race(noisy_objective(table, noise), list(table), 2000, rng, first_pairs=250, survivors=10)
+    left, evaluated = race(noisy_objective(table, noise), list(table), 2000, rng, first_pairs=250)
     assert len(left) == 16  # 126 -> 63 -> 32 -> 16, and the next round would use all 2,000 pairs
     assert left[0] == (1, 2, 3, 4)
     assert evaluated == 126 * 250 + 63 * 500 + 32 * 1000 < 126 * 2000
@@ -40,7 +40,7 @@ def test_race_keeps_the_best_where_the_noise_is_smaller_than_the_gaps():
 
 def test_race_with_few_proposals_evaluates_nothing():
     proposals = list(combinations(range(1, 5), 2))
-    left, evaluated = race(None, proposals, 2000, np.random.default_rng(0), survivors=10)
+    left, evaluated = race(None, proposals, 2000, np.random.default_rng(0))
     assert (left, evaluated) == (proposals, 0)
 
 
