@@ -19,6 +19,13 @@ repair iconclip_seed1 12to6_winner 6 3-4,7-9,12
 repair iconclip_seed1 12to4_winner 8 2-4,7-9,11-12
 repair iconclip_seed2 12to6_winner 6 3-6,8,11
 repair iconclip_seed2 12to4_winner 8 3-6,8,10-12
+# Other draws of the captions, and the winner of the default search (six minutes on one core)
+for seed in 1 2 3 4; do
+    for set in default_search:3-5,7,9,12 winner:3-4,6-9 every_other:2,4,6,8,10,12 last:7-12; do
+        python clip_finetune_train.py --num_layers 12 --max_epoch 0 --model exp/iconclip --seed $seed --num_clip_layers 6 \
+            --clip_layers ${set#*:} --output_dir iconclip_12to6_${set%:*}_seed$seed
+    done
+done
 python -m benchmarks.recovery --clip_layers 3-4,6-9 --weights 4 --max_pairs 24000 --every 20 --num_epochs 2 --max_epoch 2 \
     --out exp/recovery_12to6.json
 python -m benchmarks.repair_ablation --max_pairs 1000 --out exp/repair_ablation.json

@@ -29,6 +29,12 @@ for set in winner:3,5-9 repaired_winner:3-8 last:7-12 every_other:2,4,6,8,10,12;
     python clip_finetune_train.py --model exp/all-mpnet-base-v2 --dataset exp/debian_300 --caption_column query --target_column text \
         --num_layers 12 --num_clip_layers 6 --clip_layers ${set#*:} --max_epoch 0 --output_dir all-mpnet-base-v2_12to6_${set%:*}
 done
+for seed in 1 2 3 4; do  # other draws of the captions (three quarters of an hour)
+    for set in winner:3,5-9 last:7-12; do
+        python clip_finetune_train.py --model exp/all-mpnet-base-v2 --dataset exp/debian_300 --caption_column query --target_column text \
+            --num_layers 12 --num_clip_layers 6 --clip_layers ${set#*:} --max_epoch 0 --seed $seed --output_dir all-mpnet-base-v2_12to6_${set%:*}_seed$seed
+    done
+done
 # Fine-tuned from the repaired start (ten minutes)
 python clip_finetune_train.py --model exp/all-mpnet-base-v2 --dataset exp/debian_300 --caption_column query --target_column text --num_layers 12 \
     --num_clip_layers 6 --clip_layers 3,5-9 --distill_mode feature --max_pairs 4000 --max_epoch 2 --output_dir all-mpnet-base-v2_tuned
