@@ -112,6 +112,11 @@ def find_matrices(
             # of all captions, whatever --max_pairs: the matrices are those of the analysis scripts
             flags = caption_flags(args, needed) | ({} if args.streaming else {"max_pairs": None})
             samples = encoder.samples(load_pairs(args.dataset, "train", **flags))
+            if len(samples) < needed:
+                logger.warning("train has %d captions: matrices of fewer than usual, and draws overlap", len(samples))
+        if samples is not None:
+            settings = [setting.within(len(samples)) for setting in settings]
+            missing = [setting for setting in settings if not setting.path(folder).exists()]
         with record.timed("matrices"):
             made = analysis.measure_several(encoder, samples, missing, record) if missing else []
         for setting, matrix in zip(missing, made, strict=True):

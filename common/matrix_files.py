@@ -6,7 +6,7 @@ that the names of the original have: `dc_mat_mean_bs4_iter10.npy`, `cca_mat_9600
 
 import warnings
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -80,6 +80,10 @@ class MatrixSettings:
     def num_captions(self) -> int:
         """Captions of all draws."""
         return self.batch_size * self.iter_num * self.repeats
+
+    def within(self, number: int) -> "MatrixSettings":
+        """The same, with no more batches than `number` captions give."""
+        return replace(self, iter_num=max(1, min(self.iter_num, number // self.batch_size)))
 
     @property
     def tag(self) -> str:

@@ -6,7 +6,7 @@ climbing from them.
 """
 
 import logging
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from itertools import pairwise
 from pathlib import Path
 from typing import NamedTuple
@@ -169,10 +169,8 @@ def search(encoder: Encoder, num_clip_layers: int, data: TrainingData, seed: int
     """The layers to drop. Where image embeddings are at hand, and stay, the fine search is by the loss at its best
     scale, as in the search script; else by the distance to the model's own embeddings.
     """
-    train, settings = encoder.samples(data.train.pairs), MatrixSettings("dc", seed=seed)
-    # as many batches as there are, where samples are few
-    batches = max(1, min(settings.iter_num, len(train) // settings.batch_size))
-    matrix = measure_captions(encoder, train, replace(settings, iter_num=batches))
+    train = encoder.samples(data.train.pairs)
+    matrix = measure_captions(encoder, train, MatrixSettings("dc", seed=seed).within(len(train)))
     pairs, images = data.validation.pairs, data.validation.image_embeddings
     samples = encoder.samples(pairs)
     if images is None:
