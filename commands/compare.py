@@ -101,7 +101,7 @@ def find_matrices(
     args: argparse.Namespace, encoder: Encoder, folder: Path, record: Record
 ) -> list[dict[str, np.ndarray]]:
     """The matrix of every measure for each draw: read where it is there, made and written where it is not."""
-    names = ("dataset", "caption_column", "streaming", "tower")
+    names = ("dataset", "caption_column", "image_column", "streaming", "tower")
     common = {name: getattr(args, name) for name in names}
     draws, identity, samples = [], encoder.identity(), None
     for seed in range(args.seed, args.seed + args.draws):

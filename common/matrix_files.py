@@ -43,6 +43,7 @@ class MatrixSettings:
     seed: int = 0
     dataset: str = files.DEFAULT_DATASET
     caption_column: str | None = None
+    image_column: str | None = None  # in the name of an image tower's matrix alone
     streaming: bool = False
     tower: str = "text"  # says which folder, not which name
 
@@ -98,6 +99,7 @@ class MatrixSettings:
             (f"_seed{self.seed}", self.seed != 0),
             (f"_{files.dataset_tag(self.dataset)}", self.dataset != files.DEFAULT_DATASET),
             (f"_{files.safe_name(self.caption_column or '')}", self.caption_column),
+            (f"_{files.safe_name(self.image_column or '')}", self.image_column and self.tower == "vision"),
             ("_streaming", self.streaming),
         )
         return files.shorten(name + "".join(suffix for suffix, used in suffixes if used))
@@ -116,7 +118,7 @@ class MatrixSettings:
         flags |= {"mode": self.mode} if len(self.kind.modes) > 1 else {}
         flags |= {option.name: self.options[option.name] for option in self.kind.options if self._suffix(option)}
         plain = MatrixSettings(self.measure)
-        others = ("pool", "repeats", "seed", "dataset", "caption_column", "streaming", "tower")
+        others = ("pool", "repeats", "seed", "dataset", "caption_column", "image_column", "streaming", "tower")
         flags |= {name: getattr(self, name) for name in others if getattr(self, name) != getattr(plain, name)}
         return files.script_command(self.kind.script, model, exp_dir, flags)
 

@@ -121,7 +121,8 @@ def searched_matrices(args: argparse.Namespace) -> list[MatrixSettings]:
     if (measure == "combine") != bool(args.combine):
         raise ValueError("--select_measure combine and --combine MEASURE ... go together")
     _refuse_unused(args)
-    common = {name: getattr(args, name) for name in ("seed", "dataset", "caption_column", "streaming", "tower")}
+    names = ("seed", "dataset", "caption_column", "image_column", "streaming", "tower")
+    common = {name: getattr(args, name) for name in names}
     if measure == "rand":
         return []
     if args.combine:

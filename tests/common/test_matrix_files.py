@@ -59,6 +59,8 @@ def settings_of_every_kind():
         (MatrixSettings("cosine", dataset="a/b c"), "cosine_mat_9600U_a--b--c_0af99a60.npy"),
         (MatrixSettings("ablation"), "ablation_mat_40U.npy"),
         (MatrixSettings("cosine", caption_column="title"), "cosine_mat_9600U_title.npy"),
+        (MatrixSettings("cosine", image_column="scan", tower="vision"), "cosine_mat_9600U_scan.npy"),
+        (MatrixSettings("cosine", image_column="scan"), "cosine_mat_9600U.npy"),
         (MatrixSettings("dc", streaming=True), "dc_mat_mean_bs4_iter10_streaming.npy"),
     ],
 )
