@@ -1,5 +1,6 @@
 """Repair: what a layer explains of a later state once its last linear map is refitted for the layers between."""
 
+import warnings
 from collections.abc import Sequence
 from math import isqrt
 from typing import Self
@@ -10,7 +11,7 @@ from torch import Tensor
 
 from measures.base import symmetric_matrix
 from measures.checks import check_mergeable, check_samples, without_gradients
-from measures.ridge import RIDGE, LaterSums
+from measures.ridge import RIDGE, SAMPLES_A_FEATURE, LaterSums
 
 
 class Repair:
@@ -70,6 +71,13 @@ class Repair:
     def matrix(self) -> np.ndarray:
         """The (L+1, L+1) matrix. ValueError below 2 samples."""
         check_samples(self.samples)
+        needed = SAMPLES_A_FEATURE * max(sums.num_features for sums in self._sums)
+        if self.samples < needed:
+            warnings.warn(
+                f"{self.samples} samples are too few: the maps fit them rather than the language, and explain too much; "
+                f"use at least {needed}",
+                stacklevel=2,
+            )
         matrix = np.eye(len(self._sums) + 1)
         for layer, sums in enumerate(self._sums):
             matrix[layer, layer + 1 :] = sums.explained(sums.solve(self.options["ridge"]))

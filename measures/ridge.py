@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from measures.table import PULL
 
 RIDGE = PULL.default
+SAMPLES_A_FEATURE = 10  # below this a map fits the samples rather than what they are drawn from
 
 
 class RidgeSums:
@@ -70,6 +71,10 @@ class LaterSums:
         self._sums.merge(other._sums)
         self._lacking, self._squares = _add(self._lacking, other._lacking), _add(self._squares, other._squares)
         self._totals = _add(self._totals, other._totals)
+
+    @property
+    def num_features(self) -> int:
+        return len(self._sums.gram) - self._sums.has_bias
 
     def solve(self, ridge: float) -> Tensor:
         """(J, F, D), or (J, F + 1, D) with the constant last: the changes of the weights; 0 without features."""

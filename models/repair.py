@@ -24,14 +24,13 @@ import torch.nn.functional as F
 from torch import Tensor
 from tqdm import tqdm
 
-from measures.ridge import RIDGE, RidgeSums
+from measures.ridge import RIDGE, SAMPLES_A_FEATURE, RidgeSums
 from models.encoders import Batch, Encoder
 from models.folding import BlockMap, Place, apply_change, find_places
 from models.judging import STEPS, Judge
 
 logger = logging.getLogger("comflp")
 
-TOKENS_A_FEATURE = 10  # below this the maps fit the captions rather than the language
 REPAIR_CAPTIONS = 4000  # of train, for the repair of one proposal
 HELD_OUT = 10  # one caption in so many judges the repairs,
 MOST_HELD_OUT = 128  # and no more than these, which every step that is tried sends through the model
@@ -92,7 +91,7 @@ def repair(
 
     Samples that are held out (`hold_out`) are not fitted but judge: each repair is kept, damped or left out; and if all
     of them together do not help, none is kept. With fewer than `FEWEST_CAPTIONS` different samples nothing is repaired,
-    with a warning; fewer tokens than `TOKENS_A_FEATURE` times the features of a map are a warning too.
+    with a warning; fewer tokens than `SAMPLES_A_FEATURE` times the features of a map are a warning too.
 
     Args:
         dropped_layers: layers from 1..L; none at all gives an exact copy, and None as what was repaired.
@@ -328,7 +327,7 @@ def hold_out(samples: list, most: int = MOST_HELD_OUT) -> tuple[list, list]:
 
 def warn_of_few_tokens(places: Sequence[Place | None], tokens: int, samples: int) -> None:
     features = max((place.num_features for place in places if place), default=0)
-    needed = TOKENS_A_FEATURE * features
+    needed = SAMPLES_A_FEATURE * features
     if tokens < needed:
         logger.warning(
             "repair: %d tokens for maps of %d features; expected %d or more: pass about %d captions",

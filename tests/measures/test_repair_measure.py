@@ -1,5 +1,7 @@
 """The share that a repaired layer explains: against plain regressions, and however the samples are divided."""
 
+import warnings
+
 import numpy as np
 import pytest
 import torch
@@ -7,7 +9,7 @@ import torch
 from measures.repair import Repair
 from measures.ridge import RIDGE, RidgeSums
 
-L, F, D, N = 3, 6, 4, 50
+L, F, D, N = 3, 6, 4, 60
 
 
 def draw(seed: int = 0, number: int = N) -> list[torch.Tensor]:
@@ -83,6 +85,14 @@ def test_what_is_linear_in_the_inputs_is_explained_and_noise_is_not() -> None:
     matrix = measure(tensors, ridge=1e-9).matrix()
     assert matrix[0, 1] == pytest.approx(1, abs=1e-9)
     assert matrix[0, 2] < 0.01
+
+
+def test_fewer_samples_than_ten_for_each_feature_are_a_warning() -> None:
+    with pytest.warns(UserWarning, match=f"{10 * F - 1} samples are too few: .* use at least {10 * F}"):
+        measure(draw(number=10 * F - 1)).matrix()
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        measure(draw(number=10 * F)).matrix()
 
 
 def test_a_layer_without_a_map_explains_what_it_does_as_it_is() -> None:
