@@ -36,18 +36,17 @@ def run(args: argparse.Namespace) -> None:
     fill_in(args, read_tower_config(args.model, args.tower).hidden_size)
     check_flags(args, device)
     warn_of_slow_precision(args, device)
-    sizes = args.schedule or [args.num_layers, args.num_layers - args.num_clip_layers]
-    stages = plan_stages(sizes, files.run_dir(args.exp_dir, args.output_dir), args.max_epoch, args.resume_epoch)
+    depths = args.schedule or [args.num_layers, args.num_layers - args.num_clip_layers]
+    stages = plan_stages(depths, files.run_dir(args.exp_dir, args.output_dir), args.max_epoch, args.resume_epoch)
     for stage in stages:  # all of them before any work: a later one would fail after hours
         check_not_held(stage.output_dir)
         check_output_dir(stage.output_dir, stage.resume_epoch, stage.first_epoch)
     choice = None
     if args.clip_mode == "finetune" and not args.schedule:
         folder = tower_dir(args.exp_dir, args.model, args.tower)
-        columns = {name: getattr(args, name) for name in ("caption_column", "image_column", "target_column")}
-        asked = Asked(
-            args.model, args.num_layers, args.num_clip_layers, args.dataset, columns, captions_alone=not args.images
-        )
+        names = ("caption_column", "image_column", "target_column") if args.images else ("caption_column",)
+        columns, sizes = {name: getattr(args, name) for name in names}, (args.num_layers, args.num_clip_layers)
+        asked = Asked(args.model, *sizes, args.dataset, columns, captions_alone=not args.images)
         choice = choose_layers(args.clip_layers, args.search_result, folder, asked)
     full, encoder = load_start(args, device)
     training = make_run(args, full, full or encoder)
