@@ -49,10 +49,12 @@ def run(args: argparse.Namespace) -> None:
         asked = Asked(args.model, *sizes, args.dataset, columns, captions_alone=not args.images)
         choice = choose_layers(args.clip_layers, args.search_result, folder, asked)
     full, encoder = load_start(args, device)
-    training = make_run(args, full, full or encoder)
+    with Record(args, device).warnings() as of_data:
+        training = make_run(args, full, full or encoder)
     before = full
     for stage in stages:
         record = Record(args, device)
+        record.note(warnings=of_data)
         if args.schedule:
             choice = search(before, stage.num_clip_layers, training.data, args.seed, args.repair)
         start = Start(encoder)

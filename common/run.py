@@ -180,8 +180,9 @@ class Record(Stopwatch):
             logger.info("data: %s", of_name.describe())
 
     @contextlib.contextmanager
-    def warnings(self) -> Iterator[None]:
-        """Log the warnings raised in the block, one line each and no line twice, and note them as `warnings`."""
+    def warnings(self) -> Iterator[list[str]]:
+        """Log the warnings raised in the block, one line each and no line twice, and note them as `warnings`; yields
+        those noted."""
         noted = self._content.setdefault("warnings", [])
 
         def show(message: Warning | str, *_: object, **__: object) -> None:
@@ -193,7 +194,7 @@ class Record(Stopwatch):
         with warnings.catch_warnings():
             warnings.simplefilter("always", UserWarning)
             warnings.showwarning = show
-            yield
+            yield noted
 
     def content(self) -> dict:
         seconds = {f"seconds_{name}": value for name, value in self.seconds.items()}

@@ -106,6 +106,14 @@ def test_without_training_the_repaired_model_is_the_checkpoint(run, tiny_clip, t
     assert "train: 60 captions;" in log  # and no image of them
 
 
+def test_what_was_skipped_of_the_data_is_in_the_report(run, tmp_path):
+    captions = ["", *(f"a square of {number} red points" for number in range(300))]
+    (tmp_path / "some.csv").write_text("\n".join(["caption", *(f'"{caption}"' for caption in captions)]))
+    folder = run(f"--clip_layers 2-3 --max_epoch 0 --images false --dataset {tmp_path / 'some.csv'}")
+    found = json.loads((folder / "report.json").read_text())["record"]["warnings"]
+    assert any("some.csv: skipped 1 of 301 captions" in warning for warning in found)
+
+
 def test_without_repair_the_start_is_the_pruned_model(run, tiny_clip):
     folder = run("--clip_layers 2-3 --max_epoch 0 --repair false")
     expected = load_encoder(str(tiny_clip)).drop((2, 3)).model.state_dict()
