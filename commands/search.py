@@ -9,7 +9,7 @@ import numpy as np
 
 from common import Record, data_flags, format_table, is_main_process, set_up, set_up_logging, show_progress, tower_dir
 from common.cli import caption_flags
-from common.matrix_files import MatrixSettings, read_matrix, warn_of_other_weights
+from common.matrix_files import MatrixSettings, read_matrix, warn_of_other_captions, warn_of_other_weights
 from common.matrix_flags import searched_matrices
 from common.plots import heat_map
 from data import ImageCaptionPairs, load_pairs
@@ -116,6 +116,9 @@ def prepare(
     maps, captions = None, []
     if args.repair:
         captions = draw_repair_captions(args, encoder, record)
+        with record.warnings():
+            for of_matrix in settings:
+                warn_of_other_captions(of_matrix, folder, record.content()["train"], encoder.name)
         with record.timed("maps"):
             maps = SegmentMaps(
                 encoder, captions[:MAP_CAPTIONS], batch_size=args.text_batch_size, progress=show_progress()

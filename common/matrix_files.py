@@ -175,10 +175,31 @@ def warn_of_other_weights(settings: MatrixSettings, folder: Path, identity: dict
         )
 
 
+def warn_of_other_captions(settings: MatrixSettings, folder: Path, train: dict, model: str) -> None:
+    """Warn where the record beside a matrix names other captions than those of train now, by their `identity`; nothing
+    where one of them is a part of all.
+    """
+    path = settings.path(folder)
+    made_of = _read_record(path).data
+    whole = made_of and made_of.max_pairs is None and train.get("max_pairs") is None
+    if whole and made_of.captions_sha256 != train["captions_sha256"]:
+        warnings.warn(
+            f"{path}: made of other captions than {settings.dataset} has now, so the proposals may be poor ones; to make "
+            f"it again, {_how_to_make(settings, folder, model)}",
+            stacklevel=2,
+        )
+
+
 @dataclass(frozen=True)
 class _Model:
     weights_sha256: str
     name: str | None = None
+
+
+@dataclass(frozen=True)
+class _Data:
+    captions_sha256: str
+    max_pairs: int | None = None
 
 
 @dataclass(frozen=True)
@@ -187,6 +208,7 @@ class _Record:
 
     dataset: str | None = None
     model: _Model | None = None
+    data: _Data | None = None
 
 
 def _read_record(path: Path) -> _Record:

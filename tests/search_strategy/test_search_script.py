@@ -9,6 +9,7 @@ import pytest
 from commands.search import print_refitted
 from common import model_dir, write_json
 from common.matrix_files import MatrixSettings
+from data import load_pairs
 from measures.combine import combine
 from search_strategy import search_prune_then_verify_mix as script
 from search_strategy.coarse import SEARCH_MODES, coarse_search
@@ -168,6 +169,20 @@ def test_a_matrix_of_other_weights_is_searched_with_a_warning(run, tiny_pairs):
     write_json(path.with_suffix(".json"), {"model": {"name": "other", "weights_sha256": "0" * 64}})
     (warning,) = run("--topk_num", "2", "--refine", "0")["record"]["warnings"]
     assert warning.startswith(f"{path}: made of other weights (other, 000000000000)")
+
+
+def test_a_matrix_of_data_that_changed_since_is_searched_with_a_warning(run, tiny_pairs):
+    path = MatrixSettings("dc", dataset=str(tiny_pairs)).path(run.folder).with_suffix(".json")
+    train = load_pairs(str(tiny_pairs), "train", images=False).identity()
+    for data, warned in (
+        (train, False),
+        (train | {"captions_sha256": "0" * 64, "max_pairs": 7}, False),  # of a part nothing is known
+        (train | {"captions_sha256": "0" * 64}, True),
+    ):
+        write_json(path, {"data": data})
+        found = run("--topk_num", "2", "--refine", "0", "--repair", "true")["record"]["warnings"]
+        assert any("made of other captions than" in text for text in found) == warned
+    path.unlink()
 
 
 def test_sum_score_is_searched_and_named(run):
