@@ -257,6 +257,13 @@ def real_path(path: Path | str) -> Path:
     return Path(os.path.realpath(path))
 
 
+def check_writable(folder: Path, hint: str) -> None:
+    """Raise PermissionError, with a hint, where a folder, or the nearest above it that there is, cannot be written."""
+    there = next(path for path in (folder.absolute(), *folder.absolute().parents) if path.exists())
+    if not os.access(there, os.W_OK):
+        raise PermissionError(f"{folder}: cannot be written; {hint}")
+
+
 def dataset_name(dataset: str) -> str:
     """One name for every way to write a local path: absolute, or from the project's folder where it lies there."""
     path = real_path(dataset)

@@ -19,7 +19,7 @@ from functools import cache
 from importlib.metadata import version
 from pathlib import Path
 
-from common.files import ROOT, plain
+from common.files import ROOT, check_writable, plain
 
 MODULE_FOLDERS = ("benchmarks", "examples", "tools")  # whose scripts run as `python -m folder.name`
 
@@ -45,6 +45,8 @@ def set_up(args: argparse.Namespace) -> str:
     from accelerate import PartialState
     from accelerate.utils import set_seed
 
+    if hasattr(args, "exp_dir"):  # before any work
+        check_writable(args.exp_dir, "pass another --exp_dir")
     device = select_device(args.device)
     processes = PartialState(cpu=device == "cpu")
     atexit.register(processes.destroy_process_group)

@@ -4,7 +4,6 @@ import contextlib
 import glob
 import itertools
 import logging
-import os
 import re
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
@@ -16,7 +15,7 @@ import pyarrow.parquet
 from pandas.errors import ParserWarning
 from pyarrow import ArrowException
 
-from common.files import UnreadableError, describe, reading
+from common.files import UnreadableError, check_writable, describe, reading
 from data.annotations import read_annotations, split_in, table_options
 from data.shards import FEATURES, IMAGE_ENDINGS, read_samples
 
@@ -228,7 +227,8 @@ def _name_what_fails(shown: str) -> Iterator[None]:
     try:
         yield
     except Exception as error:  # of its readers' libraries too: yaml, pyarrow, pandas, fsspec
-        _refuse_unwritable_cache(error)
+        # a cache that cannot be written shows in many ways, also as data that are not found
+        check_writable(Path(datasets.config.HF_DATASETS_CACHE), "set HF_HOME to a folder that can")
         if isinstance(error, FileNotFoundError | datasets.exceptions.DatasetNotFoundError):
             raise
         cause = error.__cause__ or error
@@ -241,14 +241,6 @@ def _name_what_fails(shown: str) -> Iterator[None]:
         raise UnreadableError(f"{shown}: cannot be read ({describe(cause)})") from error
     finally:
         library.setLevel(level)
-
-
-def _refuse_unwritable_cache(error: Exception) -> None:
-    """A cache that cannot be written shows in many ways, also as data that are not found."""
-    cache = Path(datasets.config.HF_DATASETS_CACHE)
-    there = next(folder for folder in (cache, *cache.parents) if folder.exists())
-    if not os.access(there, os.W_OK):
-        raise PermissionError(f"{cache}: cannot be written; set HF_HOME to a folder that can") from error
 
 
 def _empty_file(shown: str) -> str:

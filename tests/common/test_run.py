@@ -28,7 +28,7 @@ from common import (
 )
 from common.cli import DATA_OPTIONS, boolean, caption_flags
 from common.files import machine, shorten
-from common.run import select_device
+from common.run import select_device, set_up
 from data import DataOptions
 
 
@@ -36,6 +36,15 @@ def parse(*flags):
     parser = argparse.ArgumentParser()
     add_common_flags(parser)
     return parser.parse_args(flags)
+
+
+def test_a_folder_of_results_that_cannot_be_written_is_refused_before_any_work(tmp_path, monkeypatch):
+    args = argparse.Namespace(exp_dir=tmp_path / "new" / "exp", device="cpu", threads=None, seed=0)
+    asked = []
+    monkeypatch.setattr("os.access", lambda path, _: asked.append(path))
+    with pytest.raises(PermissionError, match="new/exp: cannot be written; pass another --exp_dir"):
+        set_up(args)
+    assert asked == [tmp_path]  # the nearest that there is
 
 
 def test_data_flags_are_the_options_of_load_pairs():
