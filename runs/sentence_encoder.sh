@@ -22,6 +22,7 @@ done
 losses=results/all-mpnet-base-v2/compare_clip12to6_exp--debian_pairs_max300
 python -m benchmarks.repair_deployed --losses ${losses}_left_out.json $losses.json --worst 20 --draws 20 $data --out exp/repair_deployed.json
 python -m benchmarks.repair_deployed --draws 924 $data --out exp/repair_deployed_random.json
+python -m benchmarks.repair_deployed --draws 90 --seed 1 $data --out exp/repair_deployed_random_seed1.json
 python search_strategy/compare_strategies.py --num_layers 6 --num_clip_layers 3 --model exp/all-MiniLM-L6-v2 --dataset exp/debian_pairs \
     --caption_column query --target_column text --max_pairs 300
 [ -d exp/debian_300 ] || python -m tools.fetch_debian_pairs --output_dir exp/debian_300 --held_out 300
