@@ -14,7 +14,7 @@ done
 # The five best of a search repaired cut by cut (a quarter of an hour)
 python dc_analysis.py --model exp/all-mpnet-base-v2 --dataset exp/debian_pairs --caption_column query --batch_size 4 --iter_num 10
 python search_strategy/search_prune_then_verify_mix.py --num_layers 12 --num_clip_layers 6 $data --select_measure dc --refit 5
-# Captions alone, beside the losses; and what is deployed, the worst of one pass first (two hours, the second stopped after 23; all 924 take a day or two)
+# Captions alone, beside the losses; and what is deployed, the worst of one pass first (two hours, the second stopped after 23, the third after 40; all 924 take a day or two)
 for depth in 9 6 4; do
     losses=results/all-mpnet-base-v2/compare_clip12to${depth}_exp--debian_pairs_max300_left_out.json
     python -m benchmarks.captions_alone --losses $losses --repair false $data --out exp/captions_alone_12to$depth.json
