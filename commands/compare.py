@@ -11,7 +11,7 @@ from commands.search import draw_repair_captions, make_fine_search
 from common import analysis, data_flags, plots, tower_dir, write_array, write_json
 from common.cli import caption_flags
 from common.files import dataset_name, dataset_tag, shorten
-from common.matrix_files import MatrixSettings, read_matrix, warn_of_other_weights
+from common.matrix_files import SAMPLE_FLAGS, MatrixSettings, read_matrix, warn_of_other_weights
 from common.run import Record, set_up, set_up_logging, show_progress
 from data import ImageCaptionPairs, load_pairs
 from measures import KINDS
@@ -101,8 +101,7 @@ def find_matrices(
     args: argparse.Namespace, encoder: Encoder, folder: Path, record: Record
 ) -> list[dict[str, np.ndarray]]:
     """The matrix of every measure for each draw: read where it is there, made and written where it is not."""
-    names = ("dataset", "caption_column", "image_column", "streaming", "tower")
-    common = {name: getattr(args, name) for name in names}
+    common = {name: getattr(args, name) for name in SAMPLE_FLAGS}
     draws, identity, samples = [], encoder.identity(), None
     for seed in range(args.seed, args.seed + args.draws):
         settings = [MatrixSettings(name, seed=seed, **common) for name in KINDS]

@@ -25,6 +25,10 @@ DEFAULT_POOL = "mean"
 LARGEST = 1e100  # of an entry: sums over them stay finite
 
 
+# flags of every script, and settings of the same names: which captions, or images, a matrix is of
+SAMPLE_FLAGS = ("dataset", "caption_column", "image_column", "streaming", "tower")
+
+
 @dataclass(frozen=True)
 class MatrixSettings:
     """What a matrix depends on beside the model; the analysis flags of the same names. What is None, and an option that
@@ -118,7 +122,7 @@ class MatrixSettings:
         flags |= {"mode": self.mode} if len(self.kind.modes) > 1 else {}
         flags |= {option.name: self.options[option.name] for option in self.kind.options if self._suffix(option)}
         plain = MatrixSettings(self.measure)
-        others = ("pool", "repeats", "seed", "dataset", "caption_column", "image_column", "streaming", "tower")
+        others = ("pool", "repeats", "seed", *SAMPLE_FLAGS)
         flags |= {name: getattr(self, name) for name in others if getattr(self, name) != getattr(plain, name)}
         return files.script_command(self.kind.script, model, exp_dir, flags)
 

@@ -6,7 +6,7 @@ from dataclasses import fields
 from pathlib import Path
 
 from common.cli import add_common_flags, bounded, choice, positive_int, switch, whole_number
-from common.matrix_files import DEFAULT_POOL, MatrixSettings, pools
+from common.matrix_files import DEFAULT_POOL, SAMPLE_FLAGS, MatrixSettings, pools
 from measures import KINDS
 from measures.table import Option
 
@@ -121,8 +121,7 @@ def searched_matrices(args: argparse.Namespace) -> list[MatrixSettings]:
     if (measure == "combine") != bool(args.combine):
         raise ValueError("--select_measure combine and --combine MEASURE ... go together")
     _refuse_unused(args)
-    names = ("seed", "dataset", "caption_column", "image_column", "streaming", "tower")
-    common = {name: getattr(args, name) for name in names}
+    common = {name: getattr(args, name) for name in ("seed", *SAMPLE_FLAGS)}
     if measure == "rand":
         return []
     if args.combine:
