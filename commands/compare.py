@@ -76,8 +76,9 @@ def find_losses(
     made_of = {"model": {"weights_sha256": encoder.identity()["weights_sha256"]}, "validation": data}
     made_of["flags"] = {name: getattr(args, name) for name in flags}
     losses, earlier = read_losses(args.losses, made_of)
-    facts = ("date", "commit", "losses_of", "layer_calls_all_subsets", "pairs")
-    record.note(losses_of={name: earlier.get(name) for name in facts if name in earlier})
+    measured = earlier.get("losses_of", earlier)  # where the file took them from another one, that
+    facts = ("date", "commit", "layer_calls_all_subsets", "pairs")
+    record.note(losses_of={name: measured[name] for name in facts if name in measured})
     return losses
 
 
