@@ -16,6 +16,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from statistics import median
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from transformers import get_cosine_schedule_with_warmup
@@ -56,7 +57,8 @@ def plain_epoch(cached_images: bool, cut: bool) -> Epoch:
             padding = "longest" if cut else "max_length"
             tokens = clip.processor.tokenizer(captions, padding=padding, truncation=True, return_tensors="pt")
             text = nn.functional.normalize(clip.model.get_text_features(**tokens.to(clip.device)).pooler_output, dim=-1)
-            loss = symmetric_cross_entropy(clip.model.logit_scale.exp() * text @ image.T)
+            logits = clip.model.logit_scale.exp() * text @ image.T
+            loss = symmetric_cross_entropy(logits.masked_fill(_no_negatives(split, rows).to(clip.device), -torch.inf))
             loss.backward()
             torch.nn.utils.clip_grad_norm_(clip.model.parameters(), MAX_GRAD_NORM)
             optimizer.step()
@@ -66,6 +68,13 @@ def plain_epoch(cached_images: bool, cut: bool) -> Epoch:
         return sum(losses) / len(losses)
 
     return epoch
+
+
+def _no_negatives(split: Split, rows: list[int]) -> Tensor:
+    """(n, n) booleans: two pairs that share the image or the caption."""
+    images, captions = split.pairs.image_index[rows], np.array(split.pairs.captions)[rows]
+    shared = (images[:, None] == images) | (captions[:, None] == captions)
+    return torch.from_numpy(shared & ~np.eye(len(rows), dtype=bool))
 
 
 @torch.no_grad()
