@@ -15,7 +15,7 @@ from scipy.stats import rankdata
 from search_strategy.defaults import CENTRES, CHANCE, EVALUATIONS
 from search_strategy.proposals import Proposal, kept_layers
 
-# chosen by `benchmarks.replay_search` on the losses of all subsets of six models, then tried on a seventh (RESULTS.md, 2)
+# chosen by `benchmarks.replay_search` on the losses of all subsets of six models, tried on a seventh: RESULTS.md, 2
 PAIRS = 0.2  # prior variance of the weight of a pair of neighbouring kept layers; that of a dropped layer is 1
 LENGTH = 0.7  # in swaps: how far what is learned of one proposal reaches beyond what is learned of its layers and pairs
 NOISE = 0.1  # variance of what a proposal's standing owes to none of these; the standings have 1
