@@ -72,6 +72,10 @@ class Judge:
         meant, nothing = goal or self._goal
         return min(loss_of_meaning(embeddings, meant), nothing)
 
+    def distance(self, embeddings: Tensor) -> float:
+        """Mean of 1 - cosine between the embeddings and what they should be."""
+        return (1 - (embeddings * self._goal.meant).sum(-1)).mean().item()
+
     def read_out(self, states: Iterable[Tensor]) -> Tensor:
         """(n, d): the embeddings of the last states (n, T, D) of each batch."""
         return torch.cat([self.full.embed(state, batch) for state, batch in zip(states, self.batches, strict=True)])

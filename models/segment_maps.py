@@ -22,6 +22,7 @@ from models.repair import FEWEST_CAPTIONS, RIDGE, hold_out
 
 MAP_CAPTIONS = 1000  # a few hundred give the same order of proposals; the winner is refitted with more
 JUDGES = 64  # a map is judged whenever it is first used, so by fewer samples than the repair of one proposal
+NEAR_ENOUGH = 0.8  # maps of a proposal are used where they leave less of its distance to the full model: RESULTS.md, 1
 MAP_BYTES = 3 << 30  # of sums at a time; where those of all segments take more, maps are fitted when asked for
 ALL_SEGMENTS = 50 * 51 // 2  # so they are in deeper models: proposals of 192 layers use some hundred of 18,528 segments
 PATH_BYTES = 1 << 28  # of held-out states that stay at hand for the next proposal, with maps and without
@@ -154,16 +155,20 @@ class SegmentMaps:
         """Whether the maps of all segments between these kept layers help on the held-out samples.
 
         Each map was judged with the full model behind it; behind it in a proposal come others, fitted to states that
-        will not come.
+        will not come. So all together must tell the samples apart better, and bring them nearer by a margin: where they
+        tell these few apart and come hardly nearer, other texts are often worse for it.
         """
         kept = tuple(kept)
         if kept not in self._helped:  # a race, and a second search with the same maps, ask again
-            self._helped[kept] = self._held_loss(self, kept) < self._held_loss(self._left_out, kept)
+            left_out, mapped = (self._held_embeddings(way, kept) for way in (self._left_out, self))
+            judge = self.judge
+            nearer = judge.distance(mapped) < NEAR_ENOUGH * judge.distance(left_out)
+            self._helped[kept] = nearer and judge.loss(mapped) < judge.loss(left_out)
         return self._helped[kept]
 
     @torch.no_grad()
-    def _held_loss(self, runner: "Runner", kept: tuple[int, ...]) -> float:
-        """Of the held-out samples. Proposals come in the order of their prefixes: what they share is run once."""
+    def _held_embeddings(self, runner: "Runner", kept: tuple[int, ...]) -> Tensor:
+        """(n, d). Proposals come in the order of their prefixes: what they share is run once."""
         layers, path = (0, *kept), self._paths[runner]
         shared = (layer == step for layer, (step, _) in zip(layers, path, strict=False))
         del path[sum(takewhile(bool, shared)) :]
@@ -177,7 +182,7 @@ class SegmentMaps:
             if place == len(path) and place * size <= PATH_BYTES:
                 path.append((layer, left))
         end = self.encoder.num_layers + 1
-        return self.judge.loss(self.judge.read_out(runner.state(before, layers[-1], end) for before in left))
+        return self.judge.read_out(runner.state(before, layers[-1], end) for before in left)
 
     def run(self, hidden: Tensor, context: list, layer: int) -> tuple[Tensor, ...]:
         """What a layer leaves behind when run on a state (n, T, D); 0 stands for the embeddings, with h_0 given."""

@@ -101,12 +101,19 @@ def test_running_with_maps_equals_the_folded_model(
 
 
 @pytest.mark.parametrize("most_bytes", [0, 1 << 28])
-def test_maps_help_where_the_folded_model_loses_less(
+def test_maps_help_where_the_folded_model_loses_less_and_is_nearer_by_a_margin(
     clip: Encoder, maps: SegmentMaps, most_bytes: int, monkeypatch
 ) -> None:
     monkeypatch.setattr(segment_maps, "PATH_BYTES", most_bytes)
     monkeypatch.setattr(maps, "_helped", {})
+    judge, loses_less = maps.judge, {}
     for dropped in (subset for size in range(4) for subset in combinations(range(1, 5), size)):
-        mended = folded(clip, maps, dropped, maps.judge.batches[0])
-        losses = [maps.judge.loss(maps.judge.embeddings(encoder)) for encoder in (mended, clip.drop(dropped))]
-        assert maps.help(kept_layers(dropped, 4)) == (losses[0] < losses[1])
+        encoders = folded(clip, maps, dropped, judge.batches[0]), clip.drop(dropped)
+        mended, left_out = map(judge.embeddings, encoders)
+        loses_less[dropped] = judge.loss(mended) < judge.loss(left_out)
+        nearer = judge.distance(mended) < segment_maps.NEAR_ENOUGH * judge.distance(left_out)
+        assert maps.help(kept_layers(dropped, 4)) == (loses_less[dropped] and nearer)
+    monkeypatch.setattr(maps, "_helped", {})
+    monkeypatch.setattr(segment_maps, "NEAR_ENOUGH", -1.0)  # no distance is
+    assert any(loses_less.values())
+    assert not any(maps.help(kept_layers(dropped, 4)) for dropped in loses_less)
